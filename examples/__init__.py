@@ -1,0 +1,1 @@
+"""Networks built from the blocks, to run from the root of the repository."""

@@ -1,0 +1,37 @@
+"""Attention blocks of the MREN super-resolution network, to drop into networks of your own.
+
+Every block maps NCHW feature maps to NCHW feature maps, takes its width first and everything else by keyword, and needs
+nothing but torch and einops.
+"""
+
+from sc_blocks.communication import (
+    AdaptedCommunication,
+    GatedCommunication,
+    LearnableCommunication,
+    LinearCommunication,
+    NoCommunication,
+)
+from sc_blocks.dracb import DRACB, DRACBChain
+from sc_blocks.mreb import MREB
+from sc_blocks.rbwa import RBWA
+from sc_blocks.scacb import SCACB
+from sc_blocks.wsilb import WSILB, WSILBV, to_global, to_local
+
+__all__ = [
+    "DRACB",
+    "MREB",
+    "RBWA",
+    "SCACB",
+    "WSILB",
+    "WSILBV",
+    "AdaptedCommunication",
+    "DRACBChain",
+    "GatedCommunication",
+    "LearnableCommunication",
+    "LinearCommunication",
+    "NoCommunication",
+    "to_global",
+    "to_local",
+]
+
+__version__ = "0.1.0"

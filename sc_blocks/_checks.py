@@ -1,0 +1,80 @@
+"""Argument and input checks, so that every block words its errors the same way.
+
+Each message names the block, the argument, what it needs, what came, and something that would work.
+Nothing here reads tensor values, only shapes and types, so the checks survive ``torch.compile`` and ``torch.export``
+and cost no synchronisation with a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def check_positive_int(block: str, name: str, value: Any) -> int:
+    """Return ``value`` if it is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{block}: {name} must be a positive integer, got {value!r} ({type(value).__name__}).")
+    if value < 1:
+        raise ValueError(f"{block}: {name} must be at least 1, got {value}.")
+    return value
+
+
+def check_choice(block: str, name: str, value: Any, choices: Sequence[object]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices or isinstance(value, bool):
+        options = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{block}: {name} must be one of {options}; got {value!r}.")
+
+
+def check_width(block: str, width: int, *, channels: int, reduction: int, at_least: int) -> int:
+    """Return ``width``, the channels left after a reduction, if any are left."""
+    if width < 1:
+        raise ValueError(
+            f"{block}: reduction={reduction} leaves no channel of channels={channels}; "
+            f"use reduction <= {channels} or channels >= {at_least}."
+        )
+    return width
+
+
+def check_feature_map(block: str, x: Tensor, channels: int, *, name: str = "x", size_multiple: int = 1) -> None:
+    """Raise unless ``x`` is a floating-point NCHW tensor of ``channels`` channels, at least 1 x 1 large."""
+    if x.ndim != 4:
+        hint = f"; for a single image pass {name}.unsqueeze(0)" if x.ndim == 3 else ""
+        raise ValueError(
+            f"{block}: {name} must have 4 dimensions (batch, {channels}, height, width), got shape "
+            f"{tuple(x.shape)}{hint}."
+        )
+    if x.shape[1] != channels:
+        if x.shape[3] == channels:
+            hint = f"it looks like NHWC: pass {name}.permute(0, 3, 1, 2)"
+        else:
+            hint = f"pass {channels} channels, or build {block} for {x.shape[1]}"
+        raise ValueError(
+            f"{block}: {name} must have {channels} channels in dimension 1 (NCHW), got {x.shape[1]} in shape "
+            f"{tuple(x.shape)}; {hint}."
+        )
+    if not x.is_floating_point():
+        raise TypeError(f"{block}: {name} must be a floating-point tensor, got {x.dtype}; pass {name}.float().")
+    height, width = x.shape[2], x.shape[3]
+    if height < 1 or width < 1:
+        raise ValueError(f"{block}: {name} must be at least 1 x 1 in height and width, got shape {tuple(x.shape)}.")
+    if size_multiple > 1 and (height % size_multiple != 0 or width % size_multiple != 0):
+        padded = tuple(-(-side // size_multiple) * size_multiple for side in (height, width))
+        raise ValueError(
+            f"{block}: height and width of {name} must be multiples of {size_multiple}, so that the result has a whole "
+            f"size, got {height} x {width}; pad to {padded[0]} x {padded[1]} and crop the result."
+        )
+
+
+def check_same_shape(
+    block: str, reference: Tensor, other: Tensor, *, reference_name: str, name: str, hint: str
+) -> None:
+    """Raise unless two maps have the same shape."""
+    if reference.shape != other.shape:
+        raise ValueError(
+            f"{block}: {name} must have the shape of {reference_name}, {tuple(reference.shape)}, got "
+            f"{tuple(other.shape)}; {hint}."
+        )

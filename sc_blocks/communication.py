@@ -1,0 +1,356 @@
+r"""The attention-communication channel: how one attention map reaches the next.
+
+Source: equation 5 of the MREN paper, :math:`F' = W F_{l-1} + F_l`, with :math:`W = 0.2`. The paper knows this fixed
+linear combination only. Here the channel is a part to plug in: any module with
+
+    ``forward(previous, current) -> fused``
+
+where ``current`` is the map that a block has just made, ``previous`` the one that its predecessor handed on, and
+``fused`` has the shape of ``current``. The learnable, gated and adapting channels are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sc_blocks._checks import check_choice, check_feature_map, check_positive_int, check_same_shape
+
+Resample = Literal["bilinear", "nearest"]
+
+#: What every ``communication`` argument takes: a module, a factory ``channels -> module``, a fixed weight, or ``None``.
+CommunicationLike = nn.Module | Callable[[int], nn.Module] | float | None
+
+PAPER_WEIGHT = 0.2
+
+
+class NoCommunication(nn.Module):
+    r"""A closed channel: :math:`F' = F_l`.
+
+    What ``communication=None`` builds; with the gate left on it is the third row of table 4.
+
+    Shape:
+        - previous: any, unread;
+        - current: :math:`(N, C, H, W)`;
+        - output: ``current`` itself.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks import NoCommunication
+        >>> previous, current = torch.rand(2, 1, 15, 8, 8)
+        >>> NoCommunication()(previous, current) is current
+        True
+    """
+
+    def forward(self, previous: Tensor, current: Tensor) -> Tensor:
+        return current
+
+
+class LinearCommunication(nn.Module):
+    r"""The paper's channel, a fixed linear combination: :math:`F' = W F_{l-1} + F_l`.
+
+    What a number given as ``communication`` builds.
+
+    Args:
+        weight: :math:`W`, any finite number; the paper sweeps 0 to 1 in table 2 and settles on 0.2.
+
+    Shape:
+        - previous, current, output: :math:`(N, C, H, W)`, all the same.
+
+    Raises:
+        TypeError: If ``weight`` is not a number.
+        ValueError: If ``weight`` is not finite, or the maps differ in shape.
+
+    Source:
+        Equation 5.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks import LinearCommunication
+        >>> channel = LinearCommunication(0.2)
+        >>> channel(torch.ones(1, 15, 8, 8), torch.ones(1, 15, 8, 8)).unique()
+        tensor([1.2000])
+    """
+
+    def __init__(self, weight: float = PAPER_WEIGHT) -> None:
+        super().__init__()
+        self.weight = _finite("LinearCommunication", "weight", weight)
+
+    def forward(self, previous: Tensor, current: Tensor) -> Tensor:
+        _check_maps("LinearCommunication", previous, current)
+        return torch.add(current, previous, alpha=self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight}"
+
+
+class LearnableCommunication(nn.Module):
+    r"""A linear channel whose weight is learned: :math:`F' = W \odot F_{l-1} + F_l`.
+
+    Args:
+        channels: Width of the maps.
+        per_channel: Whether each channel has a weight of its own; otherwise there is one for all.
+        init: Where the weights start.
+        device: Where the parameter is created.
+        dtype: Type of the parameter.
+
+    Shape:
+        - previous, current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``.
+
+    Raises:
+        ValueError: If ``channels`` is below 1, ``init`` is not finite, or the maps have another shape.
+        TypeError: If an argument is of another type.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks import LearnableCommunication
+        >>> channel = LearnableCommunication(15, per_channel=True)
+        >>> channel.weight.shape
+        torch.Size([15, 1, 1])
+        >>> channel(torch.rand(1, 15, 8, 8), torch.rand(1, 15, 8, 8)).shape
+        torch.Size([1, 15, 8, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        per_channel: bool = False,
+        init: float = PAPER_WEIGHT,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = check_positive_int("LearnableCommunication", "channels", channels)
+        self.per_channel = per_channel
+        self.init = _finite("LearnableCommunication", "init", init)
+        self.weight = nn.Parameter(torch.empty(channels if per_channel else 1, 1, 1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Put the weights back to ``init``."""
+        nn.init.constant_(self.weight, self.init)
+
+    def forward(self, previous: Tensor, current: Tensor) -> Tensor:
+        check_feature_map("LearnableCommunication", current, self.channels, name="current")
+        _check_maps("LearnableCommunication", previous, current)
+        # .to(): under autocast the maps are of lower precision than the weight, and the result must not be promoted.
+        return current + self.weight.to(current.dtype) * previous
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, per_channel={self.per_channel}, init={self.init}"
+
+
+class GatedCommunication(nn.Module):
+    r"""A channel that decides from both maps, at each position and for each channel, how much of the old one to let in.
+
+    .. math::
+        F' = \sigma(W_g [F_{l-1}, F_l] + b_g) \odot F_{l-1} + F_l
+
+    :math:`W_g` starts at zero and :math:`b_g` at :math:`\mathrm{logit}(` ``init`` :math:`)`, so an untrained gate is
+    the fixed linear channel of weight ``init``.
+
+    Args:
+        channels: Width of the maps.
+        init: The gate's value before training, strictly between 0 and 1.
+        device: Where the parameters are created.
+        dtype: Type of the parameters.
+
+    Shape:
+        - previous, current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``.
+
+    Raises:
+        ValueError: If ``channels`` is below 1, ``init`` is out of range, or the maps have another shape.
+        TypeError: If an argument is of another type.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks import GatedCommunication
+        >>> channel = GatedCommunication(15)
+        >>> channel(torch.ones(1, 15, 8, 8), torch.ones(1, 15, 8, 8)).unique()
+        tensor([1.2000], grad_fn=<Unique2Backward0>)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        init: float = PAPER_WEIGHT,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = check_positive_int("GatedCommunication", "channels", channels)
+        self.init = _finite("GatedCommunication", "init", init)
+        if not 0 < init < 1:
+            raise ValueError(
+                f"GatedCommunication: init must lie strictly between 0 and 1, got {init}; the paper's is 0.2."
+            )
+        self.weigh = nn.Conv2d(2 * channels, channels, 1, device=device, dtype=dtype)
+        self.gate = nn.Sigmoid()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make the gate ``init`` everywhere."""
+        nn.init.zeros_(self.weigh.weight)
+        if self.weigh.bias is not None:
+            nn.init.constant_(self.weigh.bias, math.log(self.init / (1 - self.init)))
+
+    def forward(self, previous: Tensor, current: Tensor) -> Tensor:
+        check_feature_map("GatedCommunication", current, self.channels, name="current")
+        _check_maps("GatedCommunication", previous, current)
+        gate = self.gate(self.weigh(torch.cat([previous, current], dim=1)))
+        return current + gate * previous
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, init={self.init}"
+
+
+class AdaptedCommunication(nn.Module):
+    r"""Brings a map of another width or size to the shape of the current one, then hands it to a channel.
+
+    .. math::
+        F' = \mathrm{channel}(\mathrm{resample}(P F_{l-1}),\; F_l)
+
+    :math:`P` is a 1x1 convolution, there only if the widths differ; the resampling goes to the height and width of
+    :math:`F_l`. So a chain can span the levels of a U-Net.
+
+    Args:
+        previous_channels: Width of the map that comes in.
+        channels: Width of the current map.
+        communication: The channel behind the adapter, in any of the forms that
+            :class:`~sc_blocks.DRACB` takes.
+        resample: How a map of another height or width is resized.
+
+            - ``"bilinear"``: interpolated, ``align_corners=False``; not low-pass filtered when it shrinks;
+            - ``"nearest"``: the nearest position;
+            - ``None``: not at all; then another size is an error.
+        bias: Whether the projection has a bias.
+        device: Where the parameters are created.
+        dtype: Type of the parameters.
+
+    Shape:
+        - previous: :math:`(N, C', H', W')` with :math:`C'` = ``previous_channels``;
+        - current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``.
+
+    Raises:
+        ValueError: If a width is below 1, ``resample`` is unknown, or a map has another shape.
+        TypeError: If an argument is of another type.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks import AdaptedCommunication
+        >>> channel = AdaptedCommunication(30, 15)
+        >>> channel(torch.rand(1, 30, 8, 8), torch.rand(1, 15, 16, 16)).shape
+        torch.Size([1, 15, 16, 16])
+    """
+
+    def __init__(
+        self,
+        previous_channels: int,
+        channels: int,
+        *,
+        communication: CommunicationLike = PAPER_WEIGHT,
+        resample: Resample | None = "bilinear",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.previous_channels = check_positive_int("AdaptedCommunication", "previous_channels", previous_channels)
+        self.channels = check_positive_int("AdaptedCommunication", "channels", channels)
+        check_choice("AdaptedCommunication", "resample", resample, (*get_args(Resample), None))
+        self.resample: Resample | None = resample
+        self.project = (
+            nn.Conv2d(previous_channels, channels, 1, bias=bias, device=device, dtype=dtype)
+            if previous_channels != channels
+            else nn.Identity()
+        )
+        self.communication = build_communication(communication, channels, device=device, dtype=dtype)
+
+    def forward(self, previous: Tensor, current: Tensor) -> Tensor:
+        check_feature_map("AdaptedCommunication", previous, self.previous_channels, name="previous")
+        check_feature_map("AdaptedCommunication", current, self.channels, name="current")
+        adapted = self.project(previous)
+        if self.resample is not None:
+            align_corners = False if self.resample == "bilinear" else None
+            adapted = F.interpolate(adapted, current.shape[2:], mode=self.resample, align_corners=align_corners)
+        return self.communication(adapted, current)
+
+    def extra_repr(self) -> str:
+        return f"{self.previous_channels}, {self.channels}, resample={self.resample!r}"
+
+
+def build_communication(
+    communication: CommunicationLike,
+    channels: int,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Make the module that a ``communication`` argument stands for.
+
+    Args:
+        communication: A module with ``forward(previous, current)``, used as it is; a factory ``channels -> module``,
+            the channel classes among them; a number, the weight of a :class:`LinearCommunication`; or ``None``.
+        channels: Width of the maps, handed to a factory.
+        device: Where the module goes.
+        dtype: Type of the module's parameters.
+
+    Returns:
+        The module, on ``device`` and of ``dtype`` where they are given.
+
+    Raises:
+        TypeError: If ``communication`` is none of these, or a factory returns something else than a module.
+
+    Example:
+        >>> from sc_blocks import LearnableCommunication, LinearCommunication
+        >>> from sc_blocks.communication import build_communication
+        >>> build_communication(0.2, 15)
+        LinearCommunication(0.2)
+        >>> build_communication(LearnableCommunication, 15)
+        LearnableCommunication(15, per_channel=False, init=0.2)
+    """
+    if communication is None:
+        return NoCommunication()
+    if isinstance(communication, nn.Module):
+        return communication.to(device=device, dtype=dtype)
+    if isinstance(communication, (int, float)) and not isinstance(communication, bool):
+        return LinearCommunication(communication)
+    if isinstance(communication, bool) or not callable(communication):
+        raise TypeError(
+            "communication must be a module with forward(previous, current), a factory channels -> module, a number or "
+            f"None, got {communication!r} ({type(communication).__name__}); the paper's is 0.2."
+        )
+    built = communication(channels)
+    if not isinstance(built, nn.Module):
+        raise TypeError(
+            f"communication: the factory {communication!r} must return a torch.nn.Module for channels={channels}, got "
+            f"{type(built).__name__}."
+        )
+    return built.to(device=device, dtype=dtype)
+
+
+def _finite(block: str, name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{block}: {name} must be a number, got {value!r} ({type(value).__name__}).")
+    if not math.isfinite(value):
+        raise ValueError(f"{block}: {name} must be finite, got {value}; the paper's is {PAPER_WEIGHT}.")
+    return float(value)
+
+
+def _check_maps(block: str, previous: Tensor, current: Tensor) -> None:
+    check_same_shape(
+        block,
+        current,
+        previous,
+        reference_name="current",
+        name="previous",
+        hint="wrap the channel in AdaptedCommunication(previous_channels, channels), or build the chain with "
+        "resample='bilinear'",
+    )

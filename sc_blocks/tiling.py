@@ -1,0 +1,228 @@
+"""Large images in bounded memory: a network is run tile by tile and the results are blended.
+
+The tiles overlap. In the outer thirds of an overlap a tile sees its own border, where the network's padding stands in
+for the image: there only the neighbour counts. The middle third fades linearly from one to the other, so that what
+difference is left makes no seam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sc_blocks._checks import check_feature_map, check_positive_int
+
+# Below this, more is computed in overlaps and per call than is saved.
+SMALLEST_TILE = 16
+
+Span = tuple[int, int]
+
+
+def tiled(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    scale: int = 1,
+    tile: int = 256,
+    overlap: int = 32,
+    size_multiple: int = 1,
+    on_tile: Callable[[int, int], object] | None = None,
+) -> Tensor:
+    r"""Run an image-to-image network over an image of any size, one tile at a time.
+
+    Input and result stay on the input's device; only the tile at work goes to the model's. An image that fits into one
+    tile is a single plain call. Where memory runs out all the same, the tile is halved and the run starts again. No
+    gradient is recorded. The model's mode is left alone: call ``model.eval()`` first where that matters.
+
+    A network whose output depends on input at most :math:`r` pixels away gives the same result as in one call if
+    ``overlap`` is at least :math:`3r`. One that pools over the whole map, as :class:`~sc_blocks.WSILB` does, pools over
+    the tile instead; :func:`~sc_blocks.to_local` makes it all but independent of the tiles.
+
+    Args:
+        model: The network, or any callable; one without parameters and buffers is taken to run on the input's device.
+        x: The image or batch; each tile holds the whole batch.
+        scale: What the model multiplies height and width by.
+        tile: Height and width of a tile in input pixels. The last tile of a row or column is moved inwards, not shrunk.
+        overlap: How many input pixels neighbouring tiles share at least.
+        size_multiple: What the model needs heights and widths to be multiples of. The image is continued by its last
+            row and column as far as necessary, the result cropped, and every tile starts at such a multiple.
+        on_tile: Called with the number of tiles done and the total after each tile, for a progress bar; after an
+            out-of-memory error both start anew. An exception that it raises ends the run.
+
+    Returns:
+        The model's result for the whole image, in the type that the model returns, blended in float32 at least.
+
+    Shape:
+        - x: :math:`(N, C, H, W)`, any :math:`N`, :math:`H, W \ge 1`;
+        - result: :math:`(N, C', sH, sW)` with :math:`s` = ``scale`` and :math:`C'` as the model returns.
+
+    Raises:
+        ValueError: If an argument is out of range, or the model's result is not ``scale`` times as large as its tile.
+        TypeError: If an argument is of another type.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sc_blocks.tiling import tiled
+        >>> net = torch.nn.Upsample(scale_factor=2)
+        >>> image = torch.rand(1, 3, 50, 83)
+        >>> result = tiled(net, image, scale=2, tile=32, overlap=6)
+        >>> result.shape, torch.allclose(result, net(image))
+        (torch.Size([1, 3, 100, 166]), True)
+    """
+    _check_arguments(model, x, scale, tile, overlap, size_multiple, on_tile)
+    device = _device_of(model, x)
+    # A tile larger than the image would not get smaller by the first halvings.
+    tile = min(tile, _round_up(max(x.shape[2:]), size_multiple))
+    smallest = _round_up(max(2 * overlap, SMALLEST_TILE), size_multiple)
+    with torch.no_grad():
+        while True:
+            try:
+                return _run(model, x, device, scale, tile, overlap, size_multiple, on_tile)
+            except RuntimeError as error:
+                halved = tile // 2 // size_multiple * size_multiple
+                if not _is_out_of_memory(error) or halved < smallest:
+                    raise
+            # Outside the except clause: until it is left, the error's traceback keeps the failed run's tensors alive.
+            tile = halved
+            _release_cached_memory(device)
+
+
+def _run(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    device: torch.device,
+    scale: int,
+    tile: int,
+    overlap: int,
+    size_multiple: int,
+    on_tile: Callable[[int, int], object] | None,
+) -> Tensor:
+    height, width = x.shape[2:]
+    rows, columns = (_spans(length, tile, overlap, size_multiple) for length in (height, width))
+    row_weights, column_weights = (_weights(spans, overlap, scale) for spans in (rows, columns))
+    total = len(rows) * len(columns)
+    result, dtype = torch.empty(0), x.dtype
+    for done, (row, column) in enumerate(product(range(len(rows)), range(len(columns))), start=1):
+        (top, bottom), (left, right) = rows[row], columns[column]
+        part = x[:, :, top:bottom, left:right] if total > 1 else x
+        output = _forward(model, part.to(device), scale, size_multiple)
+        dtype = output.dtype
+        if total == 1:
+            result = output.to(x.device)
+        else:
+            share = output.to(torch.promote_types(dtype, torch.float32))
+            share = share * row_weights[row].to(share)[:, None] * column_weights[column].to(share)
+            if done == 1:
+                shape = (*output.shape[:2], height * scale, width * scale)
+                result = torch.zeros(shape, dtype=share.dtype, device=x.device)
+            result[:, :, top * scale : bottom * scale, left * scale : right * scale] += share.to(x.device)
+        if on_tile is not None:
+            on_tile(done, total)
+    return result.to(dtype)
+
+
+def _forward(model: Callable[[Tensor], Tensor], part: Tensor, scale: int, size_multiple: int) -> Tensor:
+    """The model's result for one tile, continued to a size that the model takes and cropped again."""
+    height, width = part.shape[2:]
+    below, beside = (_round_up(length, size_multiple) - length for length in (height, width))
+    if below or beside:
+        part = F.pad(part, (0, beside, 0, below), mode="replicate")
+    output: Any = model(part)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"tiled: model must return a tensor, got {type(output).__name__}; wrap it to pick one.")
+    expected = (part.shape[2] * scale, part.shape[3] * scale)
+    if output.ndim != 4 or output.shape[0] != part.shape[0] or tuple(output.shape[2:]) != expected:
+        raise ValueError(
+            f"tiled: scale={scale} must be what the model multiplies height and width by, got {tuple(output.shape)} "
+            f"from a tile of {tuple(part.shape)}; it should end in {expected[0]} x {expected[1]}."
+        )
+    return output[:, :, : height * scale, : width * scale] if below or beside else output
+
+
+def _spans(length: int, tile: int, overlap: int, size_multiple: int) -> list[Span]:
+    """First pixel of each tile along one axis, and the one after its last."""
+    padded = _round_up(length, size_multiple)
+    if padded <= tile:
+        return [(0, length)]
+    step = (tile - overlap) // size_multiple * size_multiple
+    starts = [*range(0, padded - tile, step), padded - tile]
+    return [(start, min(start + tile, length)) for start in starts]
+
+
+def _weights(spans: list[Span], overlap: int, scale: int) -> list[Tensor]:
+    """What each tile along one axis counts at each of its result's pixels; at every pixel of the image the sum is 1.
+
+    The weight of a pixel is the product of those of its row and column, so no map of them is needed.
+    """
+    end = spans[-1][1]
+    third = max(overlap * scale / 3, 1e-6)  # any positive number does where nothing is shared
+    total = torch.zeros(end * scale, dtype=torch.float64)
+    weights: list[Tensor] = []
+    for start, stop in spans:
+        size = (stop - start) * scale
+        centre = torch.arange(size, dtype=torch.float64) + 0.5
+        weight = torch.ones(size, dtype=torch.float64)
+        if start > 0:
+            weight = weight * ((centre - third) / third).clamp(0, 1)
+        if stop < end:
+            weight = weight * ((size - centre - third) / third).clamp(0, 1)
+        total[start * scale : stop * scale] += weight
+        weights.append(weight)
+    return [weight / total[start * scale : stop * scale] for weight, (start, stop) in zip(weights, spans, strict=True)]
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _device_of(model: Callable[[Tensor], Tensor], x: Tensor) -> torch.device:
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return x.device
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator and that of Apple's GPUs raise plain RuntimeErrors.
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "out of memory" in text
+
+
+def _release_cached_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def _check_arguments(model: Any, x: Any, scale: Any, tile: Any, overlap: Any, size_multiple: Any, on_tile: Any) -> None:
+    if not callable(model):
+        raise TypeError(f"tiled: model must be a module or another callable, got {type(model).__name__}.")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"tiled: x must be a tensor, got {type(x).__name__}; pass torch.as_tensor(x).")
+    if x.ndim != 4:
+        hint = "; for a single image pass x.unsqueeze(0)" if x.ndim == 3 else ""
+        raise ValueError(
+            f"tiled: x must have 4 dimensions (batch, channels, height, width), got shape {tuple(x.shape)}{hint}."
+        )
+    check_feature_map("tiled", x, x.shape[1])
+    for name, value in {"scale": scale, "tile": tile, "size_multiple": size_multiple}.items():
+        check_positive_int("tiled", name, value)
+    if isinstance(overlap, bool) or not isinstance(overlap, int):
+        raise TypeError(f"tiled: overlap must be an integer, got {overlap!r} ({type(overlap).__name__}).")
+    if tile % size_multiple:
+        nearest = _round_up(tile, size_multiple)
+        raise ValueError(f"tiled: tile must be a multiple of size_multiple={size_multiple}, got {tile}; use {nearest}.")
+    if not 0 <= overlap <= tile - size_multiple:
+        raise ValueError(
+            f"tiled: overlap must be at least 0 and at most tile - size_multiple = {tile - size_multiple}, got "
+            f"{overlap}; an eighth of the tile is usual."
+        )
+    if on_tile is not None and not callable(on_tile):
+        raise TypeError(f"tiled: on_tile must be callable or None, got {type(on_tile).__name__}.")

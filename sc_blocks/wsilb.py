@@ -1,0 +1,282 @@
+r"""Weight-sharing information-lossless attention, and the pooled statistics that drive it.
+
+Source: WSILB comes from Cai, Gao, Jia et al., *Image Reconstruction Based on Progressive Multistage Distillation
+Convolution Neural Network* (2022), reference 26 of the MREN paper; WSILB-V, section 3.4 of the MREN paper, squeezes the
+shared layer. Both read two statistics of each channel: the contrast, which is the mean plus the standard deviation, and
+the maximum.
+
+The statistics are taken in float32 at least, whatever the input, and the standard deviation has an epsilon under its
+root: without it the gradient of a flat channel is not a number, and half precision overflows on large maps.
+
+Windowed statistics are after Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation*
+(2022): a network trained on patches has only ever seen statistics of patch-sized areas.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sc_blocks._checks import check_feature_map, check_positive_int, check_width
+
+Window = tuple[int, int]
+
+
+class WSILB(nn.Module):
+    r"""Weight-sharing information-lossless attention block: channel attention from contrast and peak.
+
+    Both statistics of a channel pass through the *same* 1x1 convolution :math:`f`, so the second costs no parameters:
+
+    .. math::
+        y = x \odot \sigma\bigl( f(\mathrm{mean}(x) + \mathrm{std}(x)) + f(\max(x)) \bigr)
+
+    Args:
+        channels: Width of the input and of the output.
+        local: Height and width, in pixels of the map, of the windows that the statistics are taken over, one around
+            each position; ``None`` for the whole map. A window as large as the map gives the whole-map result bit for
+            bit.
+        eps: Added to the variance under the root. 0 reproduces networks without it, together with their undefined
+            gradient on flat channels.
+        gate_layer: Called without arguments to build :math:`\sigma`.
+        bias: Whether the convolution has a bias.
+        device: Where the parameters are created.
+        dtype: Type of the parameters.
+
+    Shape:
+        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
+
+    Any value range. With the sigmoid each channel is scaled by a number between 0 and 1.
+
+    Raises:
+        ValueError: If an argument or the shape of an input is out of range.
+        TypeError: If an argument is of another type or an input is not floating-point.
+
+    Source:
+        PMDN, reference 26 of the MREN paper. ``channels * (channels + 1)`` parameters.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks import WSILB
+        >>> WSILB(60)(torch.rand(2, 60, 24, 17)).shape
+        torch.Size([2, 60, 24, 17])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        local: Window | None = None,
+        eps: float = 1e-6,
+        gate_layer: Callable[[], nn.Module] = nn.Sigmoid,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.channels = check_positive_int(name, "channels", channels)
+        self.local = local
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+            raise TypeError(f"{name}: eps must be a number, got {eps!r} ({type(eps).__name__}); the default is 1e-6.")
+        if not 0 <= eps < float("inf"):
+            raise ValueError(f"{name}: eps must be 0 or more and finite, got {eps}; the default is 1e-6.")
+        self.eps = eps
+        self.shared: nn.Module = nn.Conv2d(channels, channels, 1, bias=bias, device=device, dtype=dtype)
+        self.gate = gate_layer().to(device=device, dtype=dtype)
+
+    @property
+    def local(self) -> Window | None:
+        """Window of the statistics, ``None`` for the whole map; may be set at any time."""
+        return self._local
+
+    @local.setter
+    def local(self, window: Window | None) -> None:
+        self._local = None if window is None else _check_window(type(self).__name__, window)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(type(self).__name__, x, self.channels)
+        contrast, peak = _statistics(x, self.local, self.eps)
+        return x * self.gate(self.shared(contrast) + self.shared(peak))
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, local={self.local}, eps={self.eps}"
+
+
+class WSILBV(WSILB):
+    r"""WSILB-V: :class:`WSILB` with a squeezed shared layer, :math:`f = W_2\, \phi(W_1\, \cdot)`.
+
+    Args:
+        channels: Width of the input and of the output, at least ``reduction``.
+        reduction: Divisor of the width between the two shared convolutions.
+        local: As in :class:`WSILB`.
+        eps: As in :class:`WSILB`.
+        act_layer: Called without arguments to build :math:`\phi`.
+        gate_layer: As in :class:`WSILB`.
+        bias: Whether the convolutions have biases.
+        device: Where the parameters are created.
+        dtype: Type of the parameters.
+
+    Shape:
+        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
+
+    Any value range. With the sigmoid each channel is scaled by a number between 0 and 1.
+
+    Raises:
+        ValueError: If an argument or the shape of an input is out of range.
+        TypeError: If an argument is of another type or an input is not floating-point.
+
+    Source:
+        Section 3.4 of the MREN paper. 1,875 parameters at 60 channels.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks import WSILBV
+        >>> WSILBV(60)(torch.rand(2, 60, 24, 17)).shape
+        torch.Size([2, 60, 24, 17])
+        >>> sum(p.numel() for p in WSILBV(60).parameters())
+        1875
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 4,
+        local: Window | None = None,
+        eps: float = 1e-6,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        gate_layer: Callable[[], nn.Module] = nn.Sigmoid,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, local=local, eps=eps, gate_layer=gate_layer, bias=bias, device=device, dtype=dtype)
+        self.reduction = check_positive_int("WSILBV", "reduction", reduction)
+        width = check_width("WSILBV", channels // reduction, channels=channels, reduction=reduction, at_least=reduction)
+        self.shared = nn.Sequential(
+            OrderedDict(
+                squeeze=nn.Conv2d(channels, width, 1, bias=bias, device=device, dtype=dtype),
+                act=act_layer().to(device=device, dtype=dtype),
+                expand=nn.Conv2d(width, channels, 1, bias=bias, device=device, dtype=dtype),
+            )
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, reduction={self.reduction}, local={self.local}, eps={self.eps}"
+
+
+def to_local(module: nn.Module, example: Tensor, *, factor: float = 1.5) -> nn.Module:
+    """Switch every :class:`WSILB` and :class:`WSILBV` in a network to windowed statistics.
+
+    The windows are sized by running ``example``, an input as large as the patches that the network was trained on: each
+    block gets windows of the size that its own map had, times ``factor``.
+
+    Args:
+        module: The network, changed in place.
+        example: An input of the training size, such as ``torch.zeros(1, 3, 48, 48)``; only its shape matters.
+        factor: What the map's size at training is multiplied by; 1.5 is what Chu et al. use.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: If ``factor`` is not positive, or the run of ``example`` reached no such block.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks import WSILBV, to_global, to_local
+        >>> block = to_local(WSILBV(60), torch.zeros(1, 60, 48, 48))
+        >>> block.local
+        (72, 72)
+        >>> to_global(block).local is None
+        True
+    """
+    if not factor > 0:
+        raise ValueError(f"to_local: factor must be positive, got {factor}; the usual is 1.5.")
+    sizes: dict[WSILB, Window] = {}
+
+    def record(block: nn.Module, args: tuple[Any, ...]) -> None:
+        if isinstance(block, WSILB):
+            height, width = args[0].shape[2:]
+            sizes[block] = (max(1, round(height * factor)), max(1, round(width * factor)))
+
+    hooks = [block.register_forward_pre_hook(record) for block in module.modules() if isinstance(block, WSILB)]
+    try:
+        with torch.no_grad():
+            module(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not sizes:
+        raise ValueError(f"to_local: {type(module).__name__} ran no WSILB or WSILBV on the example; nothing to switch.")
+    for block, window in sizes.items():
+        block.local = window
+    return module
+
+
+def to_global(module: nn.Module) -> nn.Module:
+    """Switch every :class:`WSILB` and :class:`WSILBV` in a network back to whole-map statistics, in place.
+
+    Args:
+        module: The network.
+
+    Returns:
+        ``module``.
+
+    Example:
+        >>> from sc_blocks import WSILBV, to_global
+        >>> to_global(WSILBV(60, local=(8, 8)))
+        WSILBV(
+          60, reduction=4, local=None, eps=1e-06
+          (shared): Sequential(
+            (squeeze): Conv2d(60, 15, kernel_size=(1, 1), stride=(1, 1))
+            (act): GELU(approximate='none')
+            (expand): Conv2d(15, 60, kernel_size=(1, 1), stride=(1, 1))
+          )
+          (gate): Sigmoid()
+        )
+    """
+    for block in module.modules():
+        if isinstance(block, WSILB):
+            block.local = None
+    return module
+
+
+def _statistics(x: Tensor, window: Window | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Contrast (mean plus standard deviation) and peak of each channel, over the map or a window at each position."""
+    if window is None or (window[0] >= x.shape[2] and window[1] >= x.shape[3]):
+        # Mean of squared deviations, not torch.std: it exports to plain reductions at any input size.
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = exact.mean((2, 3), keepdim=True)
+        variance = (exact - mean).square().mean((2, 3), keepdim=True)
+        peak = x.amax((2, 3), keepdim=True)
+    else:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        # E[x^2] - E[x]^2 of values shifted towards zero, which takes most of the cancellation out of the difference.
+        shift = exact.mean((2, 3), keepdim=True)
+        centred = exact - shift
+        mean = _sliding(F.avg_pool2d, centred, window)
+        variance = (_sliding(F.avg_pool2d, centred.square(), window) - mean.square()).clamp_min(0)
+        mean = mean + shift
+        peak = _sliding(F.max_pool2d, x, window)
+    return (mean + torch.sqrt(variance + eps)).to(x.dtype), peak
+
+
+def _sliding(pool: Callable[..., Tensor], x: Tensor, window: Window) -> Tensor:
+    """Pool over a window around each position; near a border, over the nearest window that lies inside the map."""
+    height, width = min(window[0], x.shape[2]), min(window[1], x.shape[3])
+    pooled = pool(pool(x, (height, 1), stride=1), (1, width), stride=1)  # separable: height + width steps a position
+    top, left = (height - 1) // 2, (width - 1) // 2
+    return F.pad(pooled, (left, width - 1 - left, top, height - 1 - top), mode="replicate")
+
+
+def _check_window(block: str, window: Sequence[int]) -> Window:
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise TypeError(f"{block}: local must be (height, width) or None, got {window!r}; for example local=(72, 72).")
+    height, width = window
+    return check_positive_int(block, "local height", height), check_positive_int(block, "local width", width)

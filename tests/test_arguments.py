@@ -1,0 +1,547 @@
+"""Arguments: none is dead, all are named alike, and a wrong one is told so in words that help."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sc_blocks
+from examples.mren.model import MREN
+from sc_blocks import (
+    DRACB,
+    MREB,
+    RBWA,
+    SCACB,
+    WSILB,
+    WSILBV,
+    AdaptedCommunication,
+    DRACBChain,
+    GatedCommunication,
+    LearnableCommunication,
+    LinearCommunication,
+    NoCommunication,
+    to_local,
+)
+from sc_blocks.communication import build_communication
+from tests.blocks import perturb
+
+CLASSES = [item for item in (getattr(sc_blocks, name) for name in sc_blocks.__all__) if isinstance(item, type)]
+
+each_class = pytest.mark.parametrize("block", CLASSES, ids=[block.__name__ for block in CLASSES])
+
+PLACED = {"device": "meta", "dtype": torch.float64}
+CONV = {"bias": False, **PLACED}
+
+#: For each block the arguments to start from, and for each of its arguments the value that must make a difference.
+CHANGES: dict[type, tuple[dict, dict]] = {
+    SCACB: (
+        {"channels": 12},
+        {
+            "channels": 18,
+            "reduction": 4,
+            "parts": "spatial",
+            "exchange": "inputs",
+            "residual": False,
+            "act_layer": nn.SiLU,
+            **CONV,
+        },
+    ),
+    DRACB: (
+        {"in_channels": 12, "out_channels": 4},
+        {
+            "in_channels": 13,
+            "out_channels": 5,
+            "communication": 0.3,
+            "gate": False,
+            "relay": "fused",
+            "gate_layer": nn.Tanh,
+            **CONV,
+        },
+    ),
+    DRACBChain: (
+        {"in_channels": 12, "out_channels": 4, "length": 3, "resample": "bilinear"},
+        {
+            "in_channels": 13,
+            "out_channels": [4, 5, 4],
+            "length": 2,
+            "communication": 0.3,
+            "resample": "nearest",
+            "gate": False,
+            "relay": "fused",
+            "gate_layer": nn.Tanh,
+            **CONV,
+        },
+    ),
+    WSILB: (
+        {"channels": 12},
+        {"channels": 13, "local": (3, 4), "eps": 0.5, "gate_layer": nn.Tanh, **CONV},
+    ),
+    WSILBV: (
+        {"channels": 12},
+        {
+            "channels": 16,
+            "reduction": 3,
+            "local": (3, 4),
+            "eps": 0.5,
+            "act_layer": nn.SiLU,
+            "gate_layer": nn.Tanh,
+            **CONV,
+        },
+    ),
+    RBWA: (
+        {"in_channels": 12},
+        {
+            "in_channels": 13,
+            "out_channels": 8,
+            "scale_factor": 1.5,
+            "reduction": 3,
+            "act_layer": nn.SiLU,
+            "gate_layer": nn.Tanh,
+            **CONV,
+        },
+    ),
+    MREB: (
+        {"channels": 12},
+        {
+            "channels": 16,
+            "distilled_channels": 4,
+            "num_stages": 2,
+            "communication": 0.3,
+            "gate": False,
+            "relay": "fused",
+            "parts": "channel",
+            "exchange": None,
+            "residual": False,
+            "act_layer": nn.SiLU,
+            "gate_layer": nn.Tanh,
+            **CONV,
+        },
+    ),
+    NoCommunication: ({}, {}),
+    LinearCommunication: ({}, {"weight": 0.3}),
+    LearnableCommunication: ({"channels": 4}, {"channels": 5, "per_channel": True, "init": 0.3, **PLACED}),
+    GatedCommunication: ({"channels": 4}, {"channels": 5, "init": 0.3, **PLACED}),
+    AdaptedCommunication: (
+        {"previous_channels": 3, "channels": 4},
+        {
+            "previous_channels": 4,
+            "channels": 5,
+            "communication": LearnableCommunication,
+            "resample": "nearest",
+            **CONV,
+        },
+    ),
+    MREN: (
+        {"scale": 2, "channels": 12, "num_blocks": 1},
+        {
+            "scale": 4,
+            "channels": 16,
+            "num_blocks": 2,
+            "parts": "channel",
+            "exchange": None,
+            "residual": False,
+            "communication": 0.3,
+            "gate": False,
+            "relay": "fused",
+            **PLACED,
+        },
+    ),
+}
+
+
+def results(block: type, arguments: dict) -> list[Tensor]:
+    """State and outputs of a block that is built and fed by the same seed each time."""
+    torch.manual_seed(0)
+    module = block(**arguments)
+    state = list(module.state_dict().values())
+    torch.manual_seed(1)
+    options = {"device": arguments.get("device"), "dtype": arguments.get("dtype")}
+    make = partial(torch.randn, **options)
+    if isinstance(module, DRACBChain):
+        sizes = ((6, 8), (3, 4), (5, 5))
+        return state + module([make(2, width, *size) for width, size in zip(module.in_channels, sizes, strict=False)])
+    if isinstance(module, DRACB):
+        return state + list(module(make(2, module.in_channels, 6, 8), make(2, module.out_channels, 6, 8)))
+    if "Communication" in block.__name__:
+        width = getattr(module, "channels", 4)
+        size = (3, 5) if block is AdaptedCommunication else (6, 8)
+        return [*state, module(make(2, getattr(module, "previous_channels", width), *size), make(2, width, 6, 8))]
+    width = 3 if isinstance(module, MREN) else getattr(module, "channels", None) or module.in_channels
+    return [*state, module(make(2, width, 6, 8))]
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    kinds = [[(tensor.shape, tensor.dtype, tensor.device) for tensor in each] for each in (first, second)]
+    return kinds[0] == kinds[1] and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("block", "argument"), [(block, name) for block, (_, changes) in CHANGES.items() for name in changes]
+)
+def test_no_argument_is_dead(block: type, argument: str) -> None:
+    start, changes = CHANGES[block]
+    before, after = results(block, start), results(block, {**start, argument: changes[argument]})
+    assert same(before, results(block, start)), "the comparison itself is not repeatable"
+    assert not same(before, after)
+
+
+@pytest.mark.parametrize("block", [*CLASSES, MREN], ids=lambda block: block.__name__)
+def test_no_argument_is_left_out_above(block: type) -> None:
+    assert set(signature(block)) == set(CHANGES[block][1])
+
+
+# Names
+
+
+def signature(block: type) -> dict[str, inspect.Parameter]:
+    return {} if block is NoCommunication else dict(inspect.signature(block).parameters)
+
+
+WIDTHS = {
+    DRACB: ["in_channels", "out_channels"],
+    DRACBChain: ["in_channels", "out_channels", "length"],
+    RBWA: ["in_channels", "out_channels"],
+    AdaptedCommunication: ["previous_channels", "channels"],
+    LinearCommunication: ["weight"],  # has no width
+    NoCommunication: [],
+}
+
+#: All keyword-only arguments, with their defaults. One name means one thing in every block.
+VOCABULARY = {
+    "act_layer": {nn.GELU},
+    "bias": {True},
+    "communication": {0.2},
+    "device": {None},
+    "distilled_channels": {None},
+    "dtype": {None},
+    "eps": {1e-6},
+    "exchange": {"outputs"},
+    "gate": {True},
+    "gate_layer": {nn.Sigmoid},
+    "init": {0.2},
+    "local": {None},
+    "num_stages": {3},
+    "parts": {"both"},
+    "per_channel": {False},
+    "reduction": {4, 6},  # 6 in SCACB
+    "relay": {"raw"},
+    "resample": {None, "bilinear"},  # a chain resamples on demand, an adapter always
+    "residual": {True},
+    "scale_factor": {2},
+}
+
+
+@each_class
+def test_width_first_and_the_rest_by_keyword(block: type) -> None:
+    positional = [
+        name for name, argument in signature(block).items() if argument.kind is argument.POSITIONAL_OR_KEYWORD
+    ]
+    assert positional == WIDTHS.get(block, ["channels"])
+    assert all(
+        argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
+        for argument in signature(block).values()
+    )
+
+
+@each_class
+def test_one_vocabulary(block: type) -> None:
+    for name, argument in signature(block).items():
+        if argument.kind is argument.KEYWORD_ONLY:
+            assert argument.default in VOCABULARY[name], name
+
+
+@each_class
+def test_placement_comes_last(block: type) -> None:
+    if block not in (NoCommunication, LinearCommunication):
+        assert list(signature(block))[-2:] == ["device", "dtype"]
+
+
+@each_class
+def test_unknown_keywords_are_rejected(block: type) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'rd_ratio'"):
+        block(**CHANGES[block][0], rd_ratio=4)
+
+
+@each_class
+def test_options_are_keyword_only(block: type) -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        block(*[12] * 4)
+
+
+# Words. What is matched is what helps: the argument, what came, and what would work.
+
+
+class Shrinking(nn.Module):
+    def forward(self, previous: Tensor, current: Tensor) -> Tensor:
+        return current[:, :1]
+
+
+WRONG_ARGUMENTS = [
+    # sizes
+    (lambda: SCACB(0), ValueError, r"SCACB: channels must be at least 1, got 0"),
+    (lambda: SCACB(12.0), TypeError, r"SCACB: channels must be a positive integer, got 12.0 \(float\)"),
+    (lambda: SCACB(True), TypeError, r"got True \(bool\)"),
+    (lambda: SCACB("12"), TypeError, r"got '12' \(str\)"),
+    (lambda: SCACB(5), ValueError, r"reduction=6 leaves no channel of channels=5; use reduction <= 5 or channels >= 6"),
+    (lambda: SCACB(2, parts="spatial"), ValueError, r"reduction=6 leaves no channel of channels=2; .*channels >= 3"),
+    (lambda: SCACB(12, reduction=-1), ValueError, r"reduction must be at least 1, got -1"),
+    (lambda: SCACB(12, reduction=2.5), TypeError, r"reduction must be a positive integer, got 2.5"),
+    (lambda: DRACB(0, 4), ValueError, r"DRACB: in_channels must be at least 1"),
+    (lambda: DRACB(12, True), TypeError, r"DRACB: out_channels must be a positive integer, got True"),
+    (lambda: WSILB(0), ValueError, r"WSILB: channels must be at least 1"),
+    (lambda: WSILBV(0), ValueError, r"WSILBV: channels must be at least 1"),
+    (
+        lambda: WSILBV(3),
+        ValueError,
+        r"WSILBV: reduction=4 leaves no channel of channels=3; use reduction <= 3 or channels",
+    ),
+    (lambda: WSILBV(8, reduction=0), ValueError, r"WSILBV: reduction must be at least 1"),
+    (lambda: RBWA(0), ValueError, r"RBWA: in_channels must be at least 1"),
+    (lambda: RBWA(8, 0), ValueError, r"RBWA: out_channels must be at least 1"),
+    (lambda: RBWA(8, 3), ValueError, r"reduction=4 leaves no channel of channels=3"),
+    (lambda: MREB(0), ValueError, r"MREB: channels must be at least 1"),
+    (lambda: MREB(3), ValueError, r"MREB: reduction=4 leaves no channel of channels=3"),
+    (lambda: MREB(12, num_stages=0), ValueError, r"MREB: num_stages must be at least 1, got 0"),
+    (lambda: MREB(12, distilled_channels=0), ValueError, r"MREB: distilled_channels must be at least 1, got 0"),
+    (lambda: LearnableCommunication(0), ValueError, r"LearnableCommunication: channels must be at least 1"),
+    (lambda: GatedCommunication(1.5), TypeError, r"GatedCommunication: channels must be a positive integer"),
+    (lambda: AdaptedCommunication(0, 4), ValueError, r"previous_channels must be at least 1"),
+    (lambda: AdaptedCommunication(4, 0), ValueError, r"AdaptedCommunication: channels must be at least 1"),
+    # choices
+    (lambda: SCACB(12, parts="all"), ValueError, r"parts must be one of 'both', 'spatial', 'channel'; got 'all'"),
+    (lambda: SCACB(12, exchange="both"), ValueError, r"exchange must be one of 'outputs', 'inputs', None; got 'both'"),
+    (lambda: SCACB(12, exchange=False), ValueError, r"exchange must be one of .*; got False"),
+    (lambda: DRACB(12, 4, relay="old"), ValueError, r"DRACB: relay must be one of 'raw', 'fused'; got 'old'"),
+    (lambda: DRACBChain(12, 4, 2, resample="area"), ValueError, r"resample must be one of 'bilinear', 'nearest', None"),
+    (
+        lambda: AdaptedCommunication(4, 4, resample="area"),
+        ValueError,
+        r"one of 'bilinear', 'nearest', None; got 'area'",
+    ),
+    # numbers
+    (lambda: WSILB(4, eps=-1.0), ValueError, r"WSILB: eps must be 0 or more and finite, got -1.0; the default is 1e-6"),
+    (lambda: WSILBV(4, eps=float("nan")), ValueError, r"WSILBV: eps must be 0 or more and finite, got nan"),
+    (lambda: WSILB(4, eps=float("inf")), ValueError, r"WSILB: eps must be 0 or more and finite, got inf"),
+    (lambda: WSILB(4, eps="small"), TypeError, r"WSILB: eps must be a number, got 'small' \(str\)"),
+    (lambda: LinearCommunication(float("inf")), ValueError, r"weight must be finite, got inf; the paper's is 0.2"),
+    (lambda: LinearCommunication("0.2"), TypeError, r"LinearCommunication: weight must be a number, got '0.2' \(str\)"),
+    (lambda: LinearCommunication(True), TypeError, r"weight must be a number, got True \(bool\)"),
+    (lambda: LearnableCommunication(4, init=float("nan")), ValueError, r"LearnableCommunication: init must be finite"),
+    (lambda: GatedCommunication(4, init=1.0), ValueError, r"init must lie strictly between 0 and 1, got 1.0"),
+    (lambda: GatedCommunication(4, init=0), ValueError, r"init must lie strictly between 0 and 1, got 0"),
+    (lambda: RBWA(8, scale_factor=0), ValueError, r"scale_factor must be positive and finite, got 0; for example 2"),
+    (lambda: RBWA(8, scale_factor=-2), ValueError, r"scale_factor must be positive and finite, got -2"),
+    (lambda: RBWA(8, scale_factor=float("inf")), ValueError, r"scale_factor must be positive and finite, got inf"),
+    (lambda: RBWA(8, scale_factor=float("nan")), ValueError, r"scale_factor must be positive and finite, got nan"),
+    (lambda: RBWA(8, scale_factor=2.71828), ValueError, r"ratio of whole numbers up to 1000, got 2.71828; .*4 / 3"),
+    (lambda: RBWA(8, scale_factor=5000), ValueError, r"ratio of whole numbers up to 1000, got 5000"),
+    (lambda: RBWA(8, scale_factor=(2, 2)), TypeError, r"scale_factor must be a number, got \(2, 2\) \(tuple\)"),
+    (lambda: RBWA(8, scale_factor=True), TypeError, r"scale_factor must be a number, got True \(bool\)"),
+    # windows
+    (
+        lambda: WSILB(4, local=72),
+        TypeError,
+        r"WSILB: local must be \(height, width\) or None, got 72; .*local=\(72, 72\)",
+    ),
+    (lambda: WSILBV(4, local=(1, 2, 3)), TypeError, r"WSILBV: local must be \(height, width\) or None"),
+    (lambda: WSILBV(4, local=(0, 3)), ValueError, r"WSILBV: local height must be at least 1, got 0"),
+    (lambda: WSILBV(4, local=(3, 2.5)), TypeError, r"WSILBV: local width must be a positive integer, got 2.5"),
+    (
+        lambda: setattr(WSILB(4), "local", "all"),
+        TypeError,
+        r"WSILB: local must be \(height, width\) or None, got 'all'",
+    ),
+    (
+        lambda: to_local(WSILB(4), torch.zeros(1, 4, 3, 3), factor=0),
+        ValueError,
+        r"to_local: factor must be positive, got 0",
+    ),
+    (lambda: to_local(nn.Identity(), torch.zeros(1)), ValueError, r"Identity ran no WSILB or WSILBV on the example"),
+    # communication
+    (
+        lambda: DRACB(12, 4, communication="learn"),
+        TypeError,
+        r"a factory channels -> module, a number or None, got 'learn'",
+    ),
+    (lambda: DRACB(12, 4, communication=True), TypeError, r"communication must be a module .* got True \(bool\)"),
+    (lambda: build_communication([0.2], 4), TypeError, r"communication must be a module .* got \[0.2\] \(list\)"),
+    (
+        lambda: build_communication(lambda width: width, 4),
+        TypeError,
+        r"must return a torch.nn.Module for channels=4, got int",
+    ),
+    (lambda: DRACB(12, 4, communication=float("nan")), ValueError, r"weight must be finite, got nan"),
+    # chains
+    (
+        lambda: DRACBChain(12, 4),
+        ValueError,
+        r"length must be given when in_channels and out_channels are single numbers",
+    ),
+    (
+        lambda: DRACBChain([12, 12], 4, 3),
+        ValueError,
+        r"in_channels must hold one width for each of 3 stages, got \[12, 12\]",
+    ),
+    (lambda: DRACBChain([12] * 3, [4, 4]), ValueError, r"out_channels must hold one width for each of 3 stages"),
+    (lambda: DRACBChain([], 4), ValueError, r"length must be given"),
+    (lambda: DRACBChain(12, 4, 0), ValueError, r"DRACBChain: length must be at least 1, got 0"),
+    (lambda: DRACBChain([12, 0], 4), ValueError, r"DRACBChain: in_channels\[1\] must be at least 1, got 0"),
+    (lambda: DRACBChain(12, [4, 4.0]), TypeError, r"DRACBChain: out_channels\[1\] must be a positive integer, got 4.0"),
+    (lambda: DRACBChain("ab", 4), TypeError, r"in_channels\[0\] must be a positive integer, got 'a' \(str\)"),
+    (lambda: DRACBChain(None, 4, 2), TypeError, r"in_channels must be a positive integer, got None \(NoneType\)"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), WRONG_ARGUMENTS, ids=[words for *_, words in WRONG_ARGUMENTS])
+def test_words_about_arguments(call, error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
+
+
+TAKES_MAPS = [SCACB(12), DRACB(12, 4), WSILB(12), WSILBV(12), RBWA(12), MREB(12)]
+
+
+@pytest.mark.parametrize("block", TAKES_MAPS, ids=lambda block: type(block).__name__)
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (
+            (12, 6, 8),
+            r"x must have 4 dimensions \(batch, 12, height, width\), got shape \(12, 6, 8\); .* x.unsqueeze\(0\)",
+        ),
+        ((12,), r"x must have 4 dimensions \(batch, 12, height, width\), got shape \(12,\)\.$"),
+        ((2, 6, 8, 12), r"12 channels in dimension 1 \(NCHW\), got 6 .*looks like NHWC: pass x.permute\(0, 3, 1, 2\)"),
+        ((2, 5, 6, 8), r"must have 12 channels .* got 5 in shape \(2, 5, 6, 8\); pass 12 channels, or build \w+ for 5"),
+        ((2, 12, 0, 8), r"must be at least 1 x 1 in height and width, got shape \(2, 12, 0, 8\)"),
+        ((2, 12, 6, 0), r"must be at least 1 x 1"),
+    ],
+    ids=str,
+)
+def test_words_about_shapes(block: nn.Module, shape: tuple, words: str) -> None:
+    with pytest.raises(ValueError, match=f"^{type(block).__name__}: .*{words}"):
+        block(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("block", TAKES_MAPS, ids=lambda block: type(block).__name__)
+def test_words_about_dtypes(block: nn.Module) -> None:
+    name = type(block).__name__
+    with pytest.raises(
+        TypeError, match=rf"{name}: x must be a floating-point tensor, got torch.uint8; pass x.float\(\)"
+    ):
+        block(torch.zeros(1, 12, 4, 4, dtype=torch.uint8))
+
+
+def test_words_about_sizes_that_do_not_scale() -> None:
+    words = r"RBWA: .*multiples of 2, so that the result has a whole size, got 5 x 8; pad to 6 x 8 and crop the result"
+    with pytest.raises(ValueError, match=words):
+        RBWA(4, scale_factor=1.5)(torch.zeros(1, 4, 5, 8))
+
+
+# DRACB and its chain in use
+
+
+@pytest.mark.parametrize("channel", [0.2, LearnableCommunication, GatedCommunication], ids=str)
+def test_previous_map_of_another_shape(channel: object) -> None:
+    block = DRACB(12, 4, communication=channel)
+    with pytest.raises(
+        ValueError,
+        match=r"\w+Communication: previous must have the shape of current, \(1, 4, 6, 8\), got \(1, 4, 3, 4\); "
+        r"wrap the channel in AdaptedCommunication\(previous_channels, channels\)",
+    ):
+        block(torch.zeros(1, 12, 6, 8), torch.zeros(1, 4, 3, 4))
+
+
+def test_previous_map_of_another_size_unadapted() -> None:
+    block = DRACB(12, 4, communication=AdaptedCommunication(6, 4, resample=None))
+    with pytest.raises(ValueError, match=r"previous must have the shape of current"):
+        block(torch.zeros(1, 12, 6, 8), torch.zeros(1, 6, 3, 4))
+    with pytest.raises(ValueError, match=r"AdaptedCommunication: previous must have 6 channels"):
+        block(torch.zeros(1, 12, 6, 8), torch.zeros(1, 4, 6, 8))
+
+
+def test_channels_check_their_width() -> None:
+    for channel in (LearnableCommunication(4), GatedCommunication(4), AdaptedCommunication(5, 4)):
+        with pytest.raises(ValueError, match=rf"{type(channel).__name__}: current must have 4 channels"):
+            channel(torch.zeros(1, 5, 6, 8), torch.zeros(1, 5, 6, 8))
+
+
+def test_channel_that_returns_another_shape() -> None:
+    block = DRACB(12, 4, communication=Shrinking())
+    with pytest.raises(
+        ValueError,
+        match=r"DRACB: what Shrinking returned must have the shape of the attention map, \(1, 4, 6, 8\), got "
+        r"\(1, 1, 6, 8\); forward\(previous, current\)",
+    ):
+        block(torch.zeros(1, 12, 6, 8), torch.zeros(1, 4, 6, 8))
+
+
+def test_chain_misused() -> None:
+    chain = DRACBChain(12, 4, 3)
+    x, map_ = torch.zeros(1, 12, 6, 8), torch.zeros(1, 4, 6, 8)
+    for call, words in [
+        (lambda: chain([x, x]), r"features must be a sequence of 3 tensors, one for each stage, got 2; .*use step"),
+        (lambda: chain([]), r"got 0"),
+        (lambda: chain(x), r"got one tensor"),
+        (lambda: chain(torch.zeros(3, 12, 6, 8)), r"got one tensor"),
+        (lambda: chain.step(3, x, map_), r"stage must be 0 to 2 for a chain of length 3, got 3; build .* length=4"),
+        (lambda: chain.step(-1, x, map_), r"stage must be 0 to 2"),
+        (
+            lambda: chain.step(1, x),
+            r"stage 1 needs the attention map that step\(0, ...\) returned; call step\(1, x, prev",
+        ),
+        (lambda: chain.step(0, x, map_), r"stage 0 takes no previous map, got one; call step\(0, x\)"),
+        (lambda: chain.step(0, map_), r"DRACB: x must have 12 channels .*got 4"),
+        (lambda: chain.step(1, x, x), r"previous must have the shape of current"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_chain_of_other_sizes_without_resampling() -> None:
+    chain = DRACBChain([12, 12], 4)
+    with pytest.raises(ValueError, match=r"build the chain with resample='bilinear'"):
+        chain([torch.zeros(1, 12, 6, 8), torch.zeros(1, 12, 3, 4)])
+
+
+def test_links_share_nothing() -> None:
+    for channel in (LearnableCommunication(4), LearnableCommunication, GatedCommunication(4)):
+        chain = DRACBChain(12, 4, 4, communication=channel)
+        channels = [link.communication for link in chain.links]
+        assert isinstance(channels[0], NoCommunication)
+        assert all(a is not b for a, b in pairwise(channels))
+        pointers = [parameter.data_ptr() for parameter in chain.parameters()]
+        assert len(set(pointers)) == len(pointers)
+        assert channel not in channels
+
+
+def test_module_given_to_dracb_is_used_as_it_is() -> None:
+    channel = GatedCommunication(4)
+    assert DRACB(12, 4, communication=channel).communication is channel
+
+
+def test_copied_module_brings_its_weights() -> None:
+    channel = perturb(LearnableCommunication(4, per_channel=True))
+    chain = DRACBChain(12, 4, 3, communication=channel)
+    assert all(torch.equal(link.communication.weight, channel.weight) for link in list(chain.links)[1:])
+
+
+# The example network
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: MREN(5), r"MREN: scale must be one of 2, 3, 4; got 5"),
+        (lambda: MREN(2, num_blocks=0), r"MREN: num_blocks must be .*at least 1, got 0"),
+        (lambda: MREN(2, channels=12, num_blocks=1)(torch.zeros(3, 8, 8)), r"MREN: x must .*\(3, 8, 8\)"),
+        (lambda: MREN(2, channels=12, num_blocks=1)(torch.zeros(1, 1, 8, 8)), r"MREN: x must .*\(1, 1, 8, 8\)"),
+    ],
+)
+def test_words_of_the_network(call, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()

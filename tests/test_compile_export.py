@@ -1,0 +1,137 @@
+"""Compiled, exported and ONNX forms compute what the blocks do, at sizes other than those they were made at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from tests.blocks import CASES, Case, assert_close, cases
+
+# No side equals a number of channels: the compiler takes equal sizes of the first call for one and the same size.
+SIZES = [(2, 18, 26), (3, 22, 16), (5, 28, 34)]
+#: Batch, height and width are free; a size that got fixed on the way is an error.
+DYNAMIC = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+
+#: Large, and differing from others only in parts that are tried alone.
+HEAVY = {"mreb-stages", "mreb-spatial", "mren-x2", "mren-x3", "mren-x4-communication"}
+
+
+def each_case_but(slow: set[str]) -> pytest.MarkDecorator:
+    marked = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name in slow)) for case in CASES]
+    return pytest.mark.parametrize("case", marked)
+
+
+most_cases = each_case_but(HEAVY)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+class Counting:
+    """A compiler backend that counts how often it is called and runs the graph as it is."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]):
+        self.graphs += 1
+        return graph.forward
+
+
+@most_cases
+def test_compiles_to_one_graph(case: Case) -> None:
+    module, backend = case.build(), Counting()
+    compiled = torch.compile(module, fullgraph=True, dynamic=False, backend=backend)
+    x = case.input()
+    assert_close(compiled(x), module(x))
+    assert backend.graphs == 1
+
+
+@most_cases
+def test_one_graph_serves_all_sizes(case: Case) -> None:
+    module, backend = case.build(), Counting()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
+    for size in SIZES:
+        x = case.input(*size)
+        assert_close(compiled(x), module(x))
+    assert backend.graphs == 1
+
+
+@cases("scacb", "chain-bilinear", "wsilbv", "wsilbv-local", "rbwa-x1.5", "mreb-gated", "mren-x4")
+def test_compiled_gradients(case: Case) -> None:
+    module, x = case.build(dtype=torch.float64), case.input(dtype=torch.float64).requires_grad_()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    (expected,) = torch.autograd.grad(module(x).square().sum(), x)
+    (actual,) = torch.autograd.grad(compiled(x).square().sum(), x)
+    assert_close(actual, expected)
+
+
+@pytest.mark.slow
+@cases("scacb", "chain-bilinear", "wsilbv-local", "rbwa-x1.5", "mreb", "mren-x4")
+def test_inductor(case: Case) -> None:
+    module, x = case.build(), case.input()
+    out = torch.compile(module, fullgraph=True)(x)
+    torch.testing.assert_close(out, module(x), rtol=1e-4, atol=1e-4)
+
+
+@most_cases
+def test_exports_for_any_batch_and_size(case: Case) -> None:
+    module = case.build().eval()
+    exported = torch.export.export(module, (case.input(*SIZES[0]),), dynamic_shapes=DYNAMIC).module()
+    for size in SIZES[1:]:
+        x = case.input(*size)
+        assert_close(exported(x), module(x))
+
+
+# ONNX
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+#: What any inference engine has. Older exporters write Gelu as Div and Erf.
+PLAIN = {
+    "Add",
+    "Concat",
+    "Conv",
+    "Div",
+    "Erf",
+    "Gelu",
+    "Mul",
+    "Pow",
+    "ReduceMax",
+    "ReduceMean",
+    "Sigmoid",
+    "Sqrt",
+    "Sub",
+}
+#: From the cases themselves: parts of the input, and a gate of their own.
+OF_THE_TEST = {"Slice", "Tanh"}
+#: Where the graph must compute a size: resizing to a given size or by a broken factor, and windows cut at the map's.
+SIZED = ("adapted", "bilinear", "nearest", "x1.5", "mren-x3", "local")
+SIZE = {"Cast", "Clip", "Gather", "Min", "Pad", "Reshape", "Shape", "Squeeze", "Unsqueeze", "AveragePool", "MaxPool"}
+QUICK = {"scacb", "dracb-gated", "chain-linear", "wsilbv", "rbwa-x2", "mren-x4"}
+
+
+@each_case_but({case.name for case in CASES} - QUICK)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_onnx_at_any_size(case: Case, tmp_path) -> None:
+    module, file = case.build().eval(), tmp_path / "block.onnx"
+    torch.onnx.export(module, (case.input(*SIZES[0]),), file, dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
+
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    resizes = {"Resize"} if case.name.startswith(("rbwa", "mren")) else set()
+    sizes = SIZE | {"Resize"} if any(part in case.name for part in SIZED) else set()
+    assert {node.op_type for node in model.graph.node} <= PLAIN | OF_THE_TEST | resizes | sizes
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (name,) = [node.name for node in session.get_inputs()]
+    for size in SIZES:
+        x = case.input(*size)
+        (out,) = session.run(None, {name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(out), module(x).detach(), rtol=1e-4, atol=1e-4)

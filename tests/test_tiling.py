@@ -1,0 +1,241 @@
+"""Tiled runs: equal to untiled ones where they can be, bounded in memory, loud about arguments that cannot work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sc_blocks import WSILBV
+from sc_blocks.tiling import tiled
+
+
+def conv_net(radius: int, scale: int = 1, *, seed: int = 0) -> nn.Module:
+    """Convolutions that see ``radius`` pixels far, then an enlargement by ``scale``."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for _ in range(radius):
+        layers += [nn.Conv2d(2, 2, 3, padding=1), nn.GELU()]
+    shuffle = [nn.Conv2d(2, 3 * scale**2, 1), nn.PixelShuffle(scale)]
+    return nn.Sequential(*layers, *shuffle).eval()
+
+
+class Recorder(nn.Module):
+    """Identity that remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tiles: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.tiles.append(x)
+        return x
+
+
+class Limited(nn.Module):
+    """Fails as an allocator does on tiles of more than ``limit`` pixels."""
+
+    def __init__(self, net: nn.Module, limit: int, error: RuntimeError) -> None:
+        super().__init__()
+        self.net, self.limit, self.error = net, limit, error
+        self.refused = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] * x.shape[3] > self.limit:
+            self.refused += 1
+            raise self.error
+        return self.net(x)
+
+
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    radius=st.integers(0, 3),
+    scale=st.integers(1, 3),
+    tile=st.integers(10, 40),
+    batch=st.integers(1, 2),
+)
+def test_equals_one_call_if_the_overlap_is_three_times_what_the_net_sees(
+    size: tuple[int, int], radius: int, scale: int, tile: int, batch: int
+) -> None:
+    net = conv_net(radius, scale)
+    x = torch.rand(batch, 2, *size)
+    with torch.no_grad():
+        expected = net(x)
+    result = tiled(net, x, scale=scale, tile=tile, overlap=3 * radius)
+    assert result.shape == (batch, 3, size[0] * scale, size[1] * scale)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
+
+
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    multiple=st.integers(1, 4),
+    tiles=st.integers(2, 6),
+    scale=st.integers(1, 2),
+    data=st.data(),
+)
+def test_weights_sum_to_one(size: tuple[int, int], multiple: int, tiles: int, scale: int, data: st.DataObject) -> None:
+    tile = multiple * tiles
+    overlap = data.draw(st.integers(0, tile - multiple))
+    x = torch.full((1, 1, *size), 0.7)
+    result = tiled(nn.Upsample(scale_factor=scale), x, scale=scale, tile=tile, overlap=overlap, size_multiple=multiple)
+    torch.testing.assert_close(result, torch.full((1, 1, size[0] * scale, size[1] * scale), 0.7), atol=1e-6, rtol=0)
+
+
+@given(size=st.tuples(st.integers(1, 50), st.integers(1, 50)), tile=st.sampled_from([12, 16, 20]))
+def test_size_multiple_keeps_strided_networks_on_their_grid(size: tuple[int, int], tile: int) -> None:
+    net = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(16, 16, 1), nn.PixelShuffle(4)).eval()
+    x = torch.rand(1, 1, *size)
+    padded = nn.functional.pad(x, (0, -size[1] % 4, 0, -size[0] % 4), mode="replicate")
+    with torch.no_grad():
+        expected = net(padded)[:, :, : size[0], : size[1]]
+    result = tiled(net, x, tile=tile, overlap=6, size_multiple=4)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_an_image_within_one_tile_is_one_plain_call() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), WSILBV(8)).eval()
+    x = torch.rand(1, 3, 30, 40)
+    with torch.no_grad():
+        assert torch.equal(tiled(net, x, tile=40, overlap=8), net(x))
+
+
+def test_last_tile_is_moved_inwards_not_shrunk() -> None:
+    recorder = Recorder()
+    x = torch.arange(50.0).view(1, 1, 1, 50).expand(1, 1, 40, 50)
+    torch.testing.assert_close(tiled(recorder, x, tile=20, overlap=4), x)
+    assert {tuple(tile.shape[2:]) for tile in recorder.tiles} == {(20, 20)}
+    assert [tile[0, 0, 0, 0].item() for tile in recorder.tiles[:3]] == [0, 16, 30]
+
+
+def test_callback_counts_every_tile() -> None:
+    calls: list[tuple[int, int]] = []
+    tiled(nn.Identity(), torch.rand(1, 1, 40, 50), tile=20, overlap=4, on_tile=lambda *call: calls.append(call))
+    assert calls == [(done, 9) for done in range(1, 10)]
+
+
+def test_callback_can_cancel() -> None:
+    recorder = Recorder()
+
+    def cancel(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiled(recorder, torch.rand(1, 1, 40, 50), tile=20, overlap=4, on_tile=cancel)
+    assert len(recorder.tiles) == 2
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)."),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "mps"])
+@pytest.mark.parametrize("tile", [64, 1000])
+def test_out_of_memory_halves_the_tile(error: RuntimeError, tile: int) -> None:
+    net = conv_net(2, 2)
+    limited = Limited(net, 20 * 20, error)
+    x = torch.rand(1, 2, 70, 61)
+    calls: list[tuple[int, int]] = []
+    result = tiled(limited, x, scale=2, tile=tile, overlap=6, on_tile=lambda *call: calls.append(call))
+    with torch.no_grad():
+        torch.testing.assert_close(result, net(x), atol=1e-6, rtol=1e-6)
+    assert limited.refused == 2, "64 and 32, or 70 and 35, are too large"
+    assert calls[-1][0] == calls[-1][1]
+
+
+def test_out_of_memory_at_the_smallest_tile_is_passed_on() -> None:
+    limited = Limited(nn.Identity(), 0, OUT_OF_MEMORY[0])
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        tiled(limited, torch.rand(1, 1, 128, 128), tile=128, overlap=32)
+    assert limited.refused == 2, "128 and 64; 32 would be all overlap"
+
+
+def test_other_errors_are_passed_on_at_once() -> None:
+    limited = Limited(nn.Identity(), 0, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        tiled(limited, torch.rand(1, 1, 64, 64))
+    assert limited.refused == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_type_of_the_model_is_kept(dtype: torch.dtype) -> None:
+    x = torch.rand(1, 1, 40, 40, dtype=dtype)
+    result = tiled(nn.Identity(), x, tile=16, overlap=5)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result, x)
+
+
+def test_leaves_input_mode_and_gradients_alone() -> None:
+    net = nn.Conv2d(1, 1, 3, padding=1).train()
+    x = torch.rand(1, 1, 40, 40, requires_grad=True)
+    before = x.detach().clone()
+    result = tiled(net, x, tile=16, overlap=3)
+    assert net.training
+    assert not result.requires_grad
+    assert not result.is_inference(), "the result may take part in training"
+    assert torch.equal(x, before)
+
+
+def test_takes_a_callable_and_non_contiguous_input() -> None:
+    x = torch.rand(2, 30, 40, 3).permute(0, 3, 1, 2)
+    torch.testing.assert_close(tiled(lambda part: 2 * part, x, tile=16, overlap=4), 2 * x)
+
+
+def test_stays_within_one_tile_of_memory() -> None:
+    largest = 0
+
+    def model(part: Tensor) -> Tensor:
+        nonlocal largest
+        largest = max(largest, part.numel())
+        return part
+
+    tiled(model, torch.rand(1, 3, 64, 640), tile=16, overlap=4)
+    assert largest == 3 * 16 * 16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_device_memory_does_not_grow_with_the_image() -> None:
+    net = conv_net(2, 2).cuda()
+    peaks: list[int] = []
+    for width in (256, 2048):
+        torch.cuda.reset_peak_memory_stats()
+        result = tiled(net, torch.rand(1, 2, 256, width), scale=2, tile=128, overlap=12)
+        assert result.device.type == "cpu"
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[0] == peaks[1]
+
+
+IMAGE = torch.rand(1, 1, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": IMAGE[0]}, ValueError, r"x must have 4 dimensions .* got shape \(1, 40, 40\); .* x.unsqueeze\(0\)"),
+        ({"x": IMAGE.int()}, TypeError, r"x must be a floating-point tensor, got torch.int32; pass x.float\(\)"),
+        ({"x": IMAGE[:, :, :0]}, ValueError, "x must be at least 1 x 1"),
+        ({"x": IMAGE.numpy()}, TypeError, "x must be a tensor, got ndarray"),
+        ({"model": "net"}, TypeError, "model must be a module or another callable, got str"),
+        ({"scale": 0}, ValueError, "scale must be at least 1, got 0"),
+        ({"scale": 1.5}, TypeError, r"scale must be a positive integer, got 1.5 \(float\)"),
+        ({"tile": 0}, ValueError, "tile must be at least 1, got 0"),
+        ({"tile": True}, TypeError, "tile must be a positive integer, got True"),
+        ({"overlap": 16}, ValueError, "overlap must be at least 0 and at most tile - size_multiple = 15, got 16"),
+        ({"overlap": -1}, ValueError, "overlap must be at least 0 .* got -1"),
+        ({"overlap": 2.0}, TypeError, r"overlap must be an integer, got 2.0 \(float\)"),
+        ({"size_multiple": 0}, ValueError, "size_multiple must be at least 1, got 0"),
+        ({"size_multiple": 6}, ValueError, "tile must be a multiple of size_multiple=6, got 16; use 18"),
+        ({"on_tile": 3}, TypeError, "on_tile must be callable or None, got int"),
+        ({"scale": 2}, ValueError, r"scale=2 must be what the model .* got \(1, 1, 16, 16\) .* end in 32 x 32"),
+        ({"model": lambda x: (x, x)}, TypeError, "model must return a tensor, got tuple"),
+    ],
+)
+def test_arguments_that_cannot_work(arguments: dict[str, object], error: type[Exception], message: str) -> None:
+    call = {"model": nn.Identity(), "x": IMAGE, "tile": 16, "overlap": 4} | arguments
+    with pytest.raises(error, match=rf"^tiled: {message}"):
+        tiled(call.pop("model"), call.pop("x"), **call)
