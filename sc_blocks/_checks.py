@@ -7,6 +7,7 @@ and cost no synchronisation with a device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,15 @@ def check_positive_int(block: str, name: str, value: Any) -> int:
     if value < 1:
         raise ValueError(f"{block}: {name} must be at least 1, got {value}.")
     return value
+
+
+def check_finite_number(block: str, name: str, value: Any, *, hint: str) -> float:
+    """Return ``value`` as a float if it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{block}: {name} must be a number, got {value!r} ({type(value).__name__}); {hint}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{block}: {name} must be finite, got {value}; {hint}.")
+    return float(value)
 
 
 def check_choice(block: str, name: str, value: Any, choices: Sequence[object]) -> None:

@@ -19,7 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks._checks import check_choice, check_feature_map, check_positive_int, check_same_shape
+from sc_blocks._checks import (
+    check_choice,
+    check_feature_map,
+    check_finite_number,
+    check_positive_int,
+    check_same_shape,
+)
 
 Resample = Literal["bilinear", "nearest"]
 
@@ -27,6 +33,7 @@ Resample = Literal["bilinear", "nearest"]
 CommunicationLike = nn.Module | Callable[[int], nn.Module] | float | None
 
 PAPER_WEIGHT = 0.2
+_HINT = f"the paper's is {PAPER_WEIGHT}"
 
 
 class NoCommunication(nn.Module):
@@ -79,7 +86,7 @@ class LinearCommunication(nn.Module):
 
     def __init__(self, weight: float = PAPER_WEIGHT) -> None:
         super().__init__()
-        self.weight = _finite("LinearCommunication", "weight", weight)
+        self.weight = check_finite_number("LinearCommunication", "weight", weight, hint=_HINT)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
         _check_maps("LinearCommunication", previous, current)
@@ -128,7 +135,7 @@ class LearnableCommunication(nn.Module):
         super().__init__()
         self.channels = check_positive_int("LearnableCommunication", "channels", channels)
         self.per_channel = per_channel
-        self.init = _finite("LearnableCommunication", "init", init)
+        self.init = check_finite_number("LearnableCommunication", "init", init, hint=_HINT)
         self.weight = nn.Parameter(torch.empty(channels if per_channel else 1, 1, 1, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -186,7 +193,7 @@ class GatedCommunication(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = check_positive_int("GatedCommunication", "channels", channels)
-        self.init = _finite("GatedCommunication", "init", init)
+        self.init = check_finite_number("GatedCommunication", "init", init, hint=_HINT)
         if not 0 < init < 1:
             raise ValueError(
                 f"GatedCommunication: init must lie strictly between 0 and 1, got {init}; the paper's is 0.2."
@@ -334,14 +341,6 @@ def build_communication(
             f"{type(built).__name__}."
         )
     return built.to(device=device, dtype=dtype)
-
-
-def _finite(block: str, name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{block}: {name} must be a number, got {value!r} ({type(value).__name__}).")
-    if not math.isfinite(value):
-        raise ValueError(f"{block}: {name} must be finite, got {value}; the paper's is {PAPER_WEIGHT}.")
-    return float(value)
 
 
 def _check_maps(block: str, previous: Tensor, current: Tensor) -> None:

@@ -65,7 +65,7 @@ class RBWA(nn.Module):
         in_channels: int,
         out_channels: int | None = None,
         *,
-        scale_factor: float = 2,
+        scale_factor: float | Fraction = 2,
         reduction: int = 4,
         act_layer: Callable[[], nn.Module] = nn.GELU,
         gate_layer: Callable[[], nn.Module] = nn.Sigmoid,
@@ -118,7 +118,7 @@ class RBWA(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, scale_factor={self.scale_factor}"
 
 
-def _whole_number_ratio(scale_factor: float) -> Fraction:
+def _whole_number_ratio(scale_factor: float | Fraction) -> Fraction:
     if isinstance(scale_factor, bool) or not isinstance(scale_factor, (int, float, Fraction)):
         raise TypeError(
             f"RBWA: scale_factor must be a number, got {scale_factor!r} ({type(scale_factor).__name__}); for example 2."

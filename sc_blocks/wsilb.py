@@ -22,12 +22,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks._checks import check_feature_map, check_positive_int, check_width
+from sc_blocks._checks import check_feature_map, check_finite_number, check_positive_int, check_width
 
 Window = tuple[int, int]
 
 
-class WSILB(nn.Module):
+class _WeightSharing(nn.Module):
+    """Channel attention that passes both statistics of a channel through one shared layer."""
+
+    def __init__(
+        self,
+        channels: int,
+        shared: nn.Module,
+        *,
+        local: Window | None,
+        eps: float,
+        gate_layer: Callable[[], nn.Module],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_finite_number(name, "eps", eps, hint="the default is 1e-6")
+        if eps < 0:
+            raise ValueError(f"{name}: eps must be 0 or more, got {eps}; the default is 1e-6.")
+        self.channels = channels
+        self.local = local
+        self.eps = eps
+        self.shared = shared
+        self.gate = gate_layer().to(device=device, dtype=dtype)
+
+    @property
+    def local(self) -> Window | None:
+        """Window of the statistics, ``None`` for the whole map; may be set at any time."""
+        return self._local
+
+    @local.setter
+    def local(self, window: Window | None) -> None:
+        self._local = None if window is None else _check_window(type(self).__name__, window)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(type(self).__name__, x, self.channels)
+        contrast, peak = _statistics(x, self.local, self.eps)
+        return x * self.gate(self.shared(contrast) + self.shared(peak))
+
+
+class WSILB(_WeightSharing):
     r"""Weight-sharing information-lossless attention block: channel attention from contrast and peak.
 
     Both statistics of a channel pass through the *same* 1x1 convolution :math:`f`, so the second costs no parameters:
@@ -77,37 +117,15 @@ class WSILB(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        self.channels = check_positive_int(name, "channels", channels)
-        self.local = local
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-            raise TypeError(f"{name}: eps must be a number, got {eps!r} ({type(eps).__name__}); the default is 1e-6.")
-        if not 0 <= eps < float("inf"):
-            raise ValueError(f"{name}: eps must be 0 or more and finite, got {eps}; the default is 1e-6.")
-        self.eps = eps
-        self.shared: nn.Module = nn.Conv2d(channels, channels, 1, bias=bias, device=device, dtype=dtype)
-        self.gate = gate_layer().to(device=device, dtype=dtype)
-
-    @property
-    def local(self) -> Window | None:
-        """Window of the statistics, ``None`` for the whole map; may be set at any time."""
-        return self._local
-
-    @local.setter
-    def local(self, window: Window | None) -> None:
-        self._local = None if window is None else _check_window(type(self).__name__, window)
-
-    def forward(self, x: Tensor) -> Tensor:
-        check_feature_map(type(self).__name__, x, self.channels)
-        contrast, peak = _statistics(x, self.local, self.eps)
-        return x * self.gate(self.shared(contrast) + self.shared(peak))
+        check_positive_int("WSILB", "channels", channels)
+        shared = nn.Conv2d(channels, channels, 1, bias=bias, device=device, dtype=dtype)
+        super().__init__(channels, shared, local=local, eps=eps, gate_layer=gate_layer, device=device, dtype=dtype)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, local={self.local}, eps={self.eps}"
 
 
-class WSILBV(WSILB):
+class WSILBV(_WeightSharing):
     r"""WSILB-V: :class:`WSILB` with a squeezed shared layer, :math:`f = W_2\, \phi(W_1\, \cdot)`.
 
     Args:
@@ -155,16 +173,18 @@ class WSILBV(WSILB):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(channels, local=local, eps=eps, gate_layer=gate_layer, bias=bias, device=device, dtype=dtype)
-        self.reduction = check_positive_int("WSILBV", "reduction", reduction)
+        check_positive_int("WSILBV", "channels", channels)
+        check_positive_int("WSILBV", "reduction", reduction)
         width = check_width("WSILBV", channels // reduction, channels=channels, reduction=reduction, at_least=reduction)
-        self.shared = nn.Sequential(
+        shared = nn.Sequential(
             OrderedDict(
                 squeeze=nn.Conv2d(channels, width, 1, bias=bias, device=device, dtype=dtype),
                 act=act_layer().to(device=device, dtype=dtype),
                 expand=nn.Conv2d(width, channels, 1, bias=bias, device=device, dtype=dtype),
             )
         )
+        super().__init__(channels, shared, local=local, eps=eps, gate_layer=gate_layer, device=device, dtype=dtype)
+        self.reduction = reduction
 
     def extra_repr(self) -> str:
         return f"{self.channels}, reduction={self.reduction}, local={self.local}, eps={self.eps}"
@@ -198,14 +218,14 @@ def to_local(module: nn.Module, example: Tensor, *, factor: float = 1.5) -> nn.M
     """
     if not factor > 0:
         raise ValueError(f"to_local: factor must be positive, got {factor}; the usual is 1.5.")
-    sizes: dict[WSILB, Window] = {}
+    sizes: dict[_WeightSharing, Window] = {}
 
     def record(block: nn.Module, args: tuple[Any, ...]) -> None:
-        if isinstance(block, WSILB):
+        if isinstance(block, _WeightSharing):
             height, width = args[0].shape[2:]
             sizes[block] = (max(1, round(height * factor)), max(1, round(width * factor)))
 
-    hooks = [block.register_forward_pre_hook(record) for block in module.modules() if isinstance(block, WSILB)]
+    hooks = [block.register_forward_pre_hook(record) for block in module.modules() if isinstance(block, _WeightSharing)]
     try:
         with torch.no_grad():
             module(example)
@@ -242,7 +262,7 @@ def to_global(module: nn.Module) -> nn.Module:
         )
     """
     for block in module.modules():
-        if isinstance(block, WSILB):
+        if isinstance(block, _WeightSharing):
             block.local = None
     return module
 

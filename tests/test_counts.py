@@ -241,7 +241,7 @@ def flops_of_the_paper(net: nn.Module, height: int, width: int) -> int:
             total += out.numel() * taps * module.in_channels // module.groups
         elif isinstance(module, nn.Sigmoid):
             total += 3 * out.numel()
-        elif isinstance(module, WSILB):
+        elif isinstance(module, (WSILB, WSILBV)):
             total += 2 * args[0].numel()
 
     for module in net.modules():

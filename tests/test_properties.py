@@ -90,8 +90,8 @@ junk = st.one_of(
 )
 
 
-#: Arguments that work, of which one or two are replaced. Switches are left out: like Python, they take anything as a yes
-#: or a no.
+#: Arguments that work, of which one or two are replaced. Switches are left out: like Python, they take anything as yes
+#: or no.
 ARGUMENTS = {
     SCACB: {"channels": 12, "reduction": 6, "parts": "both", "exchange": None, "act_layer": nn.GELU},
     DRACB: {"in_channels": 12, "out_channels": 4, "communication": 0.2, "relay": "raw", "gate_layer": nn.Sigmoid},

@@ -1,0 +1,211 @@
+"""Images to train on: a folder of high-resolution images in, pairs of patches out.
+
+The low-resolution images are made here, by the bicubic of MATLAB's ``imresize`` that the field's test sets were made
+with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def imresize(image: Tensor, scale: float) -> Tensor:
+    """Resize as MATLAB's bicubic ``imresize`` does: Keys' kernel (a = -0.5), widened to shrink, mirrored borders.
+
+    Eight-bit images are rounded after each axis, rows first, as MATLAB does; so the low-resolution test images that the
+    field distributes come out equal in every value.
+
+    Args:
+        image: Shape (C, H, W), uint8, or floating-point in any range.
+        scale: Above 1 a whole number that the image is enlarged by, below 1 the reciprocal of one.
+
+    Returns:
+        The resized image, in the type of ``image``.
+
+    Raises:
+        ValueError: If the factor is not whole, or a side is not a multiple of it (see :func:`mod_crop`).
+
+    Example:
+        >>> imresize(torch.full((3, 8, 12), 7, dtype=torch.uint8), 1 / 4).shape
+        torch.Size([3, 2, 3])
+    """
+    factor = round(max(scale, 1 / scale))
+    if factor < 1 or abs(max(scale, 1 / scale) - factor) > 1e-9:
+        raise ValueError(
+            f"imresize: scale must be a whole number or the reciprocal of one, got {scale}; for example 1 / 4."
+        )
+    _, height, width = image.shape
+    if scale < 1 and (height % factor or width % factor):
+        raise ValueError(
+            f"imresize: height and width must be multiples of {factor}, got {height} x {width}; "
+            f"mod_crop(image, {factor}) makes them {height - height % factor} x {width - width % factor}."
+        )
+    resized = image.double()
+    for _ in ("height", "width"):
+        resized = _resize_last_axis(resized.transpose(1, 2).contiguous(), factor, shrink=scale < 1)
+        if image.dtype == torch.uint8:
+            resized = (resized + 0.5).floor().clamp(0, 255)
+    return resized.to(image.dtype)
+
+
+def _resize_last_axis(image: Tensor, factor: int, *, shrink: bool) -> Tensor:
+    # torch drops what lies outside the image and renormalises; MATLAB mirrors. A mirrored margin as wide as the kernel,
+    # cut off afterwards, makes the two equal.
+    margin = 4 * factor if shrink else 4
+    across, side = image.shape[1:]
+    mirrored = np.pad(np.arange(side), margin, mode="symmetric")
+    padded = image[:, :, torch.from_numpy(mirrored).to(image.device)].unsqueeze(0)
+    size = (across, padded.shape[3] // factor if shrink else padded.shape[3] * factor)
+    # antialias=True even to enlarge: only then is torch's kernel the one with a = -0.5. Along the last axis only: torch
+    # 2.15 gets the other wrong where the image is a single pixel wide.
+    resized = F.interpolate(padded, size, mode="bicubic", align_corners=False, antialias=True).squeeze(0)
+    kept = side // factor if shrink else side * factor
+    return resized[:, :, margin // factor if shrink else margin * factor :][:, :, :kept]
+
+
+def mod_crop(image: Tensor, factor: int) -> Tensor:
+    """Cut height and width of a (C, H, W) image down to multiples of ``factor``, keeping the top left."""
+    height, width = image.shape[1:]
+    return image[:, : height - height % factor, : width - width % factor]
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files of a folder, sorted by name.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If no image is in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder at {folder}.")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder}: no images; looked for {', '.join('*' + suffix for suffix in IMAGE_SUFFIXES)}.")
+    return files
+
+
+def read_rgb(path: str | Path) -> Tensor:
+    """Read an image file as uint8 RGB, shape (3, H, W); gray is repeated."""
+    try:
+        with Image.open(path) as opened:
+            pixels = np.array(opened.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{path}: not a readable image ({error}).") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """A high-resolution image, cut to whole low-resolution pixels, and its twin; both uint8 (3, H, W)."""
+
+    path: Path
+    hr: Tensor
+    lr: Tensor
+
+
+def load_pairs(
+    files: list[Path], scale: int, *, min_size: int = 1, device: torch.device | str = "cpu"
+) -> list[ImagePair]:
+    """Read images and make their low-resolution twins, once, to be kept in memory.
+
+    Args:
+        files: The high-resolution images.
+        scale: How much smaller the low-resolution images are.
+        min_size: Smallest height and width allowed, in high-resolution pixels: the patch.
+        device: Where the images go.
+
+    Raises:
+        ValueError: If a file is unreadable or an image is smaller than ``min_size``.
+    """
+    pairs: list[ImagePair] = []
+    for path in tqdm(files, desc="images", unit="image", leave=False):
+        hr = mod_crop(read_rgb(path), scale)
+        if min(hr.shape[1:]) < min_size:
+            raise ValueError(
+                f"{path}: {hr.shape[2]} x {hr.shape[1]} pixels, less than the patch of {min_size} x {min_size}; take "
+                f"it out, or train with --patch-size {min(hr.shape[1:]) // scale * scale} or less."
+            )
+        pairs.append(ImagePair(path, hr.to(device), imresize(hr, 1 / scale).to(device)))
+    return pairs
+
+
+def split_held_out(files: list[Path], held_out: int) -> tuple[list[Path], list[Path]]:
+    """Divide files into those to train on and ``held_out`` evenly spaced ones to validate on."""
+    if not 0 < held_out < len(files):
+        raise ValueError(f"{held_out} of {len(files)} images to hold out; hold out at least 1, leave at least 1.")
+    chosen = {int((i + 0.5) * len(files) / held_out) for i in range(held_out)}
+    return (
+        [path for i, path in enumerate(files) if i not in chosen],
+        [path for i, path in enumerate(files) if i in chosen],
+    )
+
+
+class PatchSampler:
+    """Random aligned patches, flipped and rotated, as a pure function of the seed and the step.
+
+    So a run that is resumed at a step draws what the run that was never stopped would have drawn, and several processes
+    that share a batch draw disjoint parts of the one that a single process would have.
+
+    Args:
+        pairs: The images.
+        scale: High-resolution pixels per low-resolution pixel.
+        patch_size: Side of the high-resolution patch, a multiple of ``scale``.
+        batch_size: Patches per step, over all processes.
+        seed: Of everything that is drawn.
+    """
+
+    def __init__(self, pairs: list[ImagePair], scale: int, *, patch_size: int, batch_size: int, seed: int) -> None:
+        if patch_size % scale or patch_size < scale:
+            raise ValueError(f"patch_size must be a multiple of the scale, {scale}, got {patch_size}.")
+        self.pairs = pairs
+        self.scale = scale
+        self.side = patch_size // scale  # in low-resolution pixels
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def draw(self, step: int) -> list[tuple[int, int, int, int]]:
+        """What step ``step`` trains on: for each patch the image, the low-resolution top and left, the orientation."""
+        random = np.random.default_rng((self.seed, step))
+        drawn: list[tuple[int, int, int, int]] = []
+        for index in random.integers(len(self.pairs), size=self.batch_size).tolist():
+            height, width = self.pairs[index].lr.shape[1:]
+            top, left = random.integers(height - self.side + 1), random.integers(width - self.side + 1)
+            drawn.append((index, int(top), int(left), int(random.integers(8))))
+        return drawn
+
+    def files(self, step: int) -> list[Path]:
+        """The images that step ``step`` trains on."""
+        return [self.pairs[index].path for index, *_ in self.draw(step)]
+
+    def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
+        """Low- and high-resolution patches of a step, between 0 and 1, the part that process ``rank`` works on."""
+        lows: list[Tensor] = []
+        highs: list[Tensor] = []
+        for index, top, left, orientation in self.draw(step)[rank::world_size]:
+            pair = self.pairs[index]
+            lows.append(_orient(_crop(pair.lr, top, left, self.side), orientation))
+            highs.append(
+                _orient(_crop(pair.hr, top * self.scale, left * self.scale, self.side * self.scale), orientation)
+            )
+        return torch.stack(lows).float() / 255, torch.stack(highs).float() / 255
+
+
+def _crop(image: Tensor, top: int, left: int, side: int) -> Tensor:
+    return image[:, top : top + side, left : left + side]
+
+
+def _orient(image: Tensor, orientation: int) -> Tensor:
+    """One of the eight flips and rotations of a square."""
+    rotated = torch.rot90(image, orientation % 4, (1, 2))
+    return rotated.flip(2) if orientation >= 4 else rotated

@@ -1,0 +1,149 @@
+"""Score MREN on folders of high-resolution images, next to bicubic, by the protocol of :mod:`examples.mren.metrics`.
+
+python -m examples.mren.evaluate --data Set5 Set14 --scale 4 --csv scores.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from examples.mren.data import imresize, list_images, mod_crop, read_rgb
+from examples.mren.files import write_text
+from examples.mren.metrics import Score, score, to_uint8
+from examples.mren.model import CHANNELS, DEVICES, STAGES, load_mren, pick_device
+from sc_blocks import to_local
+
+Upscale = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one image by one method."""
+
+    dataset: str
+    image: str
+    method: str
+    score: Score
+
+
+def network_upscaler(net: nn.Module, device: torch.device | str) -> Upscale:
+    """A network as a function from uint8 images, shape (3, H, W), to enlarged uint8 images."""
+
+    def upscale(lr: Tensor) -> Tensor:
+        with torch.inference_mode():
+            sr = net((lr.to(device).float() / 255).unsqueeze(0)).squeeze(0)
+        return to_uint8(sr.cpu())  # to the CPU first: some devices clamp in place
+
+    return upscale
+
+
+def evaluate(files: Sequence[Path], scale: int, methods: dict[str, Upscale]) -> Iterator[Row]:
+    """Shrink each image, enlarge it by each method, score the result against the image.
+
+    Args:
+        files: High-resolution images; each row is filed under the name of its folder.
+        scale: How much smaller the low-resolution images are.
+        methods: Name to function from a uint8 image to one ``scale`` times as large.
+    """
+    for path in files:
+        hr = mod_crop(read_rgb(path), scale)
+        lr = imresize(hr, 1 / scale)
+        for name, upscale in methods.items():
+            yield Row(path.parent.name, path.stem, name, score(upscale(lr), hr, scale))
+
+
+def mean_score(rows: Sequence[Row]) -> Score:
+    """Mean over images, of PSNR and SSIM each."""
+    return Score(
+        psnr=sum(row.score.psnr for row in rows) / len(rows),
+        ssim=sum(row.score.ssim for row in rows) / len(rows),
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The means as a table: a line for each method, a column for each data set."""
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    methods = list(dict.fromkeys(row.method for row in rows))
+    cells = [["", *datasets]]
+    for method in methods:
+        means = [mean_score([r for r in rows if (r.dataset, r.method) == (dataset, method)]) for dataset in datasets]
+        cells.append([method, *(f"{mean.psnr:.2f} / {mean.ssim:.4f}" for mean in means)])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line for each image and method."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["dataset", "image", "method", "psnr", "ssim"])
+    for row in rows:
+        writer.writerow([row.dataset, row.image, row.method, f"{row.score.psnr:.4f}", f"{row.score.ssim:.5f}"])
+    return text.getvalue()
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.mren.evaluate",
+        description="Score MREN on folders of high-resolution images, next to bicubic.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of high-resolution images")
+    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
+    parser.add_argument("--variant", choices=sorted(CHANNELS), default="mren")
+    parser.add_argument("--weights", type=Path, help="a weight file of your own, instead of the shipped one")
+    parser.add_argument(
+        "--local",
+        type=int,
+        metavar="SIDE",
+        help="score with windowed statistics, too; SIDE is that of the low-resolution patches it was trained on",
+    )
+    parser.add_argument("--csv", type=Path, help="file for the scores of every image")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> list[Row]:
+    """Run the command."""
+    device = pick_device(args.device)
+    net = load_mren(args.scale, args.variant, device=device, path=args.weights)
+    methods: dict[str, Upscale] = {
+        "bicubic": lambda lr: imresize(lr, args.scale),
+        args.variant: network_upscaler(net, device),
+    }
+    if args.local is not None:
+        local = load_mren(args.scale, args.variant, device=device, path=args.weights)
+        to_local(local, torch.zeros(1, 3, args.local, args.local, device=device))
+        methods[f"{args.variant}, local statistics"] = network_upscaler(local, device)
+    files = [path for folder in args.data for path in list_images(folder)]
+    total = len(files) * len(methods)
+    rows = list(tqdm(evaluate(files, args.scale, methods), total=total, unit="score", desc=f"x{args.scale}"))
+    if args.csv is not None:
+        write_text(args.csv, to_csv(rows))
+    print(table(rows))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = _parse(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Scoring: the field's protocol gives the field's figures, and our weights are better than bicubic."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from examples.mren.data import imresize, list_images
+from examples.mren.evaluate import evaluate, main, mean_score, network_upscaler
+from examples.mren.model import MREN, load_mren, save_weights, weights_path
+from tests.images import DATA, needs_data, write_photos
+
+# Bicubic by the protocol of the papers, PSNR and SSIM: an independent implementation's figures, which reproduce the
+# published ones of a released network.
+BICUBIC = {
+    (2, "Set5"): (33.67, 0.9303),
+    (2, "Set14"): (30.32, 0.8699),
+    (3, "Set5"): (30.40, 0.8689),
+    (3, "Set14"): (27.63, 0.7759),
+    (4, "Set5"): (28.43, 0.8111),
+    (4, "Set14"): (26.09, 0.7048),
+}
+BICUBIC_LARGE = {
+    (2, "B100"): (29.56, 0.8434),
+    (3, "B100"): (27.21, 0.7391),
+    (4, "B100"): (25.96, 0.6681),
+    (2, "Urban100"): (26.88, 0.8405),
+    (3, "Urban100"): (24.46, 0.7352),
+    (4, "Urban100"): (23.14, 0.6581),
+}
+
+
+def check_bicubic(scale: int, dataset: str, expected: tuple[float, float]) -> None:
+    files = list_images(DATA / "test" / dataset)
+    mean = mean_score(list(evaluate(files, scale, {"bicubic": lambda lr: imresize(lr, scale)})))
+    assert mean.psnr == pytest.approx(expected[0], abs=0.01)
+    assert mean.ssim == pytest.approx(expected[1], abs=0.0005)
+
+
+@needs_data
+@pytest.mark.parametrize(("case", "expected"), BICUBIC.items(), ids=str)
+def test_bicubic_scores_are_the_fields(case: tuple[int, str], expected: tuple[float, float]) -> None:
+    check_bicubic(*case, expected)
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "expected"), BICUBIC_LARGE.items(), ids=str)
+def test_bicubic_scores_of_the_large_sets_are_the_fields(case: tuple[int, str], expected: tuple[float, float]) -> None:
+    check_bicubic(*case, expected)
+
+
+def gain_over_bicubic(dataset: str) -> float:
+    methods = {
+        "bicubic": lambda lr: imresize(lr, 4),
+        "mren": network_upscaler(load_mren(4), "cpu"),
+    }
+    rows = list(evaluate(list_images(DATA / "test" / dataset), 4, methods))
+    means = {name: mean_score([row for row in rows if row.method == name]).psnr for name in methods}
+    return means["mren"] - means["bicubic"]
+
+
+@needs_data
+def test_shipped_weights_beat_bicubic_on_set5() -> None:
+    assert gain_over_bicubic("Set5") >= 2.5
+
+
+@needs_data
+@pytest.mark.slow
+def test_shipped_weights_beat_bicubic_on_b100() -> None:
+    assert gain_over_bicubic("B100") >= 1.05
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    config = {"scale": 2, "channels": 12, "num_blocks": 1}
+    file = tmp_path / "small.safetensors"
+    save_weights(MREN(**config), file, config)
+    return file
+
+
+def test_the_command_prints_a_table_and_writes_every_score(tmp_path: Path, weights: Path, capsys) -> None:
+    write_photos(tmp_path / "one", [(48, 51), (64, 48)])
+    write_photos(tmp_path / "two", [(48, 48)])
+    scores = tmp_path / "scores.csv"
+    arguments = ["--data", str(tmp_path / "one"), str(tmp_path / "two"), "--scale", "2", "--weights", str(weights)]
+    assert main([*arguments, "--csv", str(scores), "--local", "8", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["one", "two"]
+    assert [line.split("  ")[0] for line in printed[1:]] == ["bicubic", "mren", "mren, local statistics"]
+    with scores.open() as opened:
+        rows = list(csv.DictReader(opened))
+    assert [(row["dataset"], row["image"]) for row in rows[::3]] == [("one", "0"), ("one", "1"), ("two", "0")]
+    # Windows of 12 pixels on maps of 24 and more: the statistics differ, and so must the scores.
+    network, local = ([r["psnr"] for r in rows if r["method"] == m] for m in ("mren", "mren, local statistics"))
+    assert network != local
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, weights: Path, capsys) -> None:
+    assert main(["--data", str(tmp_path / "none"), "--scale", "2", "--weights", str(weights)]) == 1
+    assert "error: no folder at" in capsys.readouterr().err
+    assert main(["--data", str(tmp_path), "--scale", "3", "--weights", str(weights)]) == 1
+    assert "saved with scale=2, asked for scale=3" in capsys.readouterr().err
+
+
+def test_a_network_without_weights_says_which_there_are() -> None:
+    assert not weights_path(3, "mren_l").exists()
+    with pytest.raises(FileNotFoundError, match=r"Shipped: mren_x4.*examples\.mren\.train.*--scale 3"):
+        load_mren(3, "mren_l")

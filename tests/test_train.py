@@ -1,0 +1,175 @@
+"""Training: it learns, it resumes exactly, it stops with a reason."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.mren import train as training
+from examples.mren.model import load_mren
+from examples.mren.recipes import RECIPES, make_schedule
+from examples.mren.train import main
+from tests.images import write_photos
+
+SMALL = [
+    "--num-blocks",
+    "1",
+    "--batch-size",
+    "2",
+    "--patch-size",
+    "32",
+    "--held-out",
+    "1",
+    "--recipe",
+    "short",
+    "--cpu",
+]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    write_photos(tmp_path / "images", [(40, 48), (48, 40), (36, 44)])
+    return tmp_path / "images"
+
+
+def run(images: Path, output: Path, *arguments: str) -> int:
+    return main(["--data", str(images), "-o", str(output), *SMALL, *arguments])
+
+
+def history(output: Path) -> list[list[str]]:
+    """The log without its last column, which is time."""
+    return [line.split(",")[:-1] for line in (output / "log.csv").read_text().splitlines()]
+
+
+def test_it_learns(images: Path, tmp_path: Path) -> None:
+    assert run(images, tmp_path / "run", "--steps", "40", "--validate-every", "20", "--lr", "2e-3") == 0
+    losses = [float(line[1]) for line in history(tmp_path / "run")[1:]]
+    assert losses[1] < losses[0]
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (settings["steps"], settings["lr"], settings["schedule"]) == (40, 2e-3, "one-cycle")
+
+
+def test_a_resumed_run_ends_where_one_that_never_stopped_does(images: Path, tmp_path: Path) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    arguments = ["--steps", "30", "--validate-every", "6"]
+    assert run(images, straight, *arguments) == 0
+
+    # Stopped by the clock at its first look, at step 10, and at the next; every stop leaves a checkpoint.
+    assert run(images, resumed, *arguments, "--max-minutes", "1e-9") == 0
+    assert [line[0] for line in history(resumed)] == ["step", "6", "10"]
+    assert run(images, resumed, *arguments, "--max-minutes", "1e-9", "--resume") == 0
+    assert [line[0] for line in history(resumed)][3:] == ["12", "18", "20"]
+    assert run(images, resumed, *arguments, "--resume") == 0
+
+    shared = [line for line in history(resumed) if line[0] not in {"10", "20"}]
+    for ours, theirs in zip(shared, history(straight), strict=True):
+        assert ours[0] == theirs[0]
+        assert ours[2:] == theirs[2:]  # PSNR and learning rate to the last digit; the loss is averaged from the stop on
+    assert history(resumed)[-1] == history(straight)[-1]
+    nets = [load_mren(4, path=folder / "mren_x4.safetensors") for folder in (straight, resumed)]
+    for ours, theirs in zip(*(net.state_dict().values() for net in nets), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(images: Path, tmp_path: Path) -> None:
+    arguments = ["--steps", "12", "--validate-every", "4"]
+    assert run(images, tmp_path / "one", *arguments) == 0
+    launch = (
+        "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    )
+    command = [sys.executable, "-m", *launch.split(), "--main_process_port", str(free_port()), "-m"]
+    command += ["examples.mren.train", "--data", str(images), "-o", str(tmp_path / "two"), *SMALL, *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for ours, theirs in zip(history(tmp_path / "two")[1:], history(tmp_path / "one")[1:], strict=True):
+        assert [float(value) for value in ours] == pytest.approx([float(value) for value in theirs], rel=1e-4)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def test_a_run_is_not_overwritten(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--steps", "1") == 0
+    assert run(images, tmp_path / "run", "--steps", "1") == 1
+    assert "holds a run already; add --resume" in capsys.readouterr().err
+
+
+def test_resuming_with_other_settings_names_them(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--steps", "1") == 0
+    assert run(images, tmp_path / "run", "--steps", "1", "--lr", "0.5", "--resume") == 1
+    assert "other settings (lr was 0.001, is 0.5)" in capsys.readouterr().err
+
+
+def test_resuming_nothing_says_so(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--resume") == 1
+    assert "no checkpoint to resume from" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_step_and_its_images(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--steps", "30", "--lr", "1e30", "--validate-every", "30") == 1
+    message = capsys.readouterr().err
+    assert "the loss is" in message
+    assert "at step" in message
+    assert ".png" in message
+    assert "none yet" in message
+    assert not (tmp_path / "run" / "mren_x4.safetensors").exists()
+
+
+def test_an_unfinished_checkpoint_is_not_resumed_from(images: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "run"
+    assert run(images, output, "--steps", "2", "--validate-every", "1") == 0
+    (output / "checkpoints" / "step_0000009.part").mkdir()
+    assert run(images, output, "--steps", "2", "--validate-every", "1", "--resume") == 0
+    assert "resumed at step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--patch-size", "64"], "less than the patch of 64 x 64"),
+        (["--held-out", "3"], "3 of 3 images"),
+    ],
+)
+def test_data_that_does_not_fit_is_named(images: Path, tmp_path: Path, capsys, arguments, message) -> None:
+    assert run(images, tmp_path / "run", *arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_folder_is_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty", tmp_path / "run") == 1
+    assert "empty: no images" in capsys.readouterr().err
+
+
+def test_numbers_that_are_not_positive_are_usage_errors(images: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(images, tmp_path / "run", "--lr", "-1")
+    assert "--lr: must be positive, got -1" in capsys.readouterr().err
+
+
+def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--dry-run") == 0
+    assert "first batch: low resolution (2, 3, 8, 8), high resolution (2, 3, 32, 32)" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_default_recipe_is_the_papers() -> None:
+    args = training._parse(["--data", "."])
+    paper = training._recipe(args)
+    assert (paper.batch_size, paper.patch_size, paper.lr, paper.epochs) == (16, 192, 5e-4, 3000)
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=paper.lr)
+    schedule = make_schedule(optimizer, paper, steps=150_000)
+    rates = [schedule.lr_lambdas[0](step) for step in (0, 29_999, 30_000, 60_000, 149_999)]
+    assert rates == [1, 1, 0.5, 0.25, 0.0625]
+    assert RECIPES["short"].schedule == "one-cycle"
