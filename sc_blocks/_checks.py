@@ -8,10 +8,11 @@ and cost no synchronisation with a device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def check_positive_int(block: str, name: str, value: Any) -> int:
@@ -30,6 +31,23 @@ def check_finite_number(block: str, name: str, value: Any, *, hint: str) -> floa
     if not math.isfinite(value):
         raise ValueError(f"{block}: {name} must be finite, got {value}; {hint}.")
     return float(value)
+
+
+def build_layer(
+    block: str,
+    name: str,
+    layer: Callable[[], nn.Module],
+    *,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    """Build the layer that an argument such as ``act_layer`` stands for."""
+    if isinstance(layer, nn.Module) or not callable(layer):
+        raise TypeError(
+            f"{block}: {name} must be a class or another callable that builds a module, got {layer!r}; for example "
+            f"{name}=torch.nn.GELU, without parentheses."
+        )
+    return layer().to(device=device, dtype=dtype)
 
 
 def check_choice(block: str, name: str, value: Any, choices: Sequence[object]) -> None:
@@ -79,10 +97,10 @@ def check_feature_map(block: str, x: Tensor, channels: int, *, name: str = "x", 
         )
 
 
-def check_same_shape(
-    block: str, reference: Tensor, other: Tensor, *, reference_name: str, name: str, hint: str
-) -> None:
-    """Raise unless two maps have the same shape."""
+def check_same_shape(block: str, reference: Tensor, other: Any, *, reference_name: str, name: str, hint: str) -> None:
+    """Raise unless ``other`` is a map of the shape of ``reference``."""
+    if not isinstance(other, Tensor):
+        raise TypeError(f"{block}: {name} must be a tensor, got {type(other).__name__}; {hint}.")
     if reference.shape != other.shape:
         raise ValueError(
             f"{block}: {name} must have the shape of {reference_name}, {tuple(reference.shape)}, got "

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sc_blocks._checks import check_choice, check_feature_map, check_positive_int, check_same_shape
+from sc_blocks._checks import build_layer, check_choice, check_feature_map, check_positive_int, check_same_shape
 from sc_blocks.communication import (
     PAPER_WEIGHT,
     AdaptedCommunication,
@@ -108,7 +108,7 @@ class DRACB(nn.Module):
 
         self.distill = nn.Conv2d(in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype)
         self.communication = build_communication(communication, out_channels, device=device, dtype=dtype)
-        self.gate = gate_layer().to(device=device, dtype=dtype) if gate else None
+        self.gate = build_layer("DRACB", "gate_layer", gate_layer, device=device, dtype=dtype) if gate else None
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_feature_map("DRACB", x, self.in_channels)

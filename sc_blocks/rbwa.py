@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks._checks import check_feature_map, check_positive_int
+from sc_blocks._checks import build_layer, check_feature_map, check_positive_int
 from sc_blocks.wsilb import WSILBV
 
 
@@ -92,7 +92,7 @@ class RBWA(nn.Module):
             device=device,
             dtype=dtype,
         )
-        self.act = act_layer().to(device=device, dtype=dtype)
+        self.act = build_layer("RBWA", "act_layer", act_layer, device=device, dtype=dtype)
         self.project = conv(self.out_channels, self.out_channels)
 
     @property
@@ -126,7 +126,7 @@ def _whole_number_ratio(scale_factor: float | Fraction) -> Fraction:
     if not 0 < scale_factor < float("inf"):
         raise ValueError(f"RBWA: scale_factor must be positive and finite, got {scale_factor}; for example 2 or 1.5.")
     ratio = Fraction(scale_factor).limit_denominator(1000)
-    if abs(ratio - Fraction(scale_factor)) > Fraction(scale_factor) / 10**6 or ratio.numerator > 1000:
+    if abs(ratio - Fraction(scale_factor)) > Fraction(scale_factor) / 10**9 or ratio.numerator > 1000:
         raise ValueError(
             f"RBWA: scale_factor must be a ratio of whole numbers up to 1000, got {scale_factor}; for example "
             "1.5 or 4 / 3."

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sc_blocks._checks import check_choice, check_feature_map, check_positive_int, check_width
+from sc_blocks._checks import build_layer, check_choice, check_feature_map, check_positive_int, check_width
 
 Parts = Literal["both", "spatial", "channel"]
 Exchange = Literal["outputs", "inputs"]
@@ -59,7 +59,7 @@ class _Part(nn.Module):
         self.conv3 = conv(width, width, 3, padding=1, groups=groups)
         self.conv5 = conv(width, width, 3, padding=1, groups=groups)  # 3x3 on top of conv3: a field of 5
         self.weighing = conv(3 * width, 3 * width, 1) if weighs else None
-        self.act = act_layer().to(device=device, dtype=dtype)
+        self.act = build_layer("SCACB", "act_layer", act_layer, device=device, dtype=dtype)
 
     def level1(self, x: Tensor) -> Tensor:
         return self.act(self.conv1(x))
@@ -181,7 +181,7 @@ class SCACB(nn.Module):
         self.residual = residual
 
         self.compress = conv(channels, width, 1)
-        self.act = act_layer().to(device=device, dtype=dtype)
+        self.act = build_layer("SCACB", "act_layer", act_layer, device=device, dtype=dtype)
         self.spatial = part(depthwise=True) if parts != "channel" else None
         self.channel = part(depthwise=False) if parts != "spatial" else None
         self.fuse = conv((6 if both else 3) * width, channels, 1)

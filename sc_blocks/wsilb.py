@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks._checks import check_feature_map, check_finite_number, check_positive_int, check_width
+from sc_blocks._checks import build_layer, check_feature_map, check_finite_number, check_positive_int, check_width
 
 Window = tuple[int, int]
 
@@ -50,7 +50,7 @@ class _WeightSharing(nn.Module):
         self.local = local
         self.eps = eps
         self.shared = shared
-        self.gate = gate_layer().to(device=device, dtype=dtype)
+        self.gate = build_layer(name, "gate_layer", gate_layer, device=device, dtype=dtype)
 
     @property
     def local(self) -> Window | None:
@@ -179,7 +179,7 @@ class WSILBV(_WeightSharing):
         shared = nn.Sequential(
             OrderedDict(
                 squeeze=nn.Conv2d(channels, width, 1, bias=bias, device=device, dtype=dtype),
-                act=act_layer().to(device=device, dtype=dtype),
+                act=build_layer("WSILBV", "act_layer", act_layer, device=device, dtype=dtype),
                 expand=nn.Conv2d(width, channels, 1, bias=bias, device=device, dtype=dtype),
             )
         )

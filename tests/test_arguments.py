@@ -312,6 +312,11 @@ WRONG_ARGUMENTS = [
     (lambda: GatedCommunication(1.5), TypeError, r"GatedCommunication: channels must be a positive integer"),
     (lambda: AdaptedCommunication(0, 4), ValueError, r"previous_channels must be at least 1"),
     (lambda: AdaptedCommunication(4, 0), ValueError, r"AdaptedCommunication: channels must be at least 1"),
+    # layers: built by the block, so given as classes
+    (lambda: SCACB(12, act_layer=nn.GELU()), TypeError, r"SCACB: act_layer must be a class .*without parentheses"),
+    (lambda: WSILB(12, gate_layer=nn.Sigmoid()), TypeError, r"WSILB: gate_layer must be a class .* got Sigmoid\(\)"),
+    (lambda: DRACB(12, 4, gate_layer="sigmoid"), TypeError, r"DRACB: gate_layer must be a class .* got 'sigmoid'"),
+    (lambda: MREN(4, num_blocks="6"), TypeError, r"MREN: num_blocks must be a positive integer, got '6' \(str\)"),
     # choices
     (lambda: SCACB(12, parts="all"), ValueError, r"parts must be one of 'both', 'spatial', 'channel'; got 'all'"),
     (lambda: SCACB(12, exchange="both"), ValueError, r"exchange must be one of 'outputs', 'inputs', None; got 'both'"),
@@ -401,6 +406,31 @@ WRONG_ARGUMENTS = [
 def test_words_about_arguments(call, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_words_about_a_channel_that_returns_no_tensor() -> None:
+    class Silent(nn.Module):
+        def forward(self, previous: torch.Tensor, current: torch.Tensor) -> None:
+            return None
+
+    x = torch.rand(1, 12, 6, 8)
+    with pytest.raises(
+        TypeError, match=r"DRACB: what Silent returned must be a tensor, got NoneType; forward\(previous"
+    ):
+        DRACB(12, 4, communication=Silent())(x, x[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        (torch.rand(3, 8, 8), ValueError, r"MREN: x must have 4 dimensions .* x.unsqueeze\(0\)"),
+        (torch.rand(1, 1, 8, 8), ValueError, r"MREN: x must have 3 channels"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, r"MREN: x must be a floating-point tensor"),
+    ],
+)
+def test_words_about_an_image(x: torch.Tensor, error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        MREN(4, channels=12, num_blocks=1)(x)
 
 
 TAKES_MAPS = [SCACB(12), DRACB(12, 4), WSILB(12), WSILBV(12), RBWA(12), MREB(12)]

@@ -79,6 +79,18 @@ def test_eps_zero_is_the_biased_standard_deviation() -> None:
     torch.testing.assert_close(module(x), x * gate, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("block", [WSILB, WSILBV])
+def test_flat_windows_far_from_the_mean(block: type[WSILB]) -> None:
+    # Here the rounding of the squares is larger than the variance, and could make it negative.
+    x = (1e4 * torch.randn(1, 64, 1, 1)).repeat(1, 1, 24, 24)
+    x[..., 12:] *= -3.3
+    x.requires_grad_()
+    out = block(64, local=(7, 5))(x)
+    out.sum().backward()
+    assert out.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
 # Half precision
 
 

@@ -80,7 +80,7 @@ junk = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 70),
-    st.floats(),
+    st.floats(width=32),  # what a parameter can hold
     st.text(max_size=3),
     st.sampled_from(["both", "spatial", "outputs", "raw", "bilinear"]),
     st.lists(st.integers(-1, 8), max_size=3),
@@ -392,6 +392,14 @@ def test_gate_lets_in_a_share_of_the_previous_map(seed: int) -> None:
     share = (channel(previous, current) - current) / previous
     assert ((share > 0) & (share < 1)).all()
     assert share.std() > 1e-3
+
+
+@given(seeds)
+def test_gated_channel_is_its_formula(seed: int) -> None:
+    previous, current = noise(2, 2, 5, 4, 4, seed=seed)
+    channel = perturb(GatedCommunication(5, dtype=torch.float64))
+    gate = torch.sigmoid(F.conv2d(torch.cat([previous, current], 1), channel.weigh.weight, channel.weigh.bias))
+    assert_close(channel(previous, current), current + gate * previous)
 
 
 @given(small_sides, small_sides, small_sides, small_sides, st.sampled_from(["bilinear", "nearest"]))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from examples.mren.files import whole_file
 from sc_blocks import MREB, RBWA
+from sc_blocks._checks import check_feature_map, check_positive_int
 from sc_blocks.communication import CommunicationLike
 from sc_blocks.dracb import Relay
 from sc_blocks.scacb import Exchange, Parts
@@ -87,8 +88,7 @@ class MREN(nn.Module):
         super().__init__()
         if scale not in STAGES:
             raise ValueError(f"MREN: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
-        if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 1:
-            raise ValueError(f"MREN: num_blocks must be a whole number of at least 1, got {num_blocks!r}.")
+        check_positive_int("MREN", "num_blocks", num_blocks)
         self.scale = scale
         conv = partial(nn.Conv2d, kernel_size=3, padding=1, device=device, dtype=dtype)
         block = partial(
@@ -116,8 +116,7 @@ class MREN(nn.Module):
         self.tail = conv(widths[-1], 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"MREN: x must be an RGB batch of shape (N, 3, height, width), got {tuple(x.shape)}.")
+        check_feature_map("MREN", x, 3)
         shallow = self.head(x)
         deep = self.body(shallow) + shallow
         residual = self.tail(self.reconstruct(deep))
