@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from examples.mren.data import imresize, list_images
 from examples.mren.evaluate import evaluate, main, mean_score, network_upscaler
-from examples.mren.model import MREN, load_mren, save_weights, weights_path
+from examples.mren.model import MREN, WEIGHTS, load_mren, save_weights, weights_path
 from tests.images import DATA, needs_data, write_photos
 
 # Bicubic by the protocol of the papers, PSNR and SSIM: an independent implementation's figures, which reproduce the
@@ -109,3 +110,12 @@ def test_a_network_without_weights_says_which_there_are() -> None:
     assert not weights_path(3, "mren_l").exists()
     with pytest.raises(FileNotFoundError, match=r"Shipped: mren_x4.*examples\.mren\.train.*--scale 3"):
         load_mren(3, "mren_l")
+
+
+def test_the_cards_checksums_are_the_files() -> None:
+    card = (WEIGHTS / "README.md").read_text()
+    files = sorted(WEIGHTS.glob("*.safetensors"))
+    assert files
+    for file in files:
+        assert f"| `{file.name}` |" in card
+        assert hashlib.sha256(file.read_bytes()).hexdigest() in card
