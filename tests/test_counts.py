@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from examples.mren.model import MREN
+from examples.mren.model import MREN, mren, mren_l
 from sc_blocks import (
     DRACB,
     MREB,
@@ -73,7 +73,7 @@ def rbwa(c_in: int, c_out: int, reduction: int = 4, bias: bool = True) -> int:
     return conv(c_in, c_out, 3, bias=bias) + wsilbv(c_out, reduction, bias) + conv(c_out, c_out, 3, bias=bias)
 
 
-def mren(scale: int, c: int = 60, n: int = 6, parts: str = "both") -> int:
+def mren_count(scale: int, c: int = 60, n: int = 6, parts: str = "both") -> int:
     stages = {2: [(c, c)], 3: [(c, c), (c, c // 2)], 4: [(c, c), (c, c // 2)]}[scale]
     return conv(3, c, 3) + n * mreb(c, parts=parts) + sum(rbwa(*stage) for stage in stages) + conv(stages[-1][1], 3, 3)
 
@@ -113,8 +113,14 @@ def test_blocks_of_the_paper(module: nn.Module, expected: int) -> None:
 )
 def test_tables_5_and_6(scale: int, channels: int, printed: int, expected: int) -> None:
     actual = built(MREN, scale, channels=channels)
-    assert actual == expected == mren(scale, channels)
+    assert actual == expected == mren_count(scale, channels)
     assert round(actual / 1000) == printed
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_named_networks(scale: int) -> None:
+    assert count(mren(scale)) == mren_count(scale)
+    assert count(mren_l(scale)) == mren_count(scale, 84)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,7 @@ def test_tables_5_and_6(scale: int, channels: int, printed: int, expected: int) 
 )
 def test_table_1(num_blocks: int, printed: int, expected: int) -> None:
     actual = built(MREN, 4, num_blocks=num_blocks)
-    assert actual == expected == mren(4, n=num_blocks)
+    assert actual == expected == mren_count(4, n=num_blocks)
     assert round(actual / 1000) == printed
 
 
@@ -140,7 +146,7 @@ def test_table_1(num_blocks: int, printed: int, expected: int) -> None:
 )
 def test_table_3(options: dict, printed: int, expected: int) -> None:
     actual = built(MREN, 4, **options)
-    assert actual == expected == mren(4, parts=options.get("parts", "both"))
+    assert actual == expected == mren_count(4, parts=options.get("parts", "both"))
     assert round(actual / 1000) == printed
 
 
@@ -220,7 +226,7 @@ def test_mreb(channels: int, distilled: int | None, stages: int, parts: str, bia
 @given(st.sampled_from([2, 3, 4]), st.integers(12, 100), st.integers(1, 3), st.sampled_from(sorted(PARTS)))
 def test_mren(scale: int, channels: int, num_blocks: int, parts: str) -> None:
     actual = built(MREN, scale, channels=channels, num_blocks=num_blocks, parts=parts)
-    assert actual == mren(scale, channels, num_blocks, parts)
+    assert actual == mren_count(scale, channels, num_blocks, parts)
 
 
 # Operations
@@ -262,4 +268,4 @@ def test_macs_of_a_720p_output(scale: int, channels: int, giga: float) -> None:
     result = complexity(net, input_size=(1, 3, 720 // scale, 1280 // scale))
     assert round(result.macs / 1e9, 1) == giga
     assert result.flops == 2 * result.macs
-    assert result.parameters == mren(scale, channels)
+    assert result.parameters == mren_count(scale, channels)

@@ -102,6 +102,9 @@ def test_reading_repeats_gray_and_names_a_broken_file(tmp_path) -> None:
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"broken\.png: not a readable image"):
         read_rgb(tmp_path / "broken.png")
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png: .*more than 8 bits"):
+        read_rgb(tmp_path / "deep.png")
 
 
 def test_folders_without_images_say_where_and_what_was_looked_for(tmp_path) -> None:

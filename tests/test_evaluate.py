@@ -90,12 +90,12 @@ def test_the_command_prints_a_table_and_writes_every_score(tmp_path: Path, weigh
     assert main([*arguments, "--csv", str(scores), "--local", "8", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["one", "two"]
-    assert [line.split("  ")[0] for line in printed[1:]] == ["bicubic", "mren", "mren, local statistics"]
+    assert [line.split("  ")[0] for line in printed[1:]] == ["bicubic", "small", "small, local statistics"]
     with scores.open() as opened:
         rows = list(csv.DictReader(opened))
     assert [(row["dataset"], row["image"]) for row in rows[::3]] == [("one", "0"), ("one", "1"), ("two", "0")]
     # Windows of 12 pixels on maps of 24 and more: the statistics differ, and so must the scores.
-    network, local = ([r["psnr"] for r in rows if r["method"] == m] for m in ("mren", "mren, local statistics"))
+    network, local = ([r["psnr"] for r in rows if r["method"] == m] for m in ("small", "small, local statistics"))
     assert network != local
 
 
@@ -104,6 +104,21 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, weights: Path, capsys) -
     assert "error: no folder at" in capsys.readouterr().err
     assert main(["--data", str(tmp_path), "--scale", "3", "--weights", str(weights)]) == 1
     assert "saved with scale=2, asked for scale=3" in capsys.readouterr().err
+
+
+def test_folders_of_one_name_are_not_averaged(tmp_path: Path, weights: Path, capsys) -> None:
+    for name in ("a", "b"):
+        write_photos(tmp_path / name / "HR", [(48, 48)])
+    folders = [str(tmp_path / name / "HR") for name in ("a", "b")]
+    assert main(["--data", *folders, "--scale", "2", "--weights", str(weights)]) == 1
+    assert "folders must differ in name" in capsys.readouterr().err
+
+
+def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "odd.safetensors"
+    save_weights(MREN(2, channels=12, num_blocks=1), file, {"scale": 2, "channels": 12, "num_blocks": 2})
+    with pytest.raises(ValueError, match=r"odd\.safetensors: its weights do not fit"):
+        load_mren(2, path=file)
 
 
 def test_a_network_without_weights_says_which_there_are() -> None:

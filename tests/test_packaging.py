@@ -43,7 +43,7 @@ def test_the_wheel_asks_for_torch_and_einops_only(wheel: Path) -> None:
 
 
 def test_the_wheel_works_beside_torch_and_einops_alone(wheel: Path, tmp_path: Path) -> None:
-    # An empty environment in which nothing but torch, einops and what they import themselves can be found.
+    # In an environment of its own; torch and einops come from this one, and nothing else of it may be imported.
     environment = tmp_path / "empty"
     venv.create(environment, with_pip=False)
     (site,) = environment.glob("lib/python*/site-packages")

@@ -429,7 +429,7 @@ def test_sample(tmp_path: Path, run, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert run() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[0] for line in lines] == ["Bicubic", "MREN", "mren_sample.png"]
+    assert [line.split(": ")[0] for line in lines] == ["Bicubic", "small", "mren_sample.png"]
     with Image.open("mren_sample.png") as result:
         assert result.size == (4 * 240 + 5 * 12, 240 + 12 + 36)
     assert run() == 2

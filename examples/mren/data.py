@@ -99,8 +99,10 @@ def read_rgb(path: str | Path) -> Tensor:
     """Read an image file as uint8 RGB, shape (3, H, W); gray is repeated."""
     try:
         with Image.open(path) as opened:
+            if opened.mode[0] in "IF":  # Pillow would clip what lies above 255
+                raise ValueError(f"more than 8 bits per value, mode {opened.mode}; convert it to 8 first")
             pixels = np.array(opened.convert("RGB"))
-    except OSError as error:
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise ValueError(f"{path}: not a readable image ({error}).") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

@@ -56,10 +56,11 @@ def evaluate(files: Sequence[Path], scale: int, methods: dict[str, Upscale]) -> 
         methods: Name to function from a uint8 image to one ``scale`` times as large.
     """
     for path in files:
+        dataset = path.resolve().parent.name
         hr = mod_crop(read_rgb(path), scale)
         lr = imresize(hr, 1 / scale)
         for name, upscale in methods.items():
-            yield Row(path.parent.name, path.stem, name, score(upscale(lr), hr, scale))
+            yield Row(dataset, path.stem, name, score(upscale(lr), hr, scale))
 
 
 def mean_score(rows: Sequence[Row]) -> Score:
@@ -116,21 +117,27 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> list[Row]:
     """Run the command."""
     device = pick_device(args.device)
+    names = [folder.resolve().name for folder in args.data]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--data: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
+    if args.local is not None and args.local < 1:
+        raise ValueError(f"--local: must be at least 1, got {args.local}.")
+    label = args.variant if args.weights is None else args.weights.stem
     net = load_mren(args.scale, args.variant, device=device, path=args.weights)
     methods: dict[str, Upscale] = {
         "bicubic": lambda lr: imresize(lr, args.scale),
-        args.variant: network_upscaler(net, device),
+        label: network_upscaler(net, device),
     }
     if args.local is not None:
         local = load_mren(args.scale, args.variant, device=device, path=args.weights)
         to_local(local, torch.zeros(1, 3, args.local, args.local, device=device))
-        methods[f"{args.variant}, local statistics"] = network_upscaler(local, device)
+        methods[f"{label}, local statistics"] = network_upscaler(local, device)
     files = [path for folder in args.data for path in list_images(folder)]
     total = len(files) * len(methods)
     rows = list(tqdm(evaluate(files, args.scale, methods), total=total, unit="score", desc=f"x{args.scale}"))
+    print(table(rows))
     if args.csv is not None:
         write_text(args.csv, to_csv(rows))
-    print(table(rows))
     return rows
 
 

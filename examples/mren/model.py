@@ -155,14 +155,15 @@ def load_mren(
         scale: 2, 3 or 4.
         variant: ``"mren"`` or ``"mren_l"``.
         device: Where the network goes.
-        path: A weight file of your own, such as :mod:`examples.mren.train` writes; ``None`` for the shipped one.
+        path: A weight file of your own, such as :mod:`examples.mren.train` writes, of any width; ``None`` for the
+            shipped one.
 
     Returns:
         The network in eval mode.
 
     Raises:
         FileNotFoundError: If there are no such weights; the message lists those that are there.
-        ValueError: If the file holds another scale or width, or is not one of ours.
+        ValueError: If the file holds another scale, or is not one of ours.
     """
     if scale not in STAGES:
         raise ValueError(f"load_mren: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
@@ -180,8 +181,11 @@ def load_mren(
     for name, wanted in expected.items():
         if config.get(name) != wanted:
             raise ValueError(f"{file}: was saved with {name}={config.get(name)!r}, asked for {name}={wanted!r}.")
-    net = MREN(**config)
-    net.load_state_dict(state)
+    try:
+        net = MREN(**config)
+        net.load_state_dict(state)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{file}: its weights do not fit its constructor arguments, {config}: {error}") from error
     return net.to(device).eval()
 
 

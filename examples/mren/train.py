@@ -18,6 +18,7 @@ import math
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,22 +52,15 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     best_psnr: float = -math.inf
+    interval_loss: float = 0.0
+    """Sum of the losses since the last validation."""
+    interval_steps: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        differing = [
-            f"{name} was {state['settings'].get(name)!r}, is {value!r}"
-            for name, value in self.settings.items()
-            if state["settings"].get(name) != value
-        ]
-        if differing:
-            raise TrainingError(
-                f"the checkpoint was made with other settings ({'; '.join(differing)}); resume with the same ones, or "
-                "start afresh in another folder."
-            )
         for field in dataclasses.fields(self):
             setattr(self, field.name, state[field.name])
 
@@ -127,7 +121,11 @@ class Trainer:
                 "seed": seed,
                 "images": len(train),
                 "held_out": len(held_out),
+                "files": zlib.crc32("/".join(pair.path.name for pair in train + held_out).encode()),
                 "precision": accelerator.mixed_precision,
+                "compile": accelerator.state.dynamo_plugin.backend.value.lower() != "no",
+                "channels_last": channels_last,
+                "processes": accelerator.num_processes,
             }
         )
         accelerator.register_for_checkpointing(self.scheduler, self.progress)
@@ -146,7 +144,6 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         shown = {"loss": "-", "PSNR": f"{progress.history[-1]['psnr']:.2f}" if progress.history else "-"}
-        interval_loss, interval_steps = 0.0, 0
         with bar:
             while progress.step < self.steps:
                 losses.append(self._step(progress.step))
@@ -155,27 +152,31 @@ class Trainer:
                 checking = progress.step % CHECK_EVERY == 0
                 late = max_minutes is not None and time.monotonic() - started > max_minutes * 60
                 out_of_time = checking and self._any_process(late)
-                validating = progress.step % validate_every == 0 or progress.step == self.steps or out_of_time
+                validating = progress.step % validate_every == 0 or progress.step == self.steps
                 if checking or validating:
                     values = self._finite(losses)
-                    interval_loss, interval_steps = interval_loss + sum(values), interval_steps + len(values)
+                    progress.interval_loss += sum(values)
+                    progress.interval_steps += len(values)
                     shown["loss"] = f"{values[-1]:.4f}"
                     losses.clear()
+                progress.seconds = before + time.monotonic() - started
                 if validating:
-                    progress.seconds = before + time.monotonic() - started
                     validated = self._validate()
                     shown["PSNR"] = f"{validated:.2f}"
                     progress.history.append(
                         {
                             "step": progress.step,
-                            "loss": interval_loss / interval_steps,
+                            "loss": progress.interval_loss / progress.interval_steps,
                             "psnr": validated,
                             "lr": self.scheduler.get_last_lr()[0],
                             "seconds": round(progress.seconds, 1),
                         }
                     )
-                    interval_loss, interval_steps = 0.0, 0
+                    progress.interval_loss, progress.interval_steps = 0.0, 0
                     self._save(best=validated > progress.best_psnr)
+                elif out_of_time:
+                    # Not validated: that a run was stopped must not show in what comes out of it.
+                    self._save(best=False)
                 bar.set_postfix(shown, refresh=False)
                 if out_of_time:
                     break
@@ -187,6 +188,18 @@ class Trainer:
         if not found:
             raise TrainingError(
                 f"{self.output / 'checkpoints'}: no checkpoint to resume from; leave out --resume to start."
+            )
+        # Before anything is loaded: other settings can mean other shapes.
+        saved = json.loads((self.output / "run.json").read_text())
+        differing = [
+            f"{name} was {saved.get(name)!r}, is {value!r}"
+            for name, value in self.progress.settings.items()
+            if saved.get(name) != value
+        ]
+        if differing:
+            raise TrainingError(
+                f"{self.output} was begun with other settings ({'; '.join(differing)}); resume with the same ones, or "
+                "start afresh in another folder."
             )
         self.accelerator.load_state(str(found[-1]))
         return self.progress.step
@@ -211,13 +224,15 @@ class Trainer:
         for value, step in zip(values, range(self.progress.step - len(values), self.progress.step), strict=True):
             if not math.isfinite(value):
                 files = ", ".join(sorted({path.name for path in self.sampler.files(step)}))
-                kept = _checkpoints(self.output)
                 raise TrainingError(
                     f"the loss is {value} at step {step} (learning rate {self.scheduler.get_last_lr()[0]:.2e}, "
-                    f"batch of {files}). Last good checkpoint: {kept[-1] if kept else 'none yet'}. Try a lower --lr or "
-                    "--precision no."
+                    f"batch of {files}). {self._last_good()} Try a lower --lr or --precision no."
                 )
         return values
+
+    def _last_good(self) -> str:
+        kept = _checkpoints(self.output)
+        return f"Last good checkpoint: {kept[-1] if kept else 'none yet'}."
 
     def _any_process(self, flag: bool) -> bool:
         """Whether a flag is up anywhere: processes must stop at the same step, and their clocks differ."""
@@ -233,36 +248,40 @@ class Trainer:
         total = torch.zeros((), device=self.accelerator.device)
         for pair in mine:
             sr = self.validated(pair.lr.to(self.accelerator.device).unsqueeze(0).float() / 255).squeeze(0)
+            if not sr.isfinite().all():
+                raise TrainingError(
+                    f"the network's result for {pair.path.name} is not finite after step {self.progress.step}. "
+                    f"{self._last_good()} Try a lower --lr or --precision no."
+                )
             total += psnr(to_uint8(sr.cpu()), pair.hr.cpu(), self.config["scale"])
         return self.accelerator.reduce(total, reduction="sum").item() / len(self.held_out)
 
     def _save(self, *, best: bool) -> None:
-        """Write log and checkpoint, and the weights if they are the best so far; each whole or not at all."""
+        """Write the weights if they are the best so far, the log, and a checkpoint; each whole or not at all."""
         progress = self.progress
         if best:
             progress.best_psnr = progress.history[-1]["psnr"]
-        folder = self.output / "checkpoints"
-        scratch = folder / f"step_{progress.step:07d}.part"
+        if self.accelerator.is_main_process:
+            # Before the checkpoint: a run that is cut off here resumes from the one before and writes them again.
+            if best:
+                file = self.output / f"{self.variant}_x{self.config['scale']}.safetensors"
+                save_weights(self.validated, file, self.config)
+            if progress.history:
+                table = io.StringIO()
+                writer = csv.DictWriter(table, fieldnames=list(progress.history[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(progress.history)
+                write_text(self.output / "log.csv", table.getvalue())
+        scratch = self.output / "checkpoints" / f"step_{progress.step:07d}.part"
         if self.accelerator.is_main_process:
             shutil.rmtree(scratch, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(scratch))
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
-        final = scratch.with_suffix("")
-        shutil.rmtree(final, ignore_errors=True)  # of a run that was resumed from an earlier one
-        scratch.rename(final)
-        for old in _checkpoints(self.output)[:-KEEP_CHECKPOINTS]:
-            shutil.rmtree(old)
-        if best:
-            file = self.output / f"{self.variant}_x{self.config['scale']}.safetensors"
-            save_weights(self.validated, file, self.config)
-        table = io.StringIO()
-        writer = csv.DictWriter(table, fieldnames=list(progress.history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(progress.history)
-        write_text(self.output / "log.csv", table.getvalue())
+        if self.accelerator.is_main_process:
+            scratch.rename(scratch.with_suffix(""))
+            for old in _checkpoints(self.output)[:-KEEP_CHECKPOINTS]:
+                shutil.rmtree(old)
 
 
 def _checkpoints(output: Path) -> list[Path]:
@@ -326,12 +345,14 @@ def train(args: argparse.Namespace) -> Progress:
     files = [path for folder in args.data for path in list_images(folder)]
     to_train, to_validate = split_held_out(files, args.held_out)
     patch_size = recipe.patch_size // args.scale * args.scale
-    train_pairs = load_pairs(to_train, args.scale, min_size=patch_size)
+    # Of held-out images as well: what can be trained on can be scored, which takes 11 pixels and the border.
+    min_size = max(patch_size, 11 + 2 * args.scale)
+    train_pairs = load_pairs(to_train, args.scale, min_size=min_size)
     trainer = Trainer(
         {"scale": args.scale, "channels": CHANNELS[args.variant], "num_blocks": args.num_blocks},
         recipe,
         train_pairs,
-        load_pairs(to_validate, args.scale),
+        load_pairs(to_validate, args.scale, min_size=min_size),
         args.output,
         accelerator=accelerator,
         variant=args.variant,

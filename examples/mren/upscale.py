@@ -1,7 +1,7 @@
 """Upscale image files with MREN.
 
     python -m examples.mren.upscale photo.jpg -o photo_x4.png
-    python -m examples.mren.upscale folder more/*.png -o upscaled/ --scale 2
+    python -m examples.mren.upscale folder more/*.png -o upscaled/
     python -m examples.mren.upscale
 
 Each file comes out as the kind that it was: gray, palette colours as RGB, transparency, 16-bit gray, colour profile.
@@ -266,10 +266,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.local is not None:
         to_local(net, torch.zeros(1, 3, args.local, args.local, device=device))
 
+    label = args.variant.upper().replace("_", "-") if args.weights is None else args.weights.stem
     code = 0
     try:
         if sample is not None:
-            write_sample(net, scale, sample, label=args.variant.upper().replace("_", "-"))
+            write_sample(net, scale, sample, label=label)
         for job in jobs:
             try:
                 upscale_file(net, job, scale, tile=args.tile, max_megapixels=args.max_megapixels)
