@@ -123,12 +123,30 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step_and_its_images(images
     assert not (tmp_path / "run" / "mren_x4.safetensors").exists()
 
 
-def test_a_network_that_broke_in_the_last_update_is_not_saved(images: Path, tmp_path: Path, capsys) -> None:
+def test_a_network_whose_result_is_not_finite_is_not_saved(images: Path, tmp_path: Path, capsys) -> None:
     # The loss of the first step is finite; what its update makes of the network is not.
     assert run(images, tmp_path / "run", "--steps", "30", "--lr", "1e30", "--validate-every", "1") == 1
     message = capsys.readouterr().err
-    assert "the network's result for" in message or "the loss is" in message
-    assert "none yet" in message
+    assert "the network's result for" in message
+    assert "after step 1. Last good checkpoint: none yet" in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_network_that_broke_is_not_saved_when_time_is_up(
+    images: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = training.Trainer._step
+
+    def break_the_last_one(self: training.Trainer, number: int) -> torch.Tensor:
+        loss = step(self, number)
+        if number == 9:  # the first look at loss and clock comes after it
+            with torch.no_grad():
+                self.parameters_of.tail.bias.fill_(torch.nan)
+        return loss
+
+    monkeypatch.setattr(training.Trainer, "_step", break_the_last_one)
+    assert run(images, tmp_path / "run", "--steps", "30", "--max-minutes", "1e-9") == 1
+    assert "the network is not finite after step 10. Last good checkpoint: none yet" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -259,6 +259,12 @@ class Trainer:
     def _save(self, *, best: bool) -> None:
         """Write the weights if they are the best so far, the log, and a checkpoint; each whole or not at all."""
         progress = self.progress
+        # A finite loss says nothing of the update after it.
+        if not all(parameter.isfinite().all() for parameter in self.parameters_of.parameters()):
+            raise TrainingError(
+                f"the network is not finite after step {progress.step}. {self._last_good()} Try a lower --lr or "
+                "--precision no."
+            )
         if best:
             progress.best_psnr = progress.history[-1]["psnr"]
         if self.accelerator.is_main_process:
