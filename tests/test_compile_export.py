@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -88,10 +90,6 @@ def test_exports_for_any_batch_and_size(case: Case) -> None:
 
 
 # ONNX
-
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
 
 #: What any inference engine has. Older exporters write Gelu as Div and Erf.
 PLAIN = {

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from examples.mren.data import imresize, list_images
-from examples.mren.evaluate import evaluate, main, mean_score, network_upscaler
+from examples.mren.evaluate import Row, evaluate, main, mean_score, network_upscaler
+from examples.mren.metrics import Score
 from examples.mren.model import MREN, WEIGHTS, load_mren, save_weights, weights_path
 from tests.images import DATA, needs_data, write_photos
 
@@ -125,6 +126,23 @@ def test_a_network_without_weights_says_which_there_are() -> None:
     assert not weights_path(3, "mren_l").exists()
     with pytest.raises(FileNotFoundError, match=r"Shipped: mren_x4.*examples\.mren\.train.*--scale 3"):
         load_mren(3, "mren_l")
+
+
+@pytest.mark.parametrize("page", [WEIGHTS / "README.md", WEIGHTS.parents[2] / "README.md"], ids=["card", "readme"])
+def test_the_printed_scores_are_the_means_of_the_committed_ones(page: Path) -> None:
+    with (WEIGHTS / "mren_x4.scores.csv").open() as opened:
+        rows = [
+            Row(r["dataset"], r["image"], r["method"], Score(float(r["psnr"]), float(r["ssim"])))
+            for r in csv.DictReader(opened)
+        ]
+    for method, title in (("bicubic", "bicubic"), ("mren", "**these weights**")):
+        of_method = [row for row in rows if row.method == method]
+        means = [
+            mean_score([row for row in of_method if row.dataset == dataset])
+            for dataset in ("Set5", "Set14", "B100", "Urban100")
+        ]
+        cells = " | ".join(f"{mean.psnr:.2f} / {mean.ssim:.4f}" for mean in means)
+        assert f"| {title} | {cells} |" in page.read_text()
 
 
 def test_the_cards_checksums_are_the_files() -> None:

@@ -1,6 +1,6 @@
 """Score MREN on folders of high-resolution images, next to bicubic, by the protocol of :mod:`examples.mren.metrics`.
 
-python -m examples.mren.evaluate --data Set5 Set14 --scale 4 --csv scores.csv
+Run as ``python -m examples.mren.evaluate --data Set5 Set14 --scale 4 --csv scores.csv``.
 """
 
 from __future__ import annotations
