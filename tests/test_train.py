@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from examples.mren import train as training
-from examples.mren.model import load_mren
+from examples.mren import trainer
+from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.recipes import RECIPES, make_schedule
 from examples.mren.train import main
 from tests.images import write_photos
@@ -71,6 +74,100 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(images: Path, tmp_
     nets = [load_mren(4, path=folder / "mren_x4.safetensors") for folder in (straight, resumed)]
     for ours, theirs in zip(*(net.state_dict().values() for net in nets), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_what_is_saved_is_the_average_of_the_weights(images: Path, tmp_path: Path) -> None:
+    # Followed by hand: the network after each step, averaged with the rate that grows towards the recipe's.
+    followed: list[dict[str, torch.Tensor]] = []
+    step = trainer.Trainer._step
+
+    def follow(self: trainer.Trainer, number: int) -> torch.Tensor:
+        loss = step(self, number)
+        followed.append({name: value.clone() for name, value in self.parameters_of.state_dict().items()})
+        return loss
+
+    arguments = ["--steps", "12", "--validate-every", "12", "--lr", "1e-2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_step", follow)
+        assert run(images, tmp_path / "run", *arguments) == 0
+    saved = load_mren(4, path=tmp_path / "run" / "mren_x4.safetensors").state_dict()
+    for name, value in saved.items():
+        expected = followed[0][name].double()
+        for number, state in enumerate(followed[1:], start=1):
+            keep = min(0.999, (1 + number) / (10 + number))
+            expected = keep * expected + (1 - keep) * state[name].double()
+        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
+    assert not all(torch.equal(value, followed[-1][name]) for name, value in saved.items())
+    assert run(images, tmp_path / "last", *arguments, "--ema-decay", "0") == 0
+    for name, value in load_mren(4, path=tmp_path / "last" / "mren_x4.safetensors").state_dict().items():
+        assert torch.equal(value, followed[-1][name])
+
+
+def test_a_batch_worked_off_in_parts_teaches_the_same(images: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--steps", "12", "--validate-every", "4", "--batch-size", "4"]
+    assert run(images, tmp_path / "whole", *arguments) == 0
+    assert run(images, tmp_path / "parts", *arguments, "--accumulate", "2") == 0
+    for ours, theirs in zip(history(tmp_path / "parts")[1:], history(tmp_path / "whole")[1:], strict=True):
+        assert [float(value) for value in ours] == pytest.approx([float(value) for value in theirs], rel=1e-4)
+    assert run(images, tmp_path / "odd", *arguments, "--accumulate", "3") == 1
+    assert "a batch of 4 does not divide among 1 processes with 3 parts each" in capsys.readouterr().err
+
+
+def test_another_scale_is_begun_from(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "x4", "--steps", "1", "--lr", "1e-9") == 0
+    weights = tmp_path / "x4" / "mren_x4.safetensors"
+    begin = ["--scale", "2", "--init", str(weights), "--steps", "1", "--lr", "1e-9", "--seed", "5"]
+    capsys.readouterr()
+    assert run(images, tmp_path / "x2", *begin) == 0
+    # Two stages of reconstruction there, the last one half as wide; one here.
+    assert f"begun from {weights}; nothing there for tail.weight\n" in capsys.readouterr().out
+    given = load_mren(4, path=weights).state_dict()
+    taken = load_mren(2, path=tmp_path / "x2" / "mren_x2.safetensors").state_dict()
+    same = {name for name, value in taken.items() if name in given and value.shape == given[name].shape}
+    assert same == taken.keys() - {"tail.weight"}
+    for name in same:
+        torch.testing.assert_close(taken[name], given[name], rtol=0, atol=1e-7)
+
+
+def test_a_file_of_which_nothing_fits_is_not_begun_from(images: Path, tmp_path: Path, capsys) -> None:
+    weights = tmp_path / "narrow.safetensors"
+    save_weights(MREN(4, channels=12, num_blocks=1), weights, {"scale": 4, "channels": 12, "num_blocks": 1})
+    state = load_mren(4, path=weights).state_dict()
+    wide = MREN(4, channels=24, num_blocks=1)
+    fitting = [name for name, value in wide.state_dict().items() if state[name].shape == value.shape]
+    assert fitting == ["tail.bias"]  # as wide as the picture
+    save_file({"other": torch.zeros(1)}, weights, metadata={"mren": "{}"})
+    assert run(images, tmp_path / "run", "--init", str(weights)) == 1
+    assert "none of its 1 tensors fits" in capsys.readouterr().err
+    assert run(images, tmp_path / "run", "--init", str(tmp_path / "none")) == 1
+    assert "none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_of_the_network_are_passed_on_and_saved(images: Path, tmp_path: Path, capsys) -> None:
+    config = '{"exchange": null, "communication": "learnable"}'
+    assert run(images, tmp_path / "run", "--steps", "1", "--config", config) == 0
+    net = load_mren(4, path=tmp_path / "run" / "mren_x4.safetensors")
+    assert net.body[0].stages[0].exchange is None
+    assert any("communication" in name for name, _ in net.named_parameters())
+    assert run(images, tmp_path / "other", "--config", '{"exchang": null}') == 1
+    assert "--config: MREN.__init__() got an unexpected keyword argument 'exchang'" in capsys.readouterr().err
+    assert run(images, tmp_path / "other", "--config", '{"exchange": "sideways"}') == 1
+    assert "exchange must be one of 'outputs', 'inputs', None" in capsys.readouterr().err
+    for text in ("[1]", "{"):
+        with pytest.raises(SystemExit, match="2"):
+            run(images, tmp_path / "other", "--config", text)
+        assert "must be a JSON object" in capsys.readouterr().err
+
+
+def test_it_says_where_the_time_goes(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--steps", "20") == 0
+    (line,) = re.findall(r"([\d.]+) steps/s, ([\d.]+) images/s; of a step: (.*)", capsys.readouterr().out)
+    assert float(line[1]) == pytest.approx(2 * float(line[0]), rel=0.01)
+    shares = {name: float(share) for name, share in re.findall(r"(\w+) ([\d.]+) %", line[2])}
+    assert list(shares) == ["input", "network", "update"]
+    assert sum(shares.values()) == pytest.approx(100, abs=0.2)
+    assert shares["network"] > 50
 
 
 @pytest.mark.slow
@@ -135,16 +232,16 @@ def test_a_network_whose_result_is_not_finite_is_not_saved(images: Path, tmp_pat
 def test_a_network_that_broke_is_not_saved_when_time_is_up(
     images: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = training.Trainer._step
+    step = trainer.Trainer._step
 
-    def break_the_last_one(self: training.Trainer, number: int) -> torch.Tensor:
+    def break_the_last_one(self: trainer.Trainer, number: int) -> torch.Tensor:
         loss = step(self, number)
         if number == 9:  # the first look at loss and clock comes after it
             with torch.no_grad():
                 self.parameters_of.tail.bias.fill_(torch.nan)
         return loss
 
-    monkeypatch.setattr(training.Trainer, "_step", break_the_last_one)
+    monkeypatch.setattr(trainer.Trainer, "_step", break_the_last_one)
     assert run(images, tmp_path / "run", "--steps", "30", "--max-minutes", "1e-9") == 1
     assert "the network is not finite after step 10. Last good checkpoint: none yet" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()

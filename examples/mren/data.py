@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -159,52 +160,81 @@ class PatchSampler:
     So a run that is resumed at a step draws what the run that was never stopped would have drawn, and several processes
     that share a batch draw disjoint parts of the one that a single process would have.
 
+    All images lie in one buffer on ``device``, and a batch is one gather from it: on a GPU nothing is decoded, cut out
+    or sent while the network waits.
+
     Args:
         pairs: The images.
         scale: High-resolution pixels per low-resolution pixel.
         patch_size: Side of the high-resolution patch, a multiple of ``scale``.
         batch_size: Patches per step, over all processes.
         seed: Of everything that is drawn.
+        device: Where the images are kept and the patches are made.
     """
 
-    def __init__(self, pairs: list[ImagePair], scale: int, *, patch_size: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        pairs: list[ImagePair],
+        scale: int,
+        *,
+        patch_size: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if patch_size % scale or patch_size < scale:
             raise ValueError(f"patch_size must be a multiple of the scale, {scale}, got {patch_size}.")
-        self.pairs = pairs
+        self.paths = [pair.path for pair in pairs]
         self.scale = scale
         self.side = patch_size // scale  # in low-resolution pixels
         self.batch_size = batch_size
         self.seed = seed
+        self._sizes = [(int(pair.lr.shape[1]), int(pair.lr.shape[2])) for pair in pairs]
+        self._lr = _Patches([pair.lr for pair in pairs], self.side, device)
+        self._hr = _Patches([pair.hr for pair in pairs], self.side * scale, device)
 
     def draw(self, step: int) -> list[tuple[int, int, int, int]]:
         """What step ``step`` trains on: for each patch the image, the low-resolution top and left, the orientation."""
         random = np.random.default_rng((self.seed, step))
         drawn: list[tuple[int, int, int, int]] = []
-        for index in random.integers(len(self.pairs), size=self.batch_size).tolist():
-            height, width = self.pairs[index].lr.shape[1:]
+        for index in random.integers(len(self.paths), size=self.batch_size).tolist():
+            height, width = self._sizes[index]
             top, left = random.integers(height - self.side + 1), random.integers(width - self.side + 1)
             drawn.append((index, int(top), int(left), int(random.integers(8))))
         return drawn
 
     def files(self, step: int) -> list[Path]:
         """The images that step ``step`` trains on."""
-        return [self.pairs[index].path for index, *_ in self.draw(step)]
+        return [self.paths[index] for index, *_ in self.draw(step)]
 
     def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         """Low- and high-resolution patches of a step, between 0 and 1, the part that process ``rank`` works on."""
-        lows: list[Tensor] = []
-        highs: list[Tensor] = []
-        for index, top, left, orientation in self.draw(step)[rank::world_size]:
-            pair = self.pairs[index]
-            lows.append(_orient(_crop(pair.lr, top, left, self.side), orientation))
-            highs.append(
-                _orient(_crop(pair.hr, top * self.scale, left * self.scale, self.side * self.scale), orientation)
-            )
-        return torch.stack(lows).float() / 255, torch.stack(highs).float() / 255
+        drawn = torch.tensor(self.draw(step)[rank::world_size])
+        corners = drawn * torch.tensor([1, self.scale, self.scale, 1])
+        return self._lr.cut(drawn), self._hr.cut(corners)
 
 
-def _crop(image: Tensor, top: int, left: int, side: int) -> Tensor:
-    return image[:, top : top + side, left : left + side]
+class _Patches:
+    """Square patches of one size from images that lie end to end in one buffer, plane after plane."""
+
+    def __init__(self, images: list[Tensor], side: int, device: torch.device | str) -> None:
+        self.pixels = torch.cat([image.flatten() for image in images] or [torch.empty(0)]).to(device)
+        sizes = torch.tensor([image.shape for image in images], device=device).view(-1, 3)
+        self.widths = sizes[:, 2]
+        self.planes = sizes[:, 1] * sizes[:, 2]
+        self.starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
+        # Where each pixel of a patch comes from, for the eight flips and rotations of a square.
+        square = torch.arange(side * side, device=device).view(1, side, side)
+        turned = torch.stack([_orient(square, orientation)[0] for orientation in range(8)])
+        self.rows, self.columns = turned // side, turned % side
+        self.channels = torch.arange(3, device=device)
+
+    def cut(self, drawn: Tensor) -> Tensor:
+        """Patches between 0 and 1 for rows of image, top, left and orientation."""
+        image, top, left, orientation = rearrange(drawn.to(self.pixels.device), "patch what -> what patch 1 1 1")
+        rows, columns = top + self.rows[orientation.flatten(), None], left + self.columns[orientation.flatten(), None]
+        planes = self.channels.view(1, 3, 1, 1) * self.planes[image]
+        return self.pixels[self.starts[image] + planes + rows * self.widths[image] + columns].float() / 255
 
 
 def _orient(image: Tensor, orientation: int) -> Tensor:

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from examples.mren.files import whole_file
-from sc_blocks import MREB, RBWA
-from sc_blocks._checks import check_feature_map, check_positive_int
+from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication
+from sc_blocks._checks import check_choice, check_feature_map, check_positive_int
 from sc_blocks.communication import CommunicationLike
 from sc_blocks.dracb import Relay
 from sc_blocks.scacb import Exchange, Parts
@@ -33,6 +33,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 STAGES: dict[int, tuple[float, ...]] = {2: (2,), 3: (2, 1.5), 4: (2, 2)}
 DEVICES = ("auto", "cuda", "mps", "cpu")
 CHANNELS: dict[str, int] = {"mren": 60, "mren_l": 84}
+# Channels that a weight file can name.
+COMMUNICATIONS = {"learnable": LearnableCommunication, "gated": GatedCommunication}
 
 
 class MREN(nn.Module):
@@ -49,7 +51,8 @@ class MREN(nn.Module):
         parts: Of the SCACBs, see :class:`sc_blocks.SCACB`.
         exchange: Of the SCACBs, see there.
         residual: Of the SCACBs, see there.
-        communication: Of the DRACBs, see :class:`sc_blocks.DRACB`.
+        communication: Of the DRACBs, see :class:`sc_blocks.DRACB`; also ``"learnable"`` and ``"gated"``, names of the
+            channels that a weight file can hold.
         gate: Of the DRACBs, see there.
         relay: Of the DRACBs, see there.
         device: Where the parameters are created.
@@ -79,7 +82,7 @@ class MREN(nn.Module):
         parts: Parts = "both",
         exchange: Exchange | None = "outputs",
         residual: bool = True,
-        communication: CommunicationLike = 0.2,
+        communication: CommunicationLike | Literal["learnable", "gated"] = 0.2,
         gate: bool = True,
         relay: Relay = "raw",
         device: torch.device | str | None = None,
@@ -89,6 +92,9 @@ class MREN(nn.Module):
         if scale not in STAGES:
             raise ValueError(f"MREN: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
         check_positive_int("MREN", "num_blocks", num_blocks)
+        if isinstance(communication, str):
+            check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
+            communication = COMMUNICATIONS[communication]
         self.scale = scale
         conv = partial(nn.Conv2d, kernel_size=3, padding=1, device=device, dtype=dtype)
         block = partial(
@@ -209,6 +215,28 @@ def save_weights(net: MREN, file: Path, config: dict[str, Any]) -> None:
     state = {name: tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
     with whole_file(file) as scratch:
         save_file(state, scratch, metadata={"format": "pt", "mren": json.dumps(config)})
+
+
+def warm_start(net: MREN, file: str | Path) -> list[str]:
+    """Begin from the weights of a network of another scale or depth: copy every tensor that fits by name and shape.
+
+    Args:
+        net: The network, changed in place.
+        file: A weight file.
+
+    Returns:
+        The names of the parameters for which the file has nothing that fits: those stay as they were.
+
+    Raises:
+        ValueError: If nothing fits, or the file is not one of ours.
+    """
+    _, given = _read_weights(Path(file))
+    own = net.state_dict()
+    fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise ValueError(f"{file}: none of its {len(given)} tensors fits a network of {len(own)}; is it as wide?")
+    net.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
 
 
 def _read_weights(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -21,13 +21,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.mren.data import imresize, list_images
-from examples.mren.imagefile import FORMATS, Picture, bleed, check_writable, read_picture, save_image, write_picture
-from examples.mren.metrics import psnr, to_uint8
+from examples.mren.compare import write_sample
+from examples.mren.data import list_images
+from examples.mren.imagefile import FORMATS, Picture, bleed, check_writable, read_picture, write_picture
 from examples.mren.model import CHANNELS, DEVICES, STAGES, Scale, load_mren, pick_device
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
@@ -204,47 +203,6 @@ def _refuse_existing(targets: Sequence[Path], *, overwrite: bool) -> None:
 def _listed(paths: Sequence[Path], most: int = 3) -> str:
     more = f" and {len(paths) - most} more" if len(paths) > most else ""
     return ", ".join(str(path) for path in paths[:most]) + more
-
-
-def write_sample(net: nn.Module, scale: Scale, target: Path, *, label: str = "MREN") -> None:
-    """Shrink a photograph that scikit-image ships, upscale it again, and draw what became of it next to the original.
-
-    Args:
-        net: The network, which enlarges by ``scale``.
-        scale: What is shrunk by.
-        target: Image file to write.
-        label: What to call the network in the picture.
-    """
-    from skimage.data import coffee  # here only: importing it takes a second that upscaling files does not need
-
-    side = 240  # a multiple of each scale
-    original = torch.from_numpy(coffee()).permute(2, 0, 1)[:, 60 : 60 + side, 130 : 130 + side]
-    small = imresize(original, 1 / scale)
-    bicubic = imresize(small, scale)
-    upscaled = to_uint8(tiled(net, small[None].float() / 255, scale=scale)[0])
-    scores = {"Bicubic": psnr(bicubic, original, scale), label: psnr(upscaled, original, scale)}
-    panels = {
-        f"Input, {side // scale} x {side // scale}": small.repeat_interleave(scale, 1).repeat_interleave(scale, 2),
-        f"Bicubic, {scores['Bicubic']:.2f} dB": bicubic,
-        f"{label}, {scores[label]:.2f} dB": upscaled,
-        "Original": original,
-    }
-    save_image(_side_by_side(panels), target)
-    for name, value in scores.items():
-        print(f"{name}: {value:.2f} dB PSNR (Y)")
-    print(f"{target}: input, bicubic, {label} and original at x{scale}")
-
-
-def _side_by_side(panels: dict[str, Tensor], gap: int = 12, text_height: int = 36) -> Image.Image:
-    height, width = next(iter(panels.values())).shape[1:]
-    canvas = Image.new("RGB", (gap + len(panels) * (width + gap), gap + height + text_height), "white")
-    draw = ImageDraw.Draw(canvas)
-    for index, (text, panel) in enumerate(panels.items()):
-        left = gap + index * (width + gap)
-        canvas.paste(Image.fromarray(panel.permute(1, 2, 0).contiguous().numpy()), (left, gap))
-        middle = (left + width / 2, gap + height + text_height / 2)
-        draw.text(middle, text, fill=(40, 40, 40), font=ImageFont.load_default(18), anchor="mm")
-    return canvas
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,246 @@
+"""Draw what a network makes of details, next to bicubic and the original, as figure 5 of the paper does.
+
+    python -m examples.mren.compare --data Urban100 --crop img092 img012:300,200,96 -o details.png
+
+A detail is ``IMAGE:LEFT,TOP,SIDE`` in pixels of the original; of an image alone, the square is drawn in which bicubic
+is furthest from the original. Scores are of the whole image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from examples.mren.data import imresize, list_images, mod_crop, read_rgb
+from examples.mren.evaluate import network_upscaler
+from examples.mren.imagefile import FORMATS, save_image
+from examples.mren.metrics import psnr, score, to_uint8
+from examples.mren.model import CHANNELS, DEVICES, STAGES, Scale, load_mren, pick_device, weights_path
+from sc_blocks.tiling import tiled
+
+PANEL = 288  # height of a drawn panel in pixels
+OVERVIEW = 432  # width of the one that shows the whole image
+TITLES = {"mren": "MREN", "mren_l": "MREN-L"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture and the lines under it."""
+
+    image: Image.Image
+    caption: str
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A square of an image, in pixels; without a place, it is still to be found."""
+
+    image: str
+    place: tuple[int, int] | None = None
+    """Left and top."""
+    side: int = 96
+
+    @classmethod
+    def parse(cls, text: str) -> Detail:
+        """Read ``IMAGE`` or ``IMAGE:LEFT,TOP,SIDE``.
+
+        Example:
+            >>> Detail.parse("img092:300,200,96")
+            Detail(image='img092', place=(300, 200), side=96)
+        """
+        name, _, square = text.partition(":")
+        if not square:
+            return cls(name)
+        try:
+            left, top, side = (int(number) for number in square.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no detail; give IMAGE:LEFT,TOP,SIDE, such as img092:300,200,96, or IMAGE alone"
+            ) from None
+        return cls(name, (left, top), side)
+
+
+def find_detail(bicubic: Tensor, hr: Tensor, side: int) -> tuple[int, int]:
+    """Left and top of the square in which an enlarged image is furthest from the original, in the mean square."""
+    error = (bicubic.double() - hr.double()).square().mean(0, keepdim=True)
+    sums = F.avg_pool2d(error.unsqueeze(0), side, stride=1)[0, 0]
+    top, left = divmod(int(sums.argmax()), sums.shape[1])
+    return left, top
+
+
+def draw_details(
+    files: dict[str, Path], details: Sequence[Detail], scale: int, networks: dict[str, nn.Module]
+) -> Image.Image:
+    """A row for each detail: where it is, the original, bicubic, and each network.
+
+    Args:
+        files: Image files by name.
+        details: What to draw of them.
+        scale: What the images are shrunk by, and enlarged again.
+        networks: By the name to print.
+
+    Raises:
+        ValueError: If there is no such image, or the detail does not lie in it.
+    """
+    rows: list[list[Panel]] = []
+    for detail in details:
+        if detail.image not in files:
+            raise ValueError(f"no image {detail.image!r}; there are {', '.join(sorted(files))}.")
+        hr = mod_crop(read_rgb(files[detail.image]), scale)
+        lr = imresize(hr, 1 / scale)
+        enlarged = {"bicubic": imresize(lr, scale)}
+        for name, net in networks.items():
+            device = next(net.parameters()).device
+            enlarged[name] = network_upscaler(net, device)(lr)
+        height, width = hr.shape[1:]
+        if detail.side > min(height, width):
+            raise ValueError(f"{detail.image}: a square of {detail.side} does not fit into {width} x {height} pixels.")
+        left, top = detail.place or find_detail(enlarged["bicubic"], hr, detail.side)
+        if not (0 <= left <= width - detail.side and 0 <= top <= height - detail.side):
+            raise ValueError(
+                f"{detail.image}: the square of {detail.side} at {left},{top} is not within {width} x {height} pixels."
+            )
+        square = (slice(None), slice(top, top + detail.side), slice(left, left + detail.side))
+        row = [Panel(_overview(hr, left, top, detail.side), detail.image), Panel(_enlarged(hr[square]), "original")]
+        for name, image in enlarged.items():
+            value = score(image, hr, scale)
+            row.append(Panel(_enlarged(image[square]), f"{name}\n{value.psnr:.2f} dB / {value.ssim:.4f}"))
+        rows.append(row)
+    return draw_panels(rows)
+
+
+def draw_panels(rows: Sequence[Sequence[Panel]], *, gap: int = 12, text_height: int = 48) -> Image.Image:
+    """Rows of pictures on white, each with its caption below."""
+    widths = [sum(panel.image.width + gap for panel in row) + gap for row in rows]
+    heights = [max(panel.image.height for panel in row) + gap + text_height for row in rows]
+    canvas = Image.new("RGB", (max(widths), sum(heights)), "white")
+    draw = ImageDraw.Draw(canvas)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = gap
+        for panel in row:
+            canvas.paste(panel.image, (left, top + gap))
+            middle = (left + panel.image.width / 2, top + gap + panel.image.height + text_height / 2)
+            draw.text(
+                middle, panel.caption, fill=(40, 40, 40), font=ImageFont.load_default(18), anchor="mm", align="center"
+            )
+            left += panel.image.width + gap
+        top += height
+    return canvas
+
+
+def write_sample(net: nn.Module, scale: Scale, target: Path, *, label: str = "MREN") -> None:
+    """Shrink a photograph that scikit-image ships, upscale it again, and draw what became of it next to the original.
+
+    Args:
+        net: The network, which enlarges by ``scale``.
+        scale: What is shrunk by.
+        target: Image file to write.
+        label: What to call the network in the picture.
+    """
+    from skimage.data import coffee  # here only: importing it takes a second that upscaling files does not need
+
+    side = 240  # a multiple of each scale
+    original = torch.from_numpy(coffee()).permute(2, 0, 1)[:, 60 : 60 + side, 130 : 130 + side]
+    small = imresize(original, 1 / scale)
+    bicubic = imresize(small, scale)
+    upscaled = to_uint8(tiled(net, small[None].float() / 255, scale=scale)[0])
+    scores = {"Bicubic": psnr(bicubic, original, scale), label: psnr(upscaled, original, scale)}
+    panels = {
+        f"Input, {side // scale} x {side // scale}": small.repeat_interleave(scale, 1).repeat_interleave(scale, 2),
+        f"Bicubic, {scores['Bicubic']:.2f} dB": bicubic,
+        f"{label}, {scores[label]:.2f} dB": upscaled,
+        "Original": original,
+    }
+    row = [Panel(_image(panel), text) for text, panel in panels.items()]
+    save_image(draw_panels([row], text_height=36), target)
+    for name, value in scores.items():
+        print(f"{name}: {value:.2f} dB PSNR (Y)")
+    print(f"{target}: input, bicubic, {label} and original at x{scale}")
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _enlarged(square: Tensor) -> Image.Image:
+    """To the height of a panel, each pixel as it is: a smooth enlargement would hide what is compared."""
+    return _image(square).resize((PANEL, PANEL), Image.Resampling.NEAREST)
+
+
+def _overview(hr: Tensor, left: int, top: int, side: int) -> Image.Image:
+    """The whole image in a box of one size, so that the columns of a drawing line up."""
+    image = _image(hr)
+    factor = min(PANEL / image.height, OVERVIEW / image.width)
+    small = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
+    corners = [round(value * factor) for value in (left, top, left + side, top + side)]
+    ImageDraw.Draw(small).rectangle(corners, outline=(255, 40, 40), width=3)
+    box = Image.new("RGB", (OVERVIEW, PANEL), "white")
+    box.paste(small, ((OVERVIEW - small.width) // 2, (PANEL - small.height) // 2))
+    return box
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.mren.compare",
+        description="Draw details as MREN enlarges them, next to bicubic and the original.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of high-resolution images")
+    parser.add_argument(
+        "--crop",
+        type=Detail.parse,
+        nargs="+",
+        required=True,
+        metavar="DETAIL",
+        help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for where bicubic is worst",
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("details.png"), help="image file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
+    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
+    parser.add_argument("--weights", type=Path, nargs="+", help="weight files of your own, instead of the shipped ones")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    if args.output.exists() and not args.overwrite:
+        raise ValueError(f"{args.output}: would be overwritten; pass --overwrite, or choose another output.")
+    if args.output.suffix.lower() not in FORMATS:
+        raise ValueError(f"{args.output}: the name must end in one of {', '.join(FORMATS)}.")
+    device = pick_device(args.device)
+    if args.weights is not None:
+        networks = {file.stem: load_mren(args.scale, path=file, device=device) for file in args.weights}
+    else:
+        networks = {
+            TITLES[variant]: load_mren(args.scale, variant, device=device)
+            for variant in CHANNELS
+            if variant == "mren" or weights_path(args.scale, variant).exists()
+        }
+    files = {path.stem: path for path in list_images(args.data)}
+    save_image(draw_details(files, args.crop, args.scale, networks), args.output)
+    print(f"{args.output}: {len(args.crop)} details at x{args.scale}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = _parse(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
