@@ -182,7 +182,7 @@ def load_mren(
             f"no weights at {file}. Shipped: {shipped}. Train your own with "
             f"python -m examples.mren.train --data FOLDER --scale {scale}, then pass path= (or --weights)."
         )
-    config, state = _read_weights(file)
+    config, state = read_weights(file)
     expected = {"scale": scale} | ({"channels": CHANNELS[variant]} if path is None else {})
     for name, wanted in expected.items():
         if config.get(name) != wanted:
@@ -230,7 +230,7 @@ def warm_start(net: MREN, file: str | Path) -> list[str]:
     Raises:
         ValueError: If nothing fits, or the file is not one of ours.
     """
-    _, given = _read_weights(Path(file))
+    _, given = read_weights(Path(file))
     own = net.state_dict()
     fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
@@ -239,7 +239,12 @@ def warm_start(net: MREN, file: str | Path) -> list[str]:
     return [name for name in own if name not in fitting]
 
 
-def _read_weights(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_weights(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The constructor's arguments and the tensors that a weight file holds.
+
+    Raises:
+        ValueError: If the file is unreadable, or not one of ours.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}

@@ -1,0 +1,116 @@
+"""MREN for the Hugging Face Hub: ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``, folders included.
+
+The folder's ``model.safetensors`` is a weight file like any other: ``--weights`` of the commands takes it too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import PyTorchModelHubMixin, constants
+
+from examples.mren.model import COMMUNICATIONS, MREN, Scale, save_weights
+from sc_blocks.dracb import Relay
+from sc_blocks.scacb import Exchange, Parts
+
+
+class HubMREN(
+    MREN,
+    PyTorchModelHubMixin,
+    library_name="sc_blocks",
+    pipeline_tag="image-to-image",
+    tags=["super-resolution"],
+):
+    """MREN with the methods of :class:`huggingface_hub.PyTorchModelHubMixin`.
+
+    The constructor is that of :class:`~examples.mren.model.MREN`, except that it takes only what a configuration file
+    can hold: no channel of your own, and neither ``device`` nor ``dtype``, which belong to the machine; call ``.to()``.
+
+    Args:
+        scale: 2, 3 or 4.
+        channels: Width of the features.
+        num_blocks: Number of MREBs.
+        parts: Of the SCACBs, see :class:`sc_blocks.SCACB`.
+        exchange: Of the SCACBs, see there.
+        residual: Of the SCACBs, see there.
+        communication: Of the DRACBs: a number, ``"learnable"``, ``"gated"`` or ``None``.
+        gate: Of the DRACBs, see :class:`sc_blocks.DRACB`.
+        relay: Of the DRACBs, see there.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: If an argument is of another type.
+
+    Example:
+        >>> import tempfile
+        >>> from contextlib import redirect_stdout
+        >>> net = HubMREN(2, channels=12, num_blocks=1, exchange=None)
+        >>> with tempfile.TemporaryDirectory() as folder, redirect_stdout(None):  # the mixin prints
+        ...     _ = net.save_pretrained(folder)
+        ...     again = HubMREN.from_pretrained(folder)
+        >>> again.scale, again.body[0].stages[0].exchange, again.training
+        (2, None, False)
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        *,
+        channels: int = 60,
+        num_blocks: int = 6,
+        parts: Parts = "both",
+        exchange: Exchange | None = "outputs",
+        residual: bool = True,
+        communication: float | Literal["learnable", "gated"] | None = 0.2,
+        gate: bool = True,
+        relay: Relay = "raw",
+    ) -> None:
+        # The mixin would leave anything else out of the configuration and put the default there.
+        if communication is not None and not isinstance(communication, (int, float, str)):
+            raise TypeError(
+                f"HubMREN: communication must be a number, {', '.join(map(repr, COMMUNICATIONS))} or None, which a "
+                f"configuration file can hold, got {communication!r}; MREN takes modules and factories."
+            )
+        super().__init__(
+            scale,
+            channels=channels,
+            num_blocks=num_blocks,
+            parts=parts,
+            exchange=exchange,
+            residual=residual,
+            communication=communication,
+            gate=gate,
+            relay=relay,
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        # Our own writer: whole or not at all, and with the arguments in the metadata, so that load_mren reads it too.
+        save_weights(self, save_directory / constants.SAFETENSORS_SINGLE_FILE, dict(self._hub_mixin_config))
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, config: dict[str, Any] | None = None, strict: bool = True, **given: Any
+    ) -> HubMREN:
+        # The mixin fills `config` in from config.json because the parameter is there. It lets arguments of the call win
+        # over the file, ignores entries that it does not know, and by default loads what fits: each of these would
+        # make another network than the one that was saved, without a word.
+        if config is None:
+            raise ValueError(f"{model_id}: has no {constants.CONFIG_NAME}; was it written by HubMREN.save_pretrained?")
+        taken = cls._hub_mixin_init_parameters.keys() - {"self"}
+        unknown = config.keys() - taken
+        if unknown:
+            raise ValueError(
+                f"{model_id}: {constants.CONFIG_NAME} holds {', '.join(sorted(unknown))}; HubMREN takes "
+                f"{', '.join(sorted(taken))}. Was it written by another version?"
+            )
+        for name in taken & given.keys() & config.keys():
+            if given[name] != config[name]:
+                raise ValueError(
+                    f"{model_id}: was saved with {name}={config[name]!r}, asked for {name}={given[name]!r}."
+                )
+        try:
+            net = super()._from_pretrained(model_id=model_id, strict=strict, **given)
+        except RuntimeError as error:
+            raise ValueError(f"{model_id}: its weights do not fit its arguments, {config}: {error}") from error
+        return net.eval()  # not every release of the mixin does

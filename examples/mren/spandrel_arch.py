@@ -1,0 +1,210 @@
+"""MREN for spandrel, which finds out from a file's tensors which network they belong to.
+
+After :func:`register_spandrel`, ``spandrel.ModelLoader`` loads MREN as it loads the networks that it knows.
+
+spandrel hands on a file's tensors and drops its metadata, and tensors do not tell everything. They tell width, depth,
+``parts``, and channels with parameters. They do not tell ×3 from ×4, whose tensors have the same names and shapes, nor
+any option without parameters: ``exchange``, ``residual``, ``gate``, ``relay``, the weight of a fixed channel. For those
+the defaults of :class:`~examples.mren.model.MREN` and ×4 are taken, unless the file says otherwise in a tensor, which
+:func:`write_for_spandrel` puts there.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from spandrel import (
+    MAIN_REGISTRY,
+    Architecture,
+    ArchRegistry,
+    ArchSupport,
+    ImageModelDescriptor,
+    ModelTiling,
+    SizeRequirements,
+    StateDict,
+)
+from spandrel.util import KeyCondition, get_seq_len
+from torch import Tensor
+
+from examples.mren.files import whole_file
+from examples.mren.model import MREN, read_weights
+
+# The tensor that holds the constructor's arguments: JSON, one character an element. ASCII outlives a cast to fp16.
+ARGUMENTS = "mren_arguments"
+ID = "MREN"
+
+
+class MRENArch(Architecture[MREN]):
+    """How spandrel recognises MREN and builds it.
+
+    Example:
+        >>> from examples.mren.model import mren
+        >>> MRENArch().detect(mren(2).state_dict())
+        True
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            id=ID,
+            detect=KeyCondition.has_all(
+                "head.weight",
+                "body.0.stages.0.compress.weight",
+                "body.0.refine.links.0.distill.weight",
+                "body.0.attention.shared.squeeze.weight",
+                "reconstruct.0.expand.weight",
+                "reconstruct.0.attention.shared.squeeze.weight",
+                "tail.weight",
+            ),
+        )
+
+    def load(self, state_dict: StateDict) -> ImageModelDescriptor[MREN]:
+        """Build the network that the tensors are of.
+
+        Args:
+            state_dict: Tensors by name; left as they are.
+
+        Returns:
+            The network, in eval mode, and what spandrel wants to know about it.
+
+        Raises:
+            ValueError: If the tensors do not fit the network that they seem to be of.
+        """
+        arguments = read_arguments(state_dict)
+        try:
+            net = MREN(**arguments).eval()
+            return ImageModelDescriptor(
+                net,
+                {name: tensor for name, tensor in state_dict.items() if name != ARGUMENTS},
+                architecture=self,
+                purpose="SR",
+                tags=_tags(state_dict, arguments),
+                # Largest difference to float32 of the shipped weights on photographs, in steps of 1 / 255: below 1 in
+                # float16, about 3 in bfloat16, which costs 0.02 dB at most.
+                supports_half=True,
+                supports_bfloat16=True,
+                scale=net.scale,
+                input_channels=3,
+                output_channels=3,
+                size_requirements=SizeRequirements(),  # any size from 1 x 1, at every scale
+                # The attention pools over whole tiles, but was trained on small patches: tiles score no worse.
+                tiling=ModelTiling.SUPPORTED,
+            )
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"MREN: the tensors do not fit the arguments read there, {arguments}: {error}") from error
+
+
+def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Find the constructor's arguments in a state dict of MREN.
+
+    Args:
+        state_dict: Tensors by name.
+
+    Returns:
+        All arguments if the state dict holds them; otherwise those that the tensors tell, and a scale.
+
+    Warns:
+        UserWarning: If the scale could be 3 or 4; 4 is returned.
+
+    Raises:
+        ValueError: If the arguments that the state dict holds are not readable.
+
+    Example:
+        >>> from examples.mren.model import MREN
+        >>> read_arguments(MREN(2, channels=12, num_blocks=1, communication="gated").state_dict())
+        {'scale': 2, 'channels': 12, 'num_blocks': 1, 'parts': 'both', 'communication': 'gated'}
+    """
+    if ARGUMENTS in state_dict:
+        try:
+            arguments = json.loads(bytes(state_dict[ARGUMENTS].to(torch.uint8).tolist()))
+        except ValueError as error:
+            raise ValueError(f"MREN: {ARGUMENTS} must hold the constructor's arguments as JSON ({error}).") from error
+        if not isinstance(arguments, dict):
+            raise ValueError(f"MREN: {ARGUMENTS} must hold the constructor's arguments by name, got {arguments!r}.")
+        return arguments
+
+    if "reconstruct.1.expand.weight" in state_dict:
+        scale = 4
+        warnings.warn(
+            "MREN: the tensors of x3 and x4 are alike; these are taken for x4. If they are x3, load a copy of the file "
+            "that says so: examples.mren.spandrel_arch.write_for_spandrel(file, copy).",
+            stacklevel=2,
+        )
+    else:
+        scale = 2
+    arguments = {
+        "scale": scale,
+        "channels": state_dict["head.weight"].shape[0],
+        "num_blocks": get_seq_len(state_dict, "body"),
+        "parts": _parts(state_dict),
+    }
+    channel = "body.0.refine.links.1.communication."
+    if f"{channel}weight" in state_dict:
+        arguments["communication"] = "learnable"
+    elif f"{channel}weigh.weight" in state_dict:
+        arguments["communication"] = "gated"
+    return arguments
+
+
+def write_for_spandrel(weights: str | Path, copy: str | Path) -> None:
+    """Copy a weight file and put its constructor's arguments where spandrel sees them, into a tensor.
+
+    Args:
+        weights: A weight file, such as :mod:`examples.mren.train` writes.
+        copy: The ``.safetensors`` file to write; it is for spandrel only.
+
+    Raises:
+        ValueError: If ``weights`` is not one of ours, or ``copy`` has another suffix or is the same file.
+    """
+    weights, copy = Path(weights), Path(copy)
+    if copy.suffix != ".safetensors":
+        raise ValueError(f"write_for_spandrel: copy must end in .safetensors, got {str(copy)!r}.")
+    if copy.resolve() == weights.resolve():
+        raise ValueError(f"write_for_spandrel: copy must be another file than weights, got {str(copy)!r} for both.")
+    arguments, state = read_weights(weights)
+    text = json.dumps(arguments)
+    state[ARGUMENTS] = torch.tensor(list(text.encode("ascii")), dtype=torch.uint8)
+    with whole_file(copy) as scratch:
+        save_file(state, scratch, metadata={"format": "pt", "mren": text})
+
+
+def register_spandrel(registry: ArchRegistry = MAIN_REGISTRY) -> None:
+    """Make MREN one of the networks that spandrel recognises. Calling it again changes nothing.
+
+    Args:
+        registry: Where to add it; the default is what every ``spandrel.ModelLoader()`` reads.
+
+    Raises:
+        spandrel.DuplicateArchitectureError: If the registry has a network of that name that is not ours.
+
+    Example:
+        >>> import spandrel
+        >>> from examples.mren.model import mren
+        >>> registry = spandrel.MAIN_REGISTRY.copy()  # leave it out to change spandrel's own
+        >>> register_spandrel(registry)
+        >>> loaded = spandrel.ModelLoader(registry=registry).load_from_state_dict(mren(2).state_dict())
+        >>> loaded.architecture.name, loaded.scale, loaded.tags
+        ('MREN', 2, ['60ch', '6nb'])
+    """
+    known = registry.get(ID)
+    if known is None or not isinstance(known.architecture, MRENArch):
+        registry.add(ArchSupport.from_architecture(MRENArch()))
+
+
+def _parts(state_dict: Mapping[str, Tensor]) -> str:
+    present = [part for part in ("spatial", "channel") if f"body.0.stages.0.{part}.conv1.weight" in state_dict]
+    return present[0] if len(present) == 1 else "both"
+
+
+def _tags(state_dict: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> list[str]:
+    """Width and depth in spandrel's manner, and each option that is not MREN's default."""
+    tags = [f"{state_dict['head.weight'].shape[0]}ch", f"{get_seq_len(state_dict, 'body')}nb"]
+    for name, value in arguments.items():
+        if name not in ("scale", "channels", "num_blocks") and value != MREN.__init__.__kwdefaults__[name]:
+            tags.append(f"{name}={value}")
+    return tags

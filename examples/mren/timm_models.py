@@ -1,0 +1,136 @@
+"""MREN for timm: ``timm.create_model("mren", scale=4, pretrained=True)``.
+
+Importing this module registers ``mren`` and ``mren_l``, as importing timm registers its own networks. Beside timm's
+own, :class:`~examples.mren.model.MREN`'s arguments are taken, and no others.
+
+``timm.create_model`` drops arguments that are ``None`` before a network sees them, so ``exchange=None`` and
+``communication=None`` have no effect there. Call the functions below, or ``MREN``, for those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+from timm.models import PretrainedCfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+
+from examples.mren.model import CHANNELS, MREN, Scale, Variant, load_mren, weights_path
+
+__all__ = ["mren", "mren_l"]
+
+
+def _cfg() -> PretrainedCfg:
+    """What timm's data pipeline reads: RGB between 0 and 1 as it is, and no classes."""
+    return PretrainedCfg(
+        input_size=(3, 48, 48),  # the paper's training patches at x4; any size will do
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        crop_pct=1.0,
+        num_classes=0,
+        first_conv="head",
+        license="mit",
+    )
+
+
+# Without a weight file: which one it is depends on the scale.
+default_cfgs = generate_default_cfgs({variant: _cfg() for variant in CHANNELS})
+
+
+@register_model
+def mren(
+    pretrained: bool = False,
+    *,
+    scale: Scale = 4,
+    pretrained_cfg: PretrainedCfg | dict[str, Any] | str | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> MREN:
+    """The paper's MREN, 60 channels wide.
+
+    Args:
+        pretrained: Whether to load trained weights: the shipped ones of that scale, or the file that
+            ``pretrained_cfg_overlay={"file": ...}`` names. They bring their options with them.
+        scale: 2, 3 or 4.
+        pretrained_cfg: As for timm's networks; of the places of weights it can name, ``file`` is read.
+        pretrained_cfg_overlay: Entries that replace those of ``pretrained_cfg``.
+        cache_dir: Accepted because timm passes it; nothing is downloaded.
+        **options: Further arguments of :class:`~examples.mren.model.MREN`.
+
+    Returns:
+        The network; with trained weights in eval mode.
+
+    Raises:
+        FileNotFoundError: If there are no such weights; the message lists those that are there.
+        TypeError: If MREN has no such argument.
+        ValueError: If an argument is out of range, comes together with ``pretrained``, or the file is of another
+            network.
+
+    Example:
+        >>> import timm
+        >>> import torch
+        >>> import examples.mren.timm_models
+        >>> timm.create_model("mren", scale=3, num_blocks=1)(torch.rand(1, 3, 12, 17)).shape
+        torch.Size([1, 3, 36, 51])
+    """
+    return _build("mren", pretrained, scale, pretrained_cfg, pretrained_cfg_overlay, options)
+
+
+@register_model
+def mren_l(
+    pretrained: bool = False,
+    *,
+    scale: Scale = 4,
+    pretrained_cfg: PretrainedCfg | dict[str, Any] | str | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> MREN:
+    """The paper's MREN-L, 84 channels wide; arguments, result and errors as :func:`mren`."""
+    return _build("mren_l", pretrained, scale, pretrained_cfg, pretrained_cfg_overlay, options)
+
+
+def _build(
+    variant: Variant,
+    pretrained: bool,
+    scale: Scale,
+    pretrained_cfg: PretrainedCfg | dict[str, Any] | str | None,
+    pretrained_cfg_overlay: dict[str, Any] | None,
+    options: dict[str, Any],
+) -> MREN:
+    taken = inspect.signature(MREN).parameters.keys() - {"scale", "channels"}
+    unknown = options.keys() - taken
+    if unknown:
+        raise TypeError(
+            f"{variant}: no argument {', '.join(sorted(unknown))}; MREN takes scale, {', '.join(sorted(taken))}. "
+            f"The width is that of the name: {variant} has {CHANNELS[variant]} channels."
+        )
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
+    if pretrained:
+        net, cfg = _load(variant, scale, cfg, options)
+    else:
+        net = MREN(scale, channels=CHANNELS[variant], **options)
+    # Where timm's own tools look for it, under both names.
+    net.pretrained_cfg = net.default_cfg = cfg.to_dict()
+    return net
+
+
+def _load(variant: Variant, scale: Scale, cfg: PretrainedCfg, options: dict[str, Any]) -> tuple[MREN, PretrainedCfg]:
+    placement = {name: options[name] for name in ("device", "dtype") if name in options}
+    refused = options.keys() - placement.keys()
+    if refused:
+        raise ValueError(
+            f"{variant}: with pretrained=True the weight file says how the network is built; got "
+            f"{', '.join(sorted(refused))} too. Leave that out, or pass pretrained=False."
+        )
+    elsewhere = [name for name in ("url", "hf_hub_id", "state_dict") if getattr(cfg, name)]
+    if elsewhere:
+        raise ValueError(
+            f"{variant}: pretrained weights are read from a file, got {', '.join(elsewhere)}; pass "
+            'pretrained_cfg_overlay={"file": ...}, or pretrained=True alone for the shipped ones.'
+        )
+    net = load_mren(scale, variant, path=cfg.file)
+    file = cfg.file or str(weights_path(scale, variant))
+    return net.to(**placement), dataclasses.replace(cfg, file=file)
