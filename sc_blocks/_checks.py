@@ -69,6 +69,12 @@ def check_width(block: str, width: int, *, channels: int, reduction: int, at_lea
 
 def check_feature_map(block: str, x: Tensor, channels: int, *, name: str = "x", size_multiple: int = 1) -> None:
     """Raise unless ``x`` is a floating-point NCHW tensor of ``channels`` channels, at least 1 x 1 large."""
+    if not isinstance(x, Tensor):
+        hints = {
+            tuple: "; DRACB returns (refined, attention_map): pass the first",
+            int: f"; where layers are built by width, pass the class {block}, not an instance",
+        }
+        raise TypeError(f"{block}: {name} must be a tensor, got {type(x).__name__}{hints.get(type(x), '')}.")
     if x.ndim != 4:
         hint = f"; for a single image pass {name}.unsqueeze(0)" if x.ndim == 3 else ""
         raise ValueError(

@@ -233,6 +233,9 @@ class DRACBChain(nn.Module):
     def step(self, stage: int, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Refine one stage.
 
+        Nothing is remembered between steps: that a stage was left out, or that a map is of another one, goes unnoticed
+        where the widths agree.
+
         Args:
             stage: Its number, from 0 to ``length - 1``, in order.
             x: Its features, :math:`(N, C_{in}, H, W)`.
@@ -243,7 +246,10 @@ class DRACBChain(nn.Module):
 
         Raises:
             ValueError: If there is no such stage, or ``previous`` does not belong to it.
+            TypeError: If ``stage`` is not an integer.
         """
+        if isinstance(stage, bool) or not isinstance(stage, int):
+            raise TypeError(f"DRACBChain: stage must be an integer, 0 to {self.length - 1}, got {stage!r}.")
         if not 0 <= stage < self.length:
             raise ValueError(
                 f"DRACBChain: stage must be 0 to {self.length - 1} for a chain of length {self.length}, got {stage}; "

@@ -575,3 +575,23 @@ def test_copied_module_brings_its_weights() -> None:
 def test_words_of_the_network(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    with pytest.raises(
+        TypeError, match=r"SCACB: x must be a tensor, got tuple; DRACB returns \(refined, attention_map\)"
+    ):
+        nn.Sequential(DRACB(8, 8), SCACB(8))(torch.rand(1, 8, 4, 4))
+    with pytest.raises(
+        TypeError, match=r"WSILBV: x must be a tensor, got int; .* pass the class WSILBV, not an instance"
+    ):
+        WSILBV(8)(8)  # what a network does that was given an instance for a class
+    with pytest.raises(TypeError, match=r"SCACB: x must be a tensor, got ndarray\.$"):
+        SCACB(8)(torch.rand(1, 8, 4, 4).numpy())
+
+
+@pytest.mark.parametrize("stage", [1.0, True, "1", None])
+def test_a_stage_is_an_integer(stage: object) -> None:
+    x = torch.rand(1, 8, 4, 4)
+    with pytest.raises(TypeError, match="DRACBChain: stage must be an integer, 0 to 1, got"):
+        DRACBChain(8, 4, 2).step(stage, x, torch.rand(1, 4, 4, 4))

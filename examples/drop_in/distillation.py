@@ -1,0 +1,118 @@
+"""A distillation network for super-resolution, in the manner of RFDN, made of these blocks.
+
+The idea is that of Liu, Tang and Wu, *Residual Feature Distillation Network for Lightweight Image Super-Resolution*
+(2020): a block refines its features stage by stage, sets a narrow, distilled copy of each stage aside, and fuses the
+copies under attention. Here SCACB is the residual block, a DRACBChain makes the distilled copies, each told by the
+attention map of the one before, and WSILBV is the attention.
+
+``python -m examples.drop_in.distillation`` prints what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sc_blocks import SCACB, WSILBV, DRACBChain
+from sc_blocks.communication import PAPER_WEIGHT, CommunicationLike
+
+
+class DistillationBlock(nn.Module):
+    """Residual blocks in a row, each stage distilled on the way; with its defaults an MREB without the outer shortcut.
+
+    Args:
+        channels: Width of the input and of the output, at least 6.
+        block: Called with the width to build each residual block.
+        attention: Called with the width to build the attention.
+        communication: What the distilling stages tell each other, see :class:`~sc_blocks.DRACB`.
+        num_stages: Number of residual blocks.
+
+    Example:
+        >>> DistillationBlock(24)(torch.rand(1, 24, 9, 7)).shape
+        torch.Size([1, 24, 9, 7])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        block: Callable[[int], nn.Module] = SCACB,
+        attention: Callable[[int], nn.Module] = WSILBV,
+        communication: CommunicationLike = PAPER_WEIGHT,
+        num_stages: int = 3,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block(channels) for _ in range(num_stages))
+        # One stage more than there are blocks: what comes in is distilled as well.
+        self.distill = DRACBChain(channels, channels // 2, num_stages + 1, communication=communication)
+        self.fuse = nn.Conv2d((num_stages + 1) * (channels // 2), channels, 1)
+        self.attention = attention(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        refined, attention_map = self.distill.step(0, x)
+        kept = [refined]
+        for stage, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            refined, attention_map = self.distill.step(stage, x, attention_map)
+            kept.append(refined)
+        return self.attention(self.fuse(torch.cat(kept, dim=1)))
+
+
+class DistillationNet(nn.Module):
+    """Enlarges images by an integer factor.
+
+    Args:
+        scale: The factor.
+        channels: Width of the features, at least 6.
+        num_blocks: Number of distillation blocks; what all of them return is fused.
+        block: Called with the width to build each residual block.
+        attention: Called with the width to build each attention.
+        communication: What the distilling stages tell each other, see :class:`~sc_blocks.DRACB`.
+
+    Example:
+        >>> net = DistillationNet(scale=4, channels=24, num_blocks=2)
+        >>> net(torch.rand(1, 3, 9, 7)).shape
+        torch.Size([1, 3, 36, 28])
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: int = 4,
+        channels: int = 48,
+        num_blocks: int = 4,
+        block: Callable[[int], nn.Module] = SCACB,
+        attention: Callable[[int], nn.Module] = WSILBV,
+        communication: CommunicationLike = PAPER_WEIGHT,
+    ) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, channels, 3, padding=1)
+        self.body = nn.ModuleList(
+            DistillationBlock(channels, block=block, attention=attention, communication=communication)
+            for _ in range(num_blocks)
+        )
+        self.fuse = nn.Sequential(
+            nn.Conv2d(num_blocks * channels, channels, 1), nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1)
+        )
+        self.tail = nn.Sequential(nn.Conv2d(channels, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shallow = features = self.head(x)
+        collected = []
+        for block in self.body:
+            features = block(features)
+            collected.append(features)
+        return self.tail(shallow + self.fuse(torch.cat(collected, dim=1)))
+
+
+def main() -> None:
+    """Print what the network is."""
+    net, x = DistillationNet(), torch.rand(1, 3, 33, 47)
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    print(f"DistillationNet: {parameters:,} parameters, {tuple(x.shape)} -> {tuple(net(x).shape)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""A U-Net for denoising and deblurring, in the manner of NAFNet, with one DRACBChain across its levels.
+
+NAFNet (Chen et al., *Simple Baselines for Image Restoration*, 2022) builds a U-Net of blocks with gates in place of
+activations and a light channel attention; here that is WSILBV. What a level hands across to the decoder is distilled by
+its stage of a chain: the stages get narrower maps at each halving of the size, and each is told by the map of the finer
+level, which the chain resamples and projects on the way.
+
+``python -m examples.drop_in.unet`` prints what it is.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sc_blocks import WSILBV, DRACBChain
+from sc_blocks.communication import PAPER_WEIGHT, CommunicationLike
+
+
+class GatedBlock(nn.Module):
+    """A branch in which one half of the channels gates the other, under attention, added to the input.
+
+    Args:
+        channels: Width of the input and of the output, at least 4.
+
+    Example:
+        >>> GatedBlock(16)(torch.rand(1, 16, 9, 7)).shape
+        torch.Size([1, 16, 9, 7])
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)
+        self.expand = nn.Conv2d(channels, 2 * channels, 1)
+        self.look = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.attention = WSILBV(channels)
+        self.fuse = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.look(self.expand(self.norm(x))).chunk(2, dim=1)
+        return x + self.fuse(self.attention(left * right))
+
+
+class UNet(nn.Module):
+    """Restores an image of any size, from 1 x 1: it pads itself and crops the result.
+
+    Args:
+        channels: Width at full size; each level below is twice as wide as the one above. At least 4.
+        num_levels: How often the size is halved.
+        num_blocks: Number of gated blocks of each level, on the way down and on the way up.
+        communication: What each level's stage is told by the finer one, see :class:`~sc_blocks.DRACB`.
+
+    Attributes:
+        size_multiple: What heights and widths are padded to a multiple of.
+
+    Example:
+        >>> UNet(channels=8)(torch.rand(1, 3, 9, 7)).shape
+        torch.Size([1, 3, 9, 7])
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 16,
+        num_levels: int = 3,
+        num_blocks: int = 1,
+        communication: CommunicationLike = PAPER_WEIGHT,
+    ) -> None:
+        super().__init__()
+        widths = [channels * 2**level for level in range(num_levels)]
+        kept = [width // 2 for width in widths]
+        self.size_multiple = 2**num_levels
+
+        def blocks(width: int) -> nn.Sequential:
+            return nn.Sequential(*(GatedBlock(width) for _ in range(num_blocks)))
+
+        self.head = nn.Conv2d(3, channels, 3, padding=1)
+        self.encoders = nn.ModuleList(blocks(width) for width in widths)
+        self.downs = nn.ModuleList(nn.Conv2d(width, 2 * width, 2, stride=2) for width in widths)
+        self.skips = DRACBChain(widths, kept, communication=communication, resample="bilinear")
+        self.middle = blocks(2 * widths[-1])
+        self.ups = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(2 * width, 4 * width, 1), nn.PixelShuffle(2)) for width in widths
+        )
+        self.merges = nn.ModuleList(
+            nn.Conv2d(width + across, width, 1) for width, across in zip(widths, kept, strict=True)
+        )
+        self.decoders = nn.ModuleList(blocks(width) for width in widths)
+        self.tail = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        # Not reflected: that needs images larger than the padding.
+        padded = F.pad(x, (0, -width % self.size_multiple, 0, -height % self.size_multiple), mode="replicate")
+        features, across, attention_map = self.head(padded), [], None
+        for level, (encoder, down) in enumerate(zip(self.encoders, self.downs, strict=True)):
+            features = encoder(features)
+            refined, attention_map = self.skips.step(level, features, attention_map)
+            across.append(refined)
+            features = down(features)
+        features = self.middle(features)
+        for level in reversed(range(len(across))):
+            features = torch.cat([self.ups[level](features), across[level]], dim=1)
+            features = self.decoders[level](self.merges[level](features))
+        return x + self.tail(features)[:, :, :height, :width]
+
+
+def main() -> None:
+    """Print what the network is."""
+    net, x = UNet(), torch.rand(1, 3, 33, 47)
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    print(f"UNet: {parameters:,} parameters, {tuple(x.shape)} -> {tuple(net(x).shape)}")
+
+
+if __name__ == "__main__":
+    main()
