@@ -1,0 +1,277 @@
+"""Draw what the DRACBs of an MREN let through, and what their communication changes about it.
+
+    python -m examples.mren.attention photo.jpg -o attention.png
+    python -m examples.mren.attention photo.jpg -o attention.pdf --weights own.safetensors --blocks 1 3 6
+
+One row for each MREB, one column for each of its DRACBs. On the left the masks, averaged over their channels; on the
+right the same masks minus those of a copy of the network in which no DRACB hears of another, W = 0. Printed is how
+alike the maps of neighbouring DRACBs are, before and after communication. Without a picture a photograph is used that
+scikit-image ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+
+from examples.mren.data import imresize, mod_crop
+from examples.mren.files import whole_file
+from examples.mren.imagefile import bleed, read_picture
+from examples.mren.model import CHANNELS, DEVICES, MREN, STAGES, Scale, load_mren, pick_device
+from sc_blocks import DRACB, NoCommunication
+from sc_blocks.introspect import capture_attention
+
+OUTPUT = "mren_attention.png"
+SUFFIXES = (".png", ".pdf", ".svg")
+MAX_SIDE = 512  # a cell of the picture shows no more
+CELL = 1.7  # inches, of a mask's longer side
+OUTSIDE = 0.002  # share of the pixels beyond each end of a colour scale
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the DRACBs of a network made of one picture: by MREB, then by DRACB, tensors of shape (C, H, W)."""
+
+    maps: list[list[Tensor]]
+    """As each DRACB made it."""
+
+    fused: list[list[Tensor]]
+    """With that of its predecessor let in."""
+
+    masks: list[list[Tensor]]
+    """Between 0 and 1: what the fused maps are multiplied by."""
+
+
+def attend(net: MREN, image: Tensor, blocks: Sequence[int]) -> Attention:
+    """Run the body of a network on an RGB image and collect what its DRACBs made.
+
+    Args:
+        net: The network.
+        image: Shape (3, H, W), where the network is.
+        blocks: Which MREBs to look at, from 0.
+
+    Raises:
+        ValueError: If the DRACBs have no masks, as those built with ``gate=False``.
+    """
+    with torch.inference_mode(), capture_attention(net.body, ["*.refine.links.*"]) as captured:
+        net.body(net.head(image[None]))  # the rest of the network is its larger part, and does not matter here
+    links = range(net.body[0].refine.length)
+    if "0.refine.links.0.gate" not in captured:
+        raise ValueError("attend: net must have masks, got DRACBs that were built with gate=False.")
+
+    def collect(what: str) -> list[list[Tensor]]:
+        return [[captured[f"{block}.refine.links.{link}.{what}"][0].cpu() for link in links] for block in blocks]
+
+    return Attention(collect("map"), collect("fused"), collect("gate"))
+
+
+def without_communication(net: MREN) -> MREN:
+    """A copy of a network in which no DRACB hears of another: W = 0."""
+    closed = copy.deepcopy(net)
+    for block in closed.modules():
+        if isinstance(block, DRACB):
+            block.communication = NoCommunication()
+    return closed
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson correlation over positions, the mean of all channels; a channel that is flat correlates with nothing.
+
+    Args:
+        a: Shape (C, H, W).
+        b: Of the same shape.
+
+    Example:
+        >>> ramp = torch.arange(12.0).view(1, 3, 4)
+        >>> round(correlation(ramp, 5 - 2 * ramp), 4)
+        -1.0
+    """
+    a, b = (map_.double().flatten(1) for map_ in (a, b))
+    return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)).mean().item()
+
+
+def correlation_table(attention: Attention, blocks: Sequence[int]) -> str:
+    """Lay out how alike the maps of neighbouring DRACBs are, a line for each MREB."""
+    pairs = range(len(attention.maps[0]) - 1)
+    lines = [["MREB", *(f"{what} {pair + 1}-{pair + 2}" for what in ("own", "fused") for pair in pairs)]]
+    for block, *rows in zip(blocks, attention.maps, attention.fused, strict=True):
+        cells = [f"{correlation(row[pair], row[pair + 1]):+.2f}" for row in rows for pair in pairs]
+        lines.append([f"{block + 1}", *cells])
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def draw(
+    image: Tensor, heard: Attention, unheard: Attention, blocks: Sequence[int], *, title: str, channel: str
+) -> Figure:
+    """Draw the masks, and what the communication changes about them.
+
+    Args:
+        image: What the network saw, shape (3, H, W).
+        heard: What it made of it with communication.
+        unheard: What without.
+        blocks: Which MREBs those are, from 0.
+        title: Above everything.
+        channel: The communication, in words.
+    """
+    masks, before = (
+        torch.stack([torch.stack([mask.mean(0) for mask in row]) for row in attention.masks])
+        for attention in (heard, unheard)
+    )
+    change = masks - before
+    # Without the extremes, a handful of pixels that would leave the rest of the scale to nobody.
+    lowest, highest = np.quantile(masks.numpy(), (OUTSIDE, 1 - OUTSIDE))
+    most = np.quantile(change.abs().numpy(), 1 - 2 * OUTSIDE)
+    rows, columns, height, width = masks.shape
+
+    cell_height, cell_width = (CELL * side / max(height, width) for side in (height, width))
+    heights = [1.5 * cell_height + 0.5, rows * (cell_height + 0.05) + 1.2]
+    figure = Figure((2 * columns * (cell_width + 0.05) + 1, sum(heights)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
+    axes = top.subplots()
+    axes.imshow(image.permute(1, 2, 0).cpu().numpy())
+    axes.set_axis_off()
+    top.suptitle(title)
+    left, right = bottom.subfigures(1, 2)
+    numbers = [block + 1 for block in blocks]
+    _draw_grid(left, masks, numbers, "Masks, mean of the channels", colors="magma", limits=(lowest, highest))
+    _draw_grid(
+        right, change, numbers, f"The same minus those at W = 0: {channel}", colors="RdBu_r", limits=(-most, most)
+    )
+    return figure
+
+
+def _draw_grid(
+    figure: SubFigure, images: Tensor, blocks: Sequence[int], title: str, *, colors: str, limits: tuple[float, float]
+) -> None:
+    rows, columns = images.shape[:2]
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    norm = Normalize(*limits)
+    for row, block in enumerate(blocks):
+        grid[row, 0].set_ylabel(f"MREB {block}", fontsize=9)
+        for column in range(columns):
+            grid[row, column].imshow(images[row, column].numpy(), cmap=colors, norm=norm)
+            grid[row, column].set(xticks=[], yticks=[])
+    for column in range(columns):
+        grid[0, column].set_title(f"DRACB {column + 1}", fontsize=9)
+    figure.colorbar(
+        ScalarMappable(norm, colors), ax=grid, location="bottom", extend="both", aspect=40, shrink=0.9, pad=0.015
+    )
+
+
+def _describe_channel(net: MREN) -> str:
+    channel = net.body[0].refine.links[1].communication  # the first link has none
+    return f"{type(channel).__name__}({channel.extra_repr()})"
+
+
+def _read(source: Path | None, max_side: int) -> Tensor:
+    """The picture as RGB, shape (3, H, W), shrunk by a whole factor if it is too large."""
+    if source is None:
+        from skimage.data import chelsea  # here only: importing it takes a second that pictures of your own do not need
+
+        image = torch.from_numpy(chelsea()).permute(2, 0, 1).float() / 255
+    else:
+        picture = read_picture(source)
+        color = picture.color if picture.alpha is None else bleed(picture.color, picture.alpha)
+        image = color.expand(3, -1, -1)
+    factor = -(-max(image.shape[1:]) // max_side)
+    if factor == 1:
+        return image
+    if min(image.shape[1:]) < factor:
+        raise ValueError(f"{source}: too narrow to shrink it by {factor}; --max-side allows {max_side} pixels.")
+    return imresize(mod_crop(image, factor), 1 / factor).clamp(0, 1)
+
+
+def _check_target(target: Path, source: Path | None, *, overwrite: bool) -> None:
+    if target.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{target}: must end in one of {', '.join(SUFFIXES)}.")
+    if source is not None and target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"{target}: is the input, which is never overwritten; choose another output.")
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target}: would be overwritten; pass --overwrite, or choose another output.")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        ValueError: If a file is not what is needed, or the output would replace one.
+        OSError: If a file is missing or cannot be written.
+    """
+    _check_target(args.output, args.input, overwrite=args.overwrite)
+    device = pick_device(args.device)
+    net = load_mren(cast(Scale, args.scale), args.variant, device=device, path=args.weights)
+    blocks = _pick_blocks(args.blocks, len(net.body))
+    if args.max_side < 1:
+        raise ValueError(f"--max-side: must be at least 1, got {args.max_side}.")
+    image = _read(args.input, args.max_side)
+    heard, unheard = (attend(each, image.to(device), blocks) for each in (net, without_communication(net)))
+    label = args.variant.upper().replace("_", "-") if args.weights is None else args.weights.stem
+    name = "chelsea, from scikit-image" if args.input is None else args.input.name
+    title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
+    figure = draw(image, heard, unheard, blocks, title=title, channel=_describe_channel(net))
+    with whole_file(args.output) as scratch:
+        figure.savefig(scratch, format=args.output.suffix[1:].lower(), dpi=150)
+    print("Correlation between the maps of neighbouring DRACBs, as each made its own and after communication:")
+    print(correlation_table(heard, blocks))
+    print(f"{args.output}: masks of {len(blocks)} MREBs, and what communication changes about them")
+
+
+def _pick_blocks(numbers: Sequence[int] | None, count: int) -> list[int]:
+    """Which MREBs to show, from 0, for numbers from 1."""
+    if numbers is None:
+        return list(range(count))
+    if not all(1 <= number <= count for number in numbers):
+        raise ValueError(f"--blocks: must be numbers from 1 to {count}, got {' '.join(map(str, numbers))}.")
+    return [number - 1 for number in numbers]
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m examples.mren.attention",
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("input", nargs="?", type=Path, metavar="IN", help="an image file")
+    parser.add_argument("-o", "--output", type=Path, default=Path(OUTPUT), metavar="OUT", help="(default: %(default)s)")
+    parser.add_argument("--scale", type=int, choices=tuple(STAGES), default=4)
+    parser.add_argument("--variant", choices=tuple(CHANNELS), default="mren")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own instead of the shipped ones")
+    parser.add_argument("--blocks", type=int, nargs="+", metavar="N", help="MREBs to show, counted from 1 (all)")
+    parser.add_argument(
+        "--max-side", type=int, default=MAX_SIDE, metavar="N", help="larger pictures are shrunk (%(default)s)"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists; never the input")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError, ImportError) as error:  # ImportError: no scikit-image for the sample
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
