@@ -18,7 +18,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results/*.md"]  # the latter are parts of results.md
 
 html_theme = "furo"
 html_title = "sc_blocks"

@@ -124,18 +124,19 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
 
 def test_a_network_without_weights_says_which_there_are() -> None:
     assert not weights_path(3, "mren_l").exists()
-    with pytest.raises(FileNotFoundError, match=r"Shipped: mren_x4.*examples\.mren\.train.*--scale 3"):
+    with pytest.raises(FileNotFoundError, match=r"Shipped: mren_x2, mren_x4.*examples\.mren\.train.*--scale 3"):
         load_mren(3, "mren_l")
 
 
+@pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize("page", [WEIGHTS / "README.md", WEIGHTS.parents[2] / "README.md"], ids=["card", "readme"])
-def test_the_printed_scores_are_the_means_of_the_committed_ones(page: Path) -> None:
-    with (WEIGHTS / "mren_x4.scores.csv").open() as opened:
+def test_the_printed_scores_are_the_means_of_the_committed_ones(page: Path, scale: int) -> None:
+    with (WEIGHTS / f"mren_x{scale}.scores.csv").open() as opened:
         rows = [
             Row(r["dataset"], r["image"], r["method"], Score(float(r["psnr"]), float(r["ssim"])))
             for r in csv.DictReader(opened)
         ]
-    for method, title in (("bicubic", "bicubic"), ("mren", "**these weights**")):
+    for method, title in (("bicubic", f"bicubic ×{scale}"), ("mren", f"**these weights ×{scale}**")):
         of_method = [row for row in rows if row.method == method]
         means = [
             mean_score([row for row in of_method if row.dataset == dataset])

@@ -78,7 +78,7 @@ def options_of(command: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[\w-]+", shown.stdout))
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "upscale", "compare", "ablate"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "upscale", "compare", "ablate", "attention", "report"])
 def test_every_option_in_the_docs_exists(command: str) -> None:
     options = options_of(command)
     if command == "ablate":  # hands on to the training what is not its own

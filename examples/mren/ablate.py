@@ -276,28 +276,36 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _score(variant: Variant, seed: int, folder: Path, args: argparse.Namespace) -> list[Run]:
-    settings = _settings(folder)
-    with (folder / "log.csv").open(newline="") as opened:
-        minutes = float(list(csv.DictReader(opened))[-1]["seconds"]) / 60
-    device = pick_device("cpu" if "--cpu" in args.passed_on else "auto")
-    net = load_mren(args.scale, path=folder / f"mren_x{args.scale}.safetensors", device=device)
-    common = {name: settings[name] for name in ("steps", "batch_size", "patch_size")}
-    runs: list[Run] = []
-    for images in args.test:
-        score = mean_score(list(evaluate(list_images(images), args.scale, {"": network_upscaler(net, device)})))
-        runs.append(
-            Run(
-                variant=variant.key,
-                seed=seed,
-                parameters=sum(parameter.numel() for parameter in net.parameters()),
-                **common,
-                minutes=round(minutes, 1),
-                dataset=images.resolve().name,
-                psnr=round(score.psnr, 4),
-                ssim=round(score.ssim, 5),
+    """What a trained network scores; kept beside it, so that adding a seed does not score the others again."""
+    kept = folder / "scores.csv"
+    runs = read_runs(kept) if kept.exists() else []
+    missing = [images for images in args.test if images.resolve().name not in {run.dataset for run in runs}]
+    if missing:
+        settings = _settings(folder)
+        with (folder / "log.csv").open(newline="") as opened:
+            minutes = float(list(csv.DictReader(opened))[-1]["seconds"]) / 60
+        device = pick_device("cpu" if "--cpu" in args.passed_on else "auto")
+        net = load_mren(args.scale, path=folder / f"mren_x{args.scale}.safetensors", device=device)
+        upscale = network_upscaler(net, device)
+        for images in missing:
+            score = mean_score(list(evaluate(list_images(images), args.scale, {"": upscale})))
+            runs.append(
+                Run(
+                    variant=variant.key,
+                    seed=seed,
+                    parameters=sum(parameter.numel() for parameter in net.parameters()),
+                    steps=settings["steps"],
+                    batch_size=settings["batch_size"],
+                    patch_size=settings["patch_size"],
+                    minutes=round(minutes, 1),
+                    dataset=images.resolve().name,
+                    psnr=round(score.psnr, 4),
+                    ssim=round(score.ssim, 5),
+                )
             )
-        )
-    return runs
+        write_text(kept, to_csv(runs))
+    asked_for = [images.resolve().name for images in args.test]
+    return sorted((run for run in runs if run.dataset in asked_for), key=lambda run: asked_for.index(run.dataset))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,0 +1,53 @@
+"""What the documentation prints is what the committed files say."""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from examples.mren import report
+from examples.mren.model import WEIGHTS
+
+SCALES = sorted(int(re.search(r"_x(\d)", file.name)[1]) for file in WEIGHTS.glob("mren_x*.scores.csv"))
+
+
+def test_the_committed_tables_are_those_that_the_files_give() -> None:
+    texts = report.tables()
+    assert texts
+    committed = {file.name: file.read_text() for file in report.DOCS.glob("*.md")}
+    assert committed == texts, "run python -m examples.mren.report"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_table_5_holds_our_scores_and_the_papers(scale: int) -> None:
+    text = report.table5(scale)
+    with (WEIGHTS / f"mren_x{scale}.scores.csv").open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    for method, line in (("bicubic", "bicubic, scored here"), ("mren", "**MREN, our weights**")):
+        cells = next(found for found in text.splitlines() if line in found).split("|")[3:-1]
+        for dataset, cell in zip(report.DATASETS, cells, strict=True):
+            own = [row for row in rows if (row["dataset"], row["method"]) == (dataset, method)]
+            psnr = statistics.fmean(float(row["psnr"]) for row in own)
+            ssim = statistics.fmean(float(row["ssim"]) for row in own)
+            assert cell.strip() == f"{psnr:.2f} / {ssim:.4f}"
+    published = {2: "| 274K | 37.98 / 0.9597 |", 3: "| 298K | 34.42 / 0.9265 |", 4: "| 298K | 32.24 / 0.8947 |"}
+    assert f"**MREN, as the paper reports it** {published[scale]}" in text
+
+
+def test_every_generated_file_is_on_a_page() -> None:
+    page = (report.DOCS.parent / "results.md").read_text()
+    for name in [*report.tables(), "training.svg"]:
+        assert f"results/{name}" in page, name
+
+
+def test_curves_show_the_log(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,loss,psnr,lr,seconds\n10,0.1,25.0,1e-3,60\n20,0.1,26.0,1e-3,120\n")
+    for over, label in (("step", "step"), ("minutes", "minutes of training")):
+        report.draw_curves({"a network": tmp_path / "log.csv"}, tmp_path / "curve.svg", over=over)
+        drawn = (tmp_path / "curve.svg").read_text()
+        assert "a network" in drawn
+        assert f">{label}<" in drawn
