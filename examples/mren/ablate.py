@@ -355,9 +355,11 @@ def ablate(args: argparse.Namespace) -> list[Run]:
             _train(variant, seed, folder, args)
     if args.dry_run:
         return []
-    check_budget(
-        {f"{v.key}, seed {seed}": json.loads((folder / "run.json").read_text()) for v, seed, folder in planned}
-    )
+    settings = {str(folder.relative_to(args.output)): _settings(folder) for _, _, folder in planned}
+    check_budget(settings)
+    alike = [str(folder.relative_to(args.output)) for variant, _, folder in planned if not variant.options]
+    if alike:  # rows about the network, not about its training
+        check_budget({name: settings[name] for name in alike}, RECIPE)
     runs: list[Run] = []
     for variant, seed, folder in planned:
         runs += _score(variant, seed, folder, args)
