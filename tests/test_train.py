@@ -136,6 +136,8 @@ def test_a_file_of_which_nothing_fits_is_not_begun_from(images: Path, tmp_path: 
     wide = MREN(4, channels=24, num_blocks=1)
     fitting = [name for name, value in wide.state_dict().items() if state[name].shape == value.shape]
     assert fitting == ["tail.bias"]  # as wide as the picture
+    assert run(images, tmp_path / "run", "--init", str(weights)) == 1
+    assert "has 12 channels, the network 60; begin from one that is as wide" in capsys.readouterr().err
     save_file({"other": torch.zeros(1)}, weights, metadata={"mren": "{}"})
     assert run(images, tmp_path / "run", "--init", str(weights)) == 1
     assert "none of its 1 tensors fits" in capsys.readouterr().err

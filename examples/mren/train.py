@@ -147,7 +147,9 @@ def train(args: argparse.Namespace) -> Progress:
         init=args.init,
     )
     if trainer.untouched is not None:
-        accelerator.print(f"begun from {args.init}; nothing there for {', '.join(trainer.untouched) or 'no parameter'}")
+        afresh = trainer.untouched
+        listed = ", ".join(afresh[:3]) + f" and {len(afresh) - 3} more" * (len(afresh) > 3)
+        accelerator.print(f"begun from {args.init}; nothing there for {listed or 'no parameter'}")
     accelerator.print(
         f"{len(to_train)} images to train on, {len(to_validate)} to validate on; {trainer.steps} steps of "
         f"{recipe.batch_size} patches, {patch_size} x {patch_size} from {patch_size // args.scale} x "
