@@ -1,6 +1,16 @@
 """How the documentation is built."""
 
-from sc_blocks import __version__
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# Sphinx runs this file by itself; what is imported here and documented is that of this checkout.
+sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
+
+from sphinx.util.inspect import TypeAliasForwardRef  # noqa: E402
+
+from docs.inventories import write as write_inventory  # noqa: E402
+from sc_blocks import __version__  # noqa: E402
 
 project = "sc_blocks"
 author = "The sc_blocks authors"
@@ -11,31 +21,55 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    "headings",  # docs/_ext, as is the next
+    "try_it",
     "sphinx-mathjax-offline",  # formulas without a third-party host
 ]
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "results/*.md"]  # the latter are parts of results.md
+exclude_patterns = ["_build", "browser", "results/*.md", "results/benchmarks/*.md"]  # the latter are parts of pages
 
 html_theme = "furo"
 html_title = "sc_blocks"
+html_favicon = html_logo = "images/logo.svg"
+html_static_path = ["_static"]
+html_css_files = ["before_after.css", "try/try.css"]
+html_js_files = [("before_after.js", {"defer": "defer"}), ("scrollable.js", {"defer": "defer"})]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+# By name in signatures, with a place in the reference, and not spelled out.
+autodoc_type_aliases = {
+    "CommunicationLike": "sc_blocks.communication.CommunicationLike",
+    "Exchange": "sc_blocks.scacb.Exchange",
+    "Parts": "sc_blocks.scacb.Parts",
+    "Relay": "sc_blocks.dracb.Relay",
+    "Resample": "sc_blocks.communication.Resample",
+    "Where": "sc_blocks.surgery.Where",
+    "Window": "sc_blocks.wsilb.Window",
+}
+# Sphinx 9 prints an alias in a union, `Exchange | None`, as this class's repr, and not by its name.
+TypeAliasForwardRef.__repr__ = lambda self: self.name
+python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Shape", "Source"]
+napoleon_custom_sections = ["Number of parameters", "Shape", "Source"]
 
+# Names of other projects are linked without a network: docs/inventories lists those that are needed.
+intersphinx_mapping = {
+    project: (address, write_inventory(HERE / "inventories" / f"{project}.txt", HERE / "_build" / f"{project}.inv"))
+    for project, address in {
+        "python": "https://docs.python.org/3",
+        "torch": "https://docs.pytorch.org/docs/stable",
+    }.items()
+}
 nitpicky = True
-# Names of other projects: their inventories would have to be downloaded.
-nitpick_ignore_regex = [
-    ("py:.*", r"(torch|nn|collections|typing|fractions)\..*"),
-    ("py:.*", r"(Tensor|Callable|Sequence|Literal|optional|Window|Parts|Exchange|Relay|Resample|CommunicationLike)"),
-]
+nitpick_ignore_regex: list[tuple[str, str]] = []
 
 doctest_global_setup = """
 import torch

@@ -32,6 +32,7 @@ Resample = Literal["bilinear", "nearest"]
 #: What every ``communication`` argument takes: a module, a factory ``channels -> module``, a fixed weight, or ``None``.
 CommunicationLike = nn.Module | Callable[[int], nn.Module] | float | None
 
+#: The default of every ``communication`` argument: :math:`W` of equation 5, as the paper sets it.
 PAPER_WEIGHT = 0.2
 _HINT = f"the paper's is {PAPER_WEIGHT}"
 
@@ -45,6 +46,12 @@ class NoCommunication(nn.Module):
         - previous: any, unread;
         - current: :math:`(N, C, H, W)`;
         - output: ``current`` itself.
+
+    Number of parameters:
+        ``0``.
+
+    Source:
+        Table 4 of the MREN paper.
 
     Example:
         >>> import torch
@@ -73,8 +80,11 @@ class LinearCommunication(nn.Module):
         TypeError: If ``weight`` is not a number.
         ValueError: If ``weight`` is not finite, or the maps differ in shape.
 
+    Number of parameters:
+        ``0``.
+
     Source:
-        Equation 5.
+        Equation 5 of the MREN paper.
 
     Example:
         >>> import torch
@@ -112,6 +122,12 @@ class LearnableCommunication(nn.Module):
     Raises:
         ValueError: If ``channels`` is below 1, ``init`` is not finite, or the maps have another shape.
         TypeError: If an argument is of another type.
+
+    Number of parameters:
+        ``channels if per_channel else 1``.
+
+    Source:
+        Ours.
 
     Example:
         >>> import torch
@@ -174,6 +190,12 @@ class GatedCommunication(nn.Module):
     Raises:
         ValueError: If ``channels`` is below 1, ``init`` is out of range, or the maps have another shape.
         TypeError: If an argument is of another type.
+
+    Number of parameters:
+        ``channels * (2 * channels + 1)``; 465 at 15 channels.
+
+    Source:
+        Ours.
 
     Example:
         >>> import torch
@@ -248,6 +270,12 @@ class AdaptedCommunication(nn.Module):
     Raises:
         ValueError: If a width is below 1, ``resample`` is unknown, or a map has another shape.
         TypeError: If an argument is of another type.
+
+    Number of parameters:
+        ``channels * (previous_channels + 1) if previous_channels != channels else 0``, and what the channel has.
+
+    Source:
+        Ours.
 
     Example:
         >>> import torch

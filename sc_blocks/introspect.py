@@ -132,7 +132,15 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
 
 @dataclass(frozen=True)
 class Cost:
-    """What a module costs, everything inside it included."""
+    """What a module costs, everything inside it included.
+
+    Example:
+        >>> from sc_blocks import SCACB
+        >>> from sc_blocks.introspect import complexity
+        >>> cost = complexity(SCACB(60), (1, 60, 24, 17)).modules["compress"]
+        >>> cost, cost.flops
+        (Cost(parameters=610, macs=244800), 489600)
+    """
 
     parameters: int
     """Trainable and fixed, a shared one counted once."""
@@ -148,7 +156,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class Complexity(Cost):
-    """Cost of a network for one input size, and of each of its modules; prints as a table."""
+    """Cost of a network for one input size, and of each of its modules; prints as a table.
+
+    Example:
+        >>> from sc_blocks import DRACB
+        >>> from sc_blocks.introspect import complexity
+        >>> cost = complexity(DRACB(60, 15), (1, 60, 24, 17))
+        >>> cost.output_sizes
+        ((1, 15, 24, 17), (1, 15, 24, 17))
+        >>> print(cost.table(depth=1))
+        input (1, 60, 24, 17), output (1, 15, 24, 17), (1, 15, 24, 17)
+        module   parameters     MACs    FLOPs
+        total           915  367,200  734,400
+        distill         915  367,200  734,400
+    """
 
     input_size: tuple[int, ...]
     """The input that ``macs`` were counted for; ``parameters`` do not depend on it."""

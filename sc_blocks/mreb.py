@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sc_blocks._checks import check_feature_map, check_positive_int, check_width
+from sc_blocks._pointwise import mix_channels
 from sc_blocks.communication import PAPER_WEIGHT, CommunicationLike
 from sc_blocks.dracb import DRACBChain, Relay
 from sc_blocks.scacb import SCACB, Exchange, Parts
@@ -32,6 +33,8 @@ class MREB(nn.Module):
         distilled_channels: Width that each stage is distilled to; ``None`` for ``channels // 4``, the paper's.
         num_stages: Number :math:`n` of SCACBs; one DRACB more taps them.
         communication: How attention maps reach the next stage, see :class:`~sc_blocks.DRACB`.
+        continued: Whether the chain goes on from that of a block before, see :meth:`carry`. Then the block is no map
+            from one tensor to one tensor, but takes two.
         gate: Of the DRACBs, see there.
         relay: Of the DRACBs, see there.
         parts: Of the SCACBs, see :class:`~sc_blocks.SCACB`.
@@ -52,8 +55,13 @@ class MREB(nn.Module):
         ValueError: If an argument is out of range or an input has the wrong shape.
         TypeError: If an argument is of another type or an input is not floating-point.
 
+    Number of parameters:
+        With ``scacb`` and ``wsilbv`` for those of its parts:
+        ``num_stages * scacb + (num_stages + 1) * distilled_channels * (2 * channels + 1) + channels + wsilbv``, and
+        what the channels have; 34,035 at 60 channels.
+
     Source:
-        Section 3.4. 34,035 parameters at 60 channels.
+        Section 3.4 and figure 4 of the MREN paper.
 
     Example:
         >>> import torch
@@ -72,6 +80,7 @@ class MREB(nn.Module):
         distilled_channels: int | None = None,
         num_stages: int = 3,
         communication: CommunicationLike = PAPER_WEIGHT,
+        continued: bool = False,
         gate: bool = True,
         relay: Relay = "raw",
         parts: Parts = "both",
@@ -108,6 +117,7 @@ class MREB(nn.Module):
             distilled_channels,
             num_stages + 1,
             communication=communication,
+            continued=continued,
             gate=gate,
             relay=relay,
             gate_layer=gate_layer,
@@ -121,16 +131,50 @@ class MREB(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.carry(x)[0]
+
+    def carry(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run the block, and return the last attention map too, for a block after it that continues the chain.
+
+        Called like this, the block's own forward hooks do not run; those of its parts do.
+
+        Args:
+            x: As for the block.
+            previous: The map that the block before returned, of ``distilled_channels``; if the block was built with
+                ``continued=True``, and only then.
+
+        Returns:
+            The output of the block, and the map of its last stage.
+
+        Raises:
+            ValueError: If ``previous`` is missing or too much, or a shape is wrong.
+            TypeError: If an input is not floating-point.
+
+        Example:
+            >>> import torch
+            >>> from sc_blocks import MREB
+            >>> first, second = MREB(60), MREB(60, continued=True)
+            >>> out, attention_map = second.carry(*first.carry(torch.rand(1, 60, 24, 17)))
+            >>> out.shape, attention_map.shape
+            (torch.Size([1, 60, 24, 17]), torch.Size([1, 15, 24, 17]))
+        """
         check_feature_map("MREB", x, self.channels)
+        if (previous is None) == self.refine.continued:
+            raise ValueError(
+                "MREB: a block built with continued=True needs the attention map of the block before; call carry(x, "
+                "previous) with what that one's carry returned."
+                if previous is None
+                else "MREB: takes no previous attention map, got one; build it with continued=True."
+            )
         # Stepped, not given all features at once: each is free as soon as the next stage has read it.
-        refined, attention_map = self.refine.step(0, x)
+        refined, attention_map = self.refine.step(0, x, previous)
         kept = [refined]
         features = x
         for number, stage in enumerate(self.stages, start=1):
             features = stage(features)
             refined, attention_map = self.refine.step(number, features, attention_map)
             kept.append(refined)
-        return x + self.attention(self.fuse(torch.cat(kept, dim=1)))
+        return x + self.attention(mix_channels(self.fuse, torch.cat(kept, dim=1))), attention_map
 
     def extra_repr(self) -> str:
         return f"{self.channels}, distilled_channels={self.distilled_channels}, num_stages={self.num_stages}"

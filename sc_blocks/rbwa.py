@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sc_blocks import _enlarge
 from sc_blocks._checks import build_layer, check_feature_map, check_positive_int
 from sc_blocks.wsilb import WSILBV
 
@@ -48,14 +49,22 @@ class RBWA(nn.Module):
         ValueError: If an argument is out of range or an input has the wrong shape.
         TypeError: If an argument is of another type or an input is not floating-point.
 
+    Number of parameters:
+        With ``width = out_channels // reduction``:
+        ``out_channels * (9 * (in_channels + out_channels) + 3) + width * (2 * out_channels + 1)``; 66,795 for 60 to 60
+        channels, 24,817 for 60 to 30.
+
     Source:
-        Section 3.5. 66,795 parameters for 60 to 60 channels, 24,817 for 60 to 30.
+        Section 3.5 of the MREN paper.
 
     Example:
         >>> import torch
         >>> from sc_blocks import RBWA
-        >>> RBWA(60, 30)(torch.rand(1, 60, 24, 17)).shape
+        >>> block = RBWA(60, 30)
+        >>> block(torch.rand(1, 60, 24, 17)).shape
         torch.Size([1, 30, 48, 34])
+        >>> sum(p.numel() for p in block.parameters())
+        24817
         >>> RBWA(60, scale_factor=1.5)(torch.rand(1, 60, 24, 18)).shape
         torch.Size([1, 60, 36, 27])
     """
@@ -97,15 +106,25 @@ class RBWA(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """What the height and the width of an input must be multiples of."""
+        """What the height and the width of an input must be multiples of.
+
+        Example:
+            >>> from sc_blocks import RBWA
+            >>> RBWA(60).size_multiple, RBWA(60, scale_factor=1.5).size_multiple
+            (1, 2)
+        """
         return self._ratio.denominator
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
-        enlarged = self._resize(x)
-        return self.project(self.act(self.attention(self.expand(enlarged))))
+        if self._ratio in _enlarge.FACTORS and _enlarge.pays(self.expand, x):
+            expanded = _enlarge.enlarge_then_convolve(x, self.expand, self._ratio.numerator)
+        else:
+            expanded = self.expand(self.resize(x))
+        return self.project(self.act(self.attention(expanded)))
 
-    def _resize(self, x: Tensor) -> Tensor:
+    def resize(self, x: Tensor) -> Tensor:
+        """The bilinear enlargement alone."""
         up, down = self._ratio.numerator, self._ratio.denominator
         if down == 1:
             # A whole factor keeps the exported graph free of arithmetic on sizes.

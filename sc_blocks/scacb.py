@@ -8,7 +8,7 @@ activations stand and whether there is a shortcut around the block is not in its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args
 
@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sc_blocks._checks import build_layer, check_choice, check_feature_map, check_positive_int, check_width
+from sc_blocks._pointwise import mix_channels
 
 Parts = Literal["both", "spatial", "channel"]
 Exchange = Literal["outputs", "inputs"]
@@ -27,6 +28,14 @@ class ChannelAffine(nn.Conv2d):
 
     It is an ``nn.Conv2d`` in everything but the arithmetic: grouped 1x1 convolutions leave the fast path of most
     convolution libraries.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sc_blocks.scacb import ChannelAffine
+        >>> affine, x = ChannelAffine(10, 10, 1, groups=10), torch.rand(1, 10, 24, 17)
+        >>> torch.allclose(affine(x), nn.Conv2d.forward(affine, x), atol=1e-6)
+        True
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -37,8 +46,16 @@ class ChannelAffine(nn.Conv2d):
         return input * scale + rearrange(self.bias.to(input.dtype), "channels -> channels 1 1")
 
 
-class _Part(nn.Module):
-    """One half of the block: three levels, named by their field of view in pixels, and the layer that weighs them."""
+class Part(nn.Module):
+    """One half of the block: three levels, named by their field of view in pixels, and the layer that weighs them.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks import SCACB
+        >>> part = SCACB(60).spatial
+        >>> [tuple(level.shape) for level in part(torch.rand(1, 10, 24, 17))]
+        [(1, 10, 24, 17), (1, 10, 24, 17), (1, 10, 24, 17)]
+    """
 
     def __init__(
         self,
@@ -74,9 +91,8 @@ class _Part(nn.Module):
         level3 = self.level3(compressed)
         return [self.level1(compressed), level3, self.level5(level3)]
 
-    def weigh(self, levels: Sequence[Tensor]) -> Tensor:
-        joined = torch.cat(list(levels), dim=1)
-        return joined if self.weighing is None else self.act(self.weighing(joined))
+    def weigh(self, joined: Tensor) -> Tensor:
+        return joined if self.weighing is None else self.act(mix_channels(self.weighing, joined))
 
 
 class SCACB(nn.Module):
@@ -131,9 +147,16 @@ class SCACB(nn.Module):
         ValueError: If ``reduction`` leaves no channel, an option is unknown, or an input has the wrong shape.
         TypeError: If a size is not an integer or an input is not floating-point.
 
+    Number of parameters:
+        With ``width = channels // reduction``:
+        ``channels + width * (7 * channels + 32) + 37 * width**2``; 8,280 at 60 channels.
+
+        A single part, with ``width = 2 * channels // reduction``: ``channels + width * (4 * channels + 23)`` if it is
+        the spatial one, 5,320 at 60 channels, and ``channels + width * (4 * channels + 4) + 19 * width**2`` if it is
+        the channel one, 12,540 (table 3).
+
     Source:
-        Section 3.2 and figure 2 of the MREN paper. 8,280 parameters at 60 channels; 5,320 spatial only and 12,540
-        channel only (table 3).
+        Section 3.2 and figure 2 of the MREN paper.
 
     Example:
         >>> import torch
@@ -172,7 +195,7 @@ class SCACB(nn.Module):
             at_least=reduction if both else -(-reduction // 2),
         )
         conv = partial(nn.Conv2d, bias=bias, device=device, dtype=dtype)
-        part = partial(_Part, width, weighs=both, act_layer=act_layer, bias=bias, device=device, dtype=dtype)
+        part = partial(Part, width, weighs=both, act_layer=act_layer, bias=bias, device=device, dtype=dtype)
 
         self.channels = channels
         self.reduction = reduction
@@ -188,17 +211,19 @@ class SCACB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map("SCACB", x, self.channels)
-        compressed = self.act(self.compress(x))
+        compressed = self.act(mix_channels(self.compress, x))
         parts = [part for part in (self.spatial, self.channel) if part is not None]
         levels: list[list[Tensor]]
         if self.exchange == "inputs":
             levels = _levels_from_exchanged_inputs(*parts, compressed=compressed)
         else:
             levels = [part(compressed) for part in parts]
-        if self.exchange == "outputs":
-            levels = [[s + c for s, c in zip(levels[0], levels[1], strict=True)]] * 2
-        weighed = [part.weigh(own) for part, own in zip(parts, levels, strict=True)]
-        fused = self.fuse(torch.cat(weighed, dim=1))
+        if self.exchange == "outputs":  # both parts read the same sums
+            joined = [torch.cat([s + c for s, c in zip(*levels, strict=True)], dim=1)] * 2
+        else:
+            joined = [torch.cat(own, dim=1) for own in levels]
+        weighed = [part.weigh(own) for part, own in zip(parts, joined, strict=True)]
+        fused = mix_channels(self.fuse, torch.cat(weighed, dim=1))
         return x + fused if self.residual else fused
 
     def extra_repr(self) -> str:
@@ -208,7 +233,7 @@ class SCACB(nn.Module):
         )
 
 
-def _levels_from_exchanged_inputs(spatial: _Part, channel: _Part, *, compressed: Tensor) -> list[list[Tensor]]:
+def _levels_from_exchanged_inputs(spatial: Part, channel: Part, *, compressed: Tensor) -> list[list[Tensor]]:
     s1, c1 = spatial.level1(compressed), channel.level1(compressed)
     s3, c3 = spatial.level3(compressed + c1), channel.level3(compressed + s1)
     s5, c5 = spatial.level5(s3 + c3), channel.level5(c3 + s3)

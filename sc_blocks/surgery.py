@@ -25,7 +25,17 @@ Placement = tuple[torch.device, torch.dtype]
 
 @dataclass(frozen=True, eq=False)
 class Swap:
-    """One module that was replaced."""
+    """One module that was replaced.
+
+    Example:
+        >>> from torch import nn
+        >>> from sc_blocks import WSILBV
+        >>> from sc_blocks.surgery import replace_modules
+        >>> net = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU())
+        >>> (swap,) = replace_modules(net, nn.ReLU, lambda old, name: WSILBV(24)).swaps
+        >>> print(swap)
+        1: ReLU (0) -> WSILBV (318)
+    """
 
     names: tuple[str, ...]
     """Its qualified names in the network; more than one if it is shared."""
@@ -51,7 +61,20 @@ class Swap:
 
 @dataclass(eq=False)
 class SwapReport:
-    """What :func:`replace_modules` did to a network; prints as a list, and can take it back."""
+    """What :func:`replace_modules` did to a network; prints as a list, and can take it back.
+
+    Example:
+        >>> from torch import nn
+        >>> from sc_blocks import WSILBV
+        >>> from sc_blocks.surgery import replace_modules
+        >>> net = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU())
+        >>> report = replace_modules(net, nn.ReLU, lambda old, name: WSILBV(24))
+        >>> report.parameters_before, report.parameters_after
+        (672, 990)
+        >>> report.undo()
+        >>> net[1]
+        ReLU()
+    """
 
     model: nn.Module = field(repr=False)
     """The network."""

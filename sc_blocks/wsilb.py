@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sc_blocks._checks import build_layer, check_feature_map, check_finite_number, check_positive_int, check_width
+from sc_blocks._statistics import contrast_and_peak
 
 Window = tuple[int, int]
 
@@ -63,7 +63,7 @@ class _WeightSharing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(type(self).__name__, x, self.channels)
-        contrast, peak = _statistics(x, self.local, self.eps)
+        contrast, peak = contrast_and_peak(x, self.local, self.eps)
         return x * self.gate(self.shared(contrast) + self.shared(peak))
 
 
@@ -96,14 +96,20 @@ class WSILB(_WeightSharing):
         ValueError: If an argument or the shape of an input is out of range.
         TypeError: If an argument is of another type or an input is not floating-point.
 
+    Number of parameters:
+        ``channels * (channels + 1)``; 3,660 at 60 channels.
+
     Source:
-        PMDN, reference 26 of the MREN paper. ``channels * (channels + 1)`` parameters.
+        PMDN, reference 26 of the MREN paper.
 
     Example:
         >>> import torch
         >>> from sc_blocks import WSILB
-        >>> WSILB(60)(torch.rand(2, 60, 24, 17)).shape
+        >>> block = WSILB(60)
+        >>> block(torch.rand(2, 60, 24, 17)).shape
         torch.Size([2, 60, 24, 17])
+        >>> sum(p.numel() for p in block.parameters())
+        3660
     """
 
     def __init__(
@@ -128,6 +134,9 @@ class WSILB(_WeightSharing):
 class WSILBV(_WeightSharing):
     r"""WSILB-V: :class:`WSILB` with a squeezed shared layer, :math:`f = W_2\, \phi(W_1\, \cdot)`.
 
+    .. math::
+        y = x \odot \sigma\bigl( f(\mathrm{mean}(x) + \mathrm{std}(x)) + f(\max(x)) \bigr)
+
     Args:
         channels: Width of the input and of the output, at least ``reduction``.
         reduction: Divisor of the width between the two shared convolutions.
@@ -148,8 +157,11 @@ class WSILBV(_WeightSharing):
         ValueError: If an argument or the shape of an input is out of range.
         TypeError: If an argument is of another type or an input is not floating-point.
 
+    Number of parameters:
+        With ``width = channels // reduction``: ``channels + width * (2 * channels + 1)``; 1,875 at 60 channels.
+
     Source:
-        Section 3.4 of the MREN paper. 1,875 parameters at 60 channels.
+        Section 3.4 of the MREN paper.
 
     Example:
         >>> import torch
@@ -265,34 +277,6 @@ def to_global(module: nn.Module) -> nn.Module:
         if isinstance(block, _WeightSharing):
             block.local = None
     return module
-
-
-def _statistics(x: Tensor, window: Window | None, eps: float) -> tuple[Tensor, Tensor]:
-    """Contrast (mean plus standard deviation) and peak of each channel, over the map or a window at each position."""
-    if window is None or (window[0] >= x.shape[2] and window[1] >= x.shape[3]):
-        # Mean of squared deviations, not torch.std: it exports to plain reductions at any input size.
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = exact.mean((2, 3), keepdim=True)
-        variance = (exact - mean).square().mean((2, 3), keepdim=True)
-        peak = x.amax((2, 3), keepdim=True)
-    else:
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        # E[x^2] - E[x]^2 of values shifted towards zero, which takes most of the cancellation out of the difference.
-        shift = exact.mean((2, 3), keepdim=True)
-        centred = exact - shift
-        mean = _sliding(F.avg_pool2d, centred, window)
-        variance = (_sliding(F.avg_pool2d, centred.square(), window) - mean.square()).clamp_min(0)
-        mean = mean + shift
-        peak = _sliding(F.max_pool2d, x, window)
-    return (mean + torch.sqrt(variance + eps)).to(x.dtype), peak
-
-
-def _sliding(pool: Callable[..., Tensor], x: Tensor, window: Window) -> Tensor:
-    """Pool over a window around each position; near a border, over the nearest window that lies inside the map."""
-    height, width = min(window[0], x.shape[2]), min(window[1], x.shape[3])
-    pooled = pool(pool(x, (height, 1), stride=1), (1, width), stride=1)  # separable: height + width steps a position
-    top, left = (height - 1) // 2, (width - 1) // 2
-    return F.pad(pooled, (left, width - 1 - left, top, height - 1 - top), mode="replicate")
 
 
 def _check_window(block: str, window: Sequence[int]) -> Window:

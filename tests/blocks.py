@@ -72,6 +72,17 @@ class Chained(nn.Module):
         return torch.cat(refined, dim=1)
 
 
+class Carried(nn.Module):
+    """Two MREBs, the second of which continues the chain of the first; its result and its last map."""
+
+    def __init__(self, channels: int, **options) -> None:
+        super().__init__()
+        self.first, self.second = MREB(channels, **options), MREB(channels, continued=True, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(self.second.carry(*self.first.carry(x)), dim=1)
+
+
 def linked(*widths: int, previous: int, step: int = 1, **options) -> Linked:
     return Linked(DRACB(*widths, **options), width=previous, step=step)
 
@@ -183,6 +194,8 @@ CASES = [
     _case("mreb", MREB, 12),
     _case("mreb-gated", MREB, 12, communication=GatedCommunication, relay="fused", exchange="inputs"),
     _case("mreb-stages", MREB, 12, num_stages=2, distilled_channels=5, gate=False, communication=None),
+    _case("mreb-carried", Carried, 12, out=15, num_stages=1),
+    _case("mreb-carried-gated", Carried, 12, out=15, num_stages=1, communication=GatedCommunication, relay="fused"),
     _case("mreb-spatial", MREB, 12, parts="spatial", residual=False, bias=False, communication=LearnableCommunication),
     _mren(2),
     _mren(3),

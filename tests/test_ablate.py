@@ -11,7 +11,8 @@ import torch
 from scipy import stats
 
 from examples.mren import ablate as ablation
-from examples.mren.ablate import TABLES, Run, check_budget, main, read_runs, tabulate, to_csv
+from examples.mren.ablate import BUDGET, TABLES, Run, main, read_runs, tabulate
+from examples.mren.comparison import check_budget, to_csv
 from examples.mren.model import MREN
 from tests.images import write_photos
 
@@ -41,7 +42,7 @@ def test_rows_are_different_functions_and_the_first_is_the_default(name: str) ->
     outputs = []
     for variant in variants:
         torch.manual_seed(0)
-        net = MREN(2, **{"num_blocks": 1, **variant.config})
+        net = MREN(2, **{"num_blocks": 2, **variant.config})
         for parameter in net.parameters():  # the same values wherever the shapes are the same
             torch.nn.init.trunc_normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
         outputs.append(net(image))
@@ -108,18 +109,18 @@ def test_no_runs_are_no_table() -> None:
 
 def test_runs_are_read_as_they_were_written(tmp_path: Path) -> None:
     written = runs({"default": [30.5, 30.3], "communication=0,gate=False": [30.1]})
-    (tmp_path / "runs.csv").write_text(to_csv(written))
+    (tmp_path / "runs.csv").write_text(to_csv(written, Run))
     assert read_runs(tmp_path / "runs.csv") == written
 
 
 def test_unequal_budgets_are_not_compared() -> None:
     settings = {"default/seed_0": {"scale": 4, "steps": 800}, "gate=False/seed_0": {"scale": 4, "steps": 400}}
     with pytest.raises(ValueError, match="steps is 800 in default/seed_0, 400 in gate=False/seed_0"):
-        check_budget(settings)
+        check_budget(settings, BUDGET)
     settings["gate=False/seed_0"]["steps"] = 800
-    check_budget(settings)
+    check_budget(settings, BUDGET)
     settings["default/seed_0"]["lr"] = 1.0
-    check_budget(settings)
+    check_budget(settings, BUDGET)
     with pytest.raises(ValueError, match=r"lr is 1\.0 in default/seed_0, None in"):
         check_budget(settings, ablation.RECIPE)
 

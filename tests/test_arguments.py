@@ -71,6 +71,7 @@ CHANGES: dict[type, tuple[dict, dict]] = {
             "length": 2,
             "communication": 0.3,
             "resample": "nearest",
+            "continued": True,
             "gate": False,
             "relay": "fused",
             "gate_layer": nn.Tanh,
@@ -112,6 +113,7 @@ CHANGES: dict[type, tuple[dict, dict]] = {
             "distilled_channels": 4,
             "num_stages": 2,
             "communication": 0.3,
+            "continued": True,
             "gate": False,
             "relay": "fused",
             "parts": "channel",
@@ -137,11 +139,12 @@ CHANGES: dict[type, tuple[dict, dict]] = {
         },
     ),
     MREN: (
-        {"scale": 2, "channels": 12, "num_blocks": 1},
+        {"scale": 2, "channels": 12, "num_blocks": 2},
         {
             "scale": 4,
             "channels": 16,
-            "num_blocks": 2,
+            "num_blocks": 1,
+            "chain": "network",
             "parts": "channel",
             "exchange": None,
             "residual": False,
@@ -164,7 +167,11 @@ def results(block: type, arguments: dict) -> list[Tensor]:
     make = partial(torch.randn, **options)
     if isinstance(module, DRACBChain):
         sizes = ((6, 8), (3, 4), (5, 5))
-        return state + module([make(2, width, *size) for width, size in zip(module.in_channels, sizes, strict=False)])
+        features = [make(2, width, *size) for width, size in zip(module.in_channels, sizes, strict=False)]
+        return state + module(features, make(2, module.out_channels[0], 6, 8) if module.continued else None)
+    if isinstance(module, MREB):
+        x, previous = make(2, module.channels, 6, 8), make(2, module.distilled_channels, 6, 8)
+        return state + list(module.carry(x, previous if module.refine.continued else None))
     if isinstance(module, DRACB):
         return state + list(module(make(2, module.in_channels, 6, 8), make(2, module.out_channels, 6, 8)))
     if "Communication" in block.__name__:
@@ -216,6 +223,7 @@ VOCABULARY = {
     "act_layer": {nn.GELU},
     "bias": {True},
     "communication": {0.2},
+    "continued": {False},
     "device": {None},
     "distilled_channels": {None},
     "dtype": {None},

@@ -112,7 +112,7 @@ OF_THE_TEST = {"Slice", "Tanh"}
 #: Where the graph must compute a size: resizing to a given size or by a broken factor, and windows cut at the map's.
 SIZED = ("adapted", "bilinear", "nearest", "x1.5", "mren-x3", "local")
 SIZE = {"Cast", "Clip", "Gather", "Min", "Pad", "Reshape", "Shape", "Squeeze", "Unsqueeze", "AveragePool", "MaxPool"}
-QUICK = {"scacb", "dracb-gated", "chain-linear", "wsilbv", "rbwa-x2", "mren-x4"}
+QUICK = {"scacb", "dracb-gated", "chain-linear", "wsilbv", "rbwa-x2"}
 
 
 @each_case_but({case.name for case in CASES} - QUICK)

@@ -123,6 +123,16 @@ def test_the_named_networks(scale: int) -> None:
     assert count(mren_l(scale)) == mren_count(scale, 84)
 
 
+def test_no_other_width_and_depth_fits() -> None:
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {(274, 298): [], (531, 579): []}
+    for c in range(24, 200):
+        for n in range(1, 21):
+            printed = tuple(round(mren_count(scale, c, n) / 1000) for scale in (2, 4))
+            if printed in found:
+                found[printed].append((c, n))
+    assert found == {(274, 298): [(60, 6)], (531, 579): [(84, 6)]}
+
+
 @pytest.mark.parametrize(
     ("num_blocks", "printed", "expected"),
     [(3, 196, 196_210), (4, 230, 230_245), (5, 264, 264_280), (6, 298, 298_315), (7, 332, 332_350), (8, 366, 366_385)],

@@ -38,6 +38,7 @@ def train(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     mp.spawn(train, args=(str(tmp_path),), nprocs=2)

@@ -20,10 +20,11 @@ from timm.layers import create_attn
 from torch import Tensor, nn
 
 from examples.drop_in.distillation import DistillationBlock, DistillationNet
+from examples.drop_in.plain import ChannelAttention, ContrastAttention, Distillation, ShallowResidual, Skips
 from examples.drop_in.residual import ResidualNet
 from examples.drop_in.spandrel_host import attend, load_rcan
 from examples.drop_in.timm_hosts import convnext, resnet
-from examples.drop_in.unet import UNet
+from examples.drop_in.unet import ChainedSkips, UNet
 from sc_blocks import MREB, SCACB, WSILB, WSILBV, DRACBChain, GatedCommunication, LearnableCommunication
 from sc_blocks.communication import AdaptedCommunication
 from sc_blocks.surgery import replace_modules
@@ -46,7 +47,13 @@ def attentive_rcan() -> nn.Module:
 RESTORERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "distillation": (partial(DistillationNet, scale=2, channels=12, num_blocks=2), 2),
     "distillation-gated": (
-        partial(DistillationNet, scale=3, channels=12, num_blocks=1, communication=GatedCommunication),
+        partial(
+            DistillationNet,
+            scale=3,
+            channels=12,
+            num_blocks=1,
+            distill=partial(DRACBChain, communication=GatedCommunication),
+        ),
         3,
     ),
     "distillation-plain": (
@@ -54,9 +61,9 @@ RESTORERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
             DistillationNet,
             channels=12,
             num_blocks=1,
-            block=partial(nn.Conv2d, out_channels=12, kernel_size=3, padding=1),
-            attention=lambda channels: nn.Identity(),
-            communication=None,
+            block=ShallowResidual,
+            distill=Distillation,
+            attention=ContrastAttention,
         ),
         4,
     ),
@@ -64,10 +71,17 @@ RESTORERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "residual-scacb": (partial(ResidualNet, scale=4, channels=12, num_blocks=2, block=SCACB), 4),
     "unet": (partial(UNet, channels=8, num_levels=2), 1),
     "unet-learnable": (
-        partial(UNet, channels=4, num_levels=3, num_blocks=2, communication=LearnableCommunication),
+        partial(
+            UNet,
+            channels=4,
+            num_levels=3,
+            num_blocks=2,
+            skips=partial(ChainedSkips, communication=LearnableCommunication),
+        ),
         1,
     ),
-    "unet-apart": (partial(UNet, channels=8, num_levels=2, communication=None), 1),
+    "unet-apart": (partial(UNet, channels=8, num_levels=2, skips=partial(ChainedSkips, communication=None)), 1),
+    "unet-plain": (partial(UNet, channels=8, num_levels=2, attention=ChannelAttention, skips=Skips), 1),
     "spandrel": (attentive_rcan, 2),
 }
 CLASSIFIERS: dict[str, Callable[[], nn.Module]] = {
@@ -189,10 +203,17 @@ def test_the_blocks_of_the_distillation_network_are_mrebs() -> None:
     torch.testing.assert_close(x + host(x), mreb(x))
 
 
-@pytest.mark.parametrize("build", [DistillationNet, UNet])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda weight: DistillationNet(channels=12, distill=partial(DRACBChain, communication=weight)),
+        lambda weight: UNet(channels=12, skips=partial(ChainedSkips, communication=weight)),
+    ],
+    ids=["distillation", "unet"],
+)
 def test_maps_are_handed_on(build) -> None:
     # The same weights, more or less of the previous map: another result.
-    nets = [build(channels=12, communication=weight).eval() for weight in (0.0, 0.2)]
+    nets = [build(weight).eval() for weight in (0.0, 0.2)]
     nets[1].load_state_dict(nets[0].state_dict())
     x = image()
     assert not torch.equal(nets[0](x), nets[1](x))
@@ -405,7 +426,7 @@ class Both(nn.Module):
 )
 def test_words_about_a_channel_that_returns_the_wrong_shape(channel: type, error: type, words: str) -> None:
     with pytest.raises(error, match=f"DRACB: what {channel.__name__} returned must {words}"):
-        DistillationNet(channels=12, num_blocks=1, communication=channel())(image())
+        DistillationNet(channels=12, num_blocks=1, distill=partial(DRACBChain, communication=channel()))(image())
 
 
 def test_words_about_a_host_that_is_too_narrow() -> None:

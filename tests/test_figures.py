@@ -31,12 +31,16 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def load_script() -> ModuleType:
+    sys.path.insert(0, str(FIGURES))  # where a script finds the modules beside it
     spec = importlib.util.spec_from_file_location("draw", FIGURES / "draw.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["draw"] = module  # where dataclasses look up the module of a class
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FIGURES))
     return module
 
 
@@ -120,7 +124,7 @@ def test_the_script_writes_the_committed_files(tmp_path: Path) -> None:
     written = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert written.keys() == {file.name for file in FILES}
     for file in FILES:
-        assert written[file.name] == file.read_bytes(), f"{file.name}: run python docs/figures/draw.py"
+        assert written[file.name] == file.read_bytes(), f"{file.name}: run python -m docs.figures.draw"
 
 
 def test_every_figure_is_on_a_page_in_both_themes() -> None:

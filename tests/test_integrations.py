@@ -44,6 +44,7 @@ TOLD = [
     {"parts": "channel"},
     {"communication": "learnable"},
     {"communication": "gated"},
+    {"communication": "gated", "chain": "network"},
     {"num_blocks": 3, "channels": 16},
 ]
 UNTOLD = [
@@ -54,6 +55,7 @@ UNTOLD = [
     {"communication": None},
     {"gate": False},
     {"relay": "fused"},
+    {"chain": "network"},
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -15,10 +17,13 @@ from torch import nn
 import sc_blocks
 from examples.mren.model import MREN
 from sc_blocks.introspect import complexity
+from tests.printed import alike, as_shown
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
+    path.relative_to(ROOT)
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
+    if "node_modules" not in path.parts
 )
 
 
@@ -26,11 +31,37 @@ def code_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page, "python")], ids=str)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
+# Their scripts need files: test_export.py and test_tutorials.py run them where those are.
+ELSEWHERE = {Path(f"docs/{page}.md") for page in ("how-to/export", "tutorials/train", "tutorials/export")}
+
+
+def run_python(code: str, printed: str, namespace: dict[str, object], page: Path) -> None:
+    """Run a block; where a block of text follows it directly, that is what it must print."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(code, str(page), "exec"), namespace)
+    if printed:
+        assert as_shown(printed, output.getvalue()), f"{page} shows\n{printed}\nand prints\n{output.getvalue()}"
+
+
+def blocks_with_output(page: Path) -> list[tuple[str, str, str]]:
+    """Language, code, and what stands below it as its output, of all blocks that can be run."""
+    pattern = r"^```(python|bash)\n(.*?)^```\n(?:\n```text\n(.*?)^```)?"
+    return re.findall(pattern, (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if code_blocks(page, "python") and page not in ELSEWHERE], ids=str
+)
+def test_the_code_of_a_page_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if page.parent == Path("docs/tutorials"):  # they write files
+        monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
-    for block in code_blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), namespace)
+    for language, code, printed in blocks_with_output(page):
+        if language == "python":
+            run_python(code, printed, namespace, page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -68,7 +99,7 @@ def test_readme_has_the_commands_that_ci_runs() -> None:
 
 def options_of(command: str) -> set[str]:
     shown = subprocess.run(
-        [sys.executable, "-m", f"examples.mren.{command}", "--help"],
+        [sys.executable, "-m", f"examples.{command}", "--help"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -78,11 +109,45 @@ def options_of(command: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[\w-]+", shown.stdout))
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "upscale", "compare", "ablate", "attention", "report"])
+MREN_COMMANDS = ["train", "evaluate", "upscale", "compare", "ablate", "attention", "report", "export", "onnxfile"]
+COMMANDS = [*(f"mren.{name}" for name in MREN_COMMANDS), "drop_in.compare", "drop_in.report"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_in_the_docs_exists(command: str) -> None:
     options = options_of(command)
-    if command == "ablate":  # hands on to the training what is not its own
-        options |= options_of("train")
+    if command == "mren.ablate":  # hands on to the training what is not its own
+        options |= options_of("mren.train")
     for page in PAGES:
-        for line in re.findall(rf"examples\.mren\.{command}([^\n`]*)", (ROOT / page).read_text()):
+        for line in re.findall(rf"examples\.{re.escape(command)}([^\n`]*)", (ROOT / page).read_text()):
             assert set(re.findall(r"(?<!\S)(--[\w-]+)", line)) <= options, (page, line)
+
+
+def test_every_host_has_a_page() -> None:
+    files = {
+        path.stem for path in (ROOT / "examples" / "drop_in").glob("*.py") if "def main() -> None" in path.read_text()
+    }
+    shown = {
+        match
+        for page in (ROOT / "docs" / "hosts").glob("*.md")
+        for match in re.findall(r"literalinclude\} \.\./\.\./examples/drop_in/(\w+)\.py", page.read_text())
+    }
+    assert files == shown
+    listed = (ROOT / "docs" / "index.md").read_text()
+    assert all(f"hosts/{page.stem}\n" in listed for page in (ROOT / "docs" / "hosts").glob("*.md"))
+
+
+@pytest.mark.parametrize("folder", ["tutorials", "how-to", "explanation"])
+def test_every_page_is_in_the_table_of_contents(folder: str) -> None:
+    listed = (ROOT / "docs" / "index.md").read_text()
+    for page in (ROOT / "docs" / folder).glob("*.md"):
+        assert f"{folder}/{page.stem}\n" in listed, page.name
+
+
+def test_what_counts_as_printed_alike() -> None:
+    assert alike("bicubic 29.08  gain -2.85", "bicubic 29.09 gain -2.86")
+    assert alike("error 3e-04, (1, 60)", "error 2e-04, (1, 60)")
+    assert not alike("bicubic 29.08", "bicubic 29.18")
+    assert not alike("bicubic 29.08", "MREN 29.08")
+    assert not alike("1,875 parameters", "1,975 parameters")
+    assert not alike("1 2", "1")

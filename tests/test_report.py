@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import statistics
 from pathlib import Path
 
 import pytest
 
+from examples.drop_in import report as hosts
+from examples.drop_in.compare import Run
+from examples.drop_in.variants import count_parameters
 from examples.mren import report
+from examples.mren.comparison import read_csv
 from examples.mren.model import WEIGHTS
 
 SCALES = sorted(int(re.search(r"_x(\d)", file.name)[1]) for file in WEIGHTS.glob("mren_x*.scores.csv"))
 
 
 def test_the_committed_tables_are_those_that_the_files_give() -> None:
-    texts = report.tables()
+    texts = report.tables() | hosts.tables()
     assert texts
     committed = {file.name: file.read_text() for file in report.DOCS.glob("*.md")}
-    assert committed == texts, "run python -m examples.mren.report"
+    assert committed == texts, "run python -m examples.mren.report and python -m examples.drop_in.report"
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -39,9 +44,25 @@ def test_table_5_holds_our_scores_and_the_papers(scale: int) -> None:
 
 
 def test_every_generated_file_is_on_a_page() -> None:
-    page = (report.DOCS.parent / "results.md").read_text()
-    for name in [*report.tables(), "training.svg"]:
-        assert f"results/{name}" in page, name
+    pages = [report.DOCS.parent / "results.md", *(report.DOCS.parent / "hosts").glob("*.md")]
+    text = "".join(page.read_text() for page in pages)
+    for name in [*report.tables(), *hosts.tables(), "training.svg"]:
+        assert f"results/{name}" in text, name
+
+
+@pytest.mark.parametrize("file", sorted(hosts.RESULTS.glob("*.csv")), ids=lambda file: file.stem)
+def test_the_committed_comparisons_are_fair(file: Path) -> None:
+    runs = read_csv(file, Run)
+    assert runs[0].blocks == "plain"
+    for name in ("host", "task", "matched", "steps", "batch_size", "patch_size"):
+        assert len({getattr(run, name) for run in runs}) == 1, name
+    # Every row with every seed on every test set, once.
+    made = [(run.blocks, run.seed, run.dataset) for run in runs]
+    assert sorted(made) == sorted(itertools.product(*(dict.fromkeys(values) for values in zip(*made, strict=True))))
+    scale = 4 if runs[0].task == "sr" else 1
+    for run in runs:
+        assert run.parameters == count_parameters(run.host, run.blocks, run.channels, scale)
+        assert abs(getattr(run, run.matched) / getattr(runs[0], run.matched) - 1) < 0.03
 
 
 def test_curves_show_the_log(tmp_path: Path) -> None:

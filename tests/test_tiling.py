@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
-from sc_blocks import WSILBV
+from examples.mren.model import MREN
+from sc_blocks import WSILBV, to_local
 from sc_blocks.tiling import tiled
 
 
@@ -92,6 +98,54 @@ def test_size_multiple_keeps_strided_networks_on_their_grid(size: tuple[int, int
         expected = net(padded)[:, :, : size[0], : size[1]]
     result = tiled(net, x, tile=tile, overlap=6, size_multiple=4)
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
+
+
+def small_mren(*, local: bool) -> nn.Module:
+    """One block of MREN, which sees 22 pixels far where its statistics are taken over windows of 12."""
+    torch.manual_seed(0)
+    net = MREN(2, channels=12, num_blocks=1).eval()
+    return to_local(net, torch.zeros(1, 3, 8, 8)) if local else net
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_no_seams_where_statistics_are_local(local: bool) -> None:
+    net = small_mren(local=local)
+    brighter_to_the_right = torch.linspace(0.1, 1, 150)
+    x = torch.rand(1, 3, 110, 150) * brighter_to_the_right
+    with torch.no_grad():
+        whole = net(x)
+    difference = (tiled(net, x, scale=2, tile=96, overlap=66) - whole).abs().max().item()
+    # Over the whole map, the same tiles differ: the docs say by how much.
+    assert (difference <= 1e-4) == local, difference
+
+
+UPSCALE_8192 = """
+import re, sys
+import torch
+from examples.mren import upscale
+from examples.mren.model import MREN
+
+torch.set_num_threads(1)
+upscale.load_mren = lambda scale, variant, *, device, path: MREN(scale, channels=12, num_blocks=1).eval()
+code = upscale.main([*sys.argv[1:], "--scale", "4"])
+with open("/proc/self/status") as status:
+    print(re.search(r"VmHWM:\\s*(\\d+) kB", status.read()).group(1))
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+def test_an_output_of_8192_x_8192_stays_under_4_gib(tmp_path: Path) -> None:
+    # A fifth of MREN's width and a sixth of its blocks, so that it takes a minute. What grows with the image does not
+    # depend on the network; a tile, which does, takes 0.9 GB with all of MREN. So 3 GiB here are less than 4 there.
+    Image.new("RGB", (2048, 2048), (90, 120, 60)).save(tmp_path / "photo.png")
+    command = [sys.executable, "-c", UPSCALE_8192, str(tmp_path / "photo.png"), "-o", str(tmp_path / "large.png")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "large.png") as large:
+        assert large.size == (8192, 8192)
+    assert int(done.stdout.splitlines()[-1]) / 2**20 < 3
 
 
 def test_an_image_within_one_tile_is_one_plain_call() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -176,13 +177,15 @@ def test_it_says_where_the_time_goes(images: Path, tmp_path: Path, capsys) -> No
 def test_two_processes_learn_what_one_does(images: Path, tmp_path: Path) -> None:
     arguments = ["--steps", "12", "--validate-every", "4"]
     assert run(images, tmp_path / "one", *arguments) == 0
-    launch = (
-        "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    )
-    command = [sys.executable, "-m", *launch.split(), "--main_process_port", str(free_port()), "-m"]
+    # torch's launcher: without MPI that of accelerate starts one process on a CPU, however many are asked for.
+    launch = "torch.distributed.run --nproc_per_node 2 --master_addr 127.0.0.1"
+    command = [sys.executable, "-m", *launch.split(), "--master_port", str(free_port()), "-m"]
     command += ["examples.mren.train", "--data", str(images), "-o", str(tmp_path / "two"), *SMALL, *arguments]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    # Where the name of the host leads nowhere, gloo would wait for ever.
+    environment = os.environ | ({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     for ours, theirs in zip(history(tmp_path / "two")[1:], history(tmp_path / "one")[1:], strict=True):
         assert [float(value) for value in ours] == pytest.approx([float(value) for value in theirs], rel=1e-4)
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from sc_blocks import SCACB, WSILBV, DRACBChain
-from sc_blocks.communication import PAPER_WEIGHT, CommunicationLike
 
 
 class DistillationBlock(nn.Module):
@@ -25,8 +24,9 @@ class DistillationBlock(nn.Module):
     Args:
         channels: Width of the input and of the output, at least 6.
         block: Called with the width to build each residual block.
+        distill: Called with the width, half of it and the number of stages to build what makes the narrow copies; has
+            the ``step`` of :class:`~sc_blocks.DRACBChain`.
         attention: Called with the width to build the attention.
-        communication: What the distilling stages tell each other, see :class:`~sc_blocks.DRACB`.
         num_stages: Number of residual blocks.
 
     Example:
@@ -39,14 +39,14 @@ class DistillationBlock(nn.Module):
         channels: int,
         *,
         block: Callable[[int], nn.Module] = SCACB,
+        distill: Callable[[int, int, int], nn.Module] = DRACBChain,
         attention: Callable[[int], nn.Module] = WSILBV,
-        communication: CommunicationLike = PAPER_WEIGHT,
         num_stages: int = 3,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(block(channels) for _ in range(num_stages))
         # One stage more than there are blocks: what comes in is distilled as well.
-        self.distill = DRACBChain(channels, channels // 2, num_stages + 1, communication=communication)
+        self.distill = distill(channels, channels // 2, num_stages + 1)
         self.fuse = nn.Conv2d((num_stages + 1) * (channels // 2), channels, 1)
         self.attention = attention(channels)
 
@@ -68,8 +68,9 @@ class DistillationNet(nn.Module):
         channels: Width of the features, at least 6.
         num_blocks: Number of distillation blocks; what all of them return is fused.
         block: Called with the width to build each residual block.
+        distill: Called with the width, half of it and the number of stages to build what makes the narrow copies, such
+            as ``DRACBChain`` or ``functools.partial(DRACBChain, communication=GatedCommunication)``.
         attention: Called with the width to build each attention.
-        communication: What the distilling stages tell each other, see :class:`~sc_blocks.DRACB`.
 
     Example:
         >>> net = DistillationNet(scale=4, channels=24, num_blocks=2)
@@ -84,14 +85,13 @@ class DistillationNet(nn.Module):
         channels: int = 48,
         num_blocks: int = 4,
         block: Callable[[int], nn.Module] = SCACB,
+        distill: Callable[[int, int, int], nn.Module] = DRACBChain,
         attention: Callable[[int], nn.Module] = WSILBV,
-        communication: CommunicationLike = PAPER_WEIGHT,
     ) -> None:
         super().__init__()
         self.head = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.ModuleList(
-            DistillationBlock(channels, block=block, attention=attention, communication=communication)
-            for _ in range(num_blocks)
+            DistillationBlock(channels, block=block, distill=distill, attention=attention) for _ in range(num_blocks)
         )
         self.fuse = nn.Sequential(
             nn.Conv2d(num_blocks * channels, channels, 1), nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1)

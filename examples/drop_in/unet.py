@@ -10,12 +10,16 @@ level, which the chain resamples and projects on the way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sc_blocks import WSILBV, DRACBChain
-from sc_blocks.communication import PAPER_WEIGHT, CommunicationLike
+
+ChainedSkips = partial(DRACBChain, resample="bilinear")
 
 
 class GatedBlock(nn.Module):
@@ -23,18 +27,19 @@ class GatedBlock(nn.Module):
 
     Args:
         channels: Width of the input and of the output, at least 4.
+        attention: Called with the width to build the attention.
 
     Example:
         >>> GatedBlock(16)(torch.rand(1, 16, 9, 7)).shape
         torch.Size([1, 16, 9, 7])
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, attention: Callable[[int], nn.Module] = WSILBV) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(1, channels)
         self.expand = nn.Conv2d(channels, 2 * channels, 1)
         self.look = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
-        self.attention = WSILBV(channels)
+        self.attention = attention(channels)
         self.fuse = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +54,9 @@ class UNet(nn.Module):
         channels: Width at full size; each level below is twice as wide as the one above. At least 4.
         num_levels: How often the size is halved.
         num_blocks: Number of gated blocks of each level, on the way down and on the way up.
-        communication: What each level's stage is told by the finer one, see :class:`~sc_blocks.DRACB`.
+        attention: Called with the width to build the attention of each gated block.
+        skips: Called with the widths of the levels and half of them to build what a level hands across to the decoder;
+            has the ``step`` and ``out_channels`` of :class:`~sc_blocks.DRACBChain`.
 
     Attributes:
         size_multiple: What heights and widths are padded to a multiple of.
@@ -65,26 +72,26 @@ class UNet(nn.Module):
         channels: int = 16,
         num_levels: int = 3,
         num_blocks: int = 1,
-        communication: CommunicationLike = PAPER_WEIGHT,
+        attention: Callable[[int], nn.Module] = WSILBV,
+        skips: Callable[[list[int], list[int]], nn.Module] = ChainedSkips,
     ) -> None:
         super().__init__()
         widths = [channels * 2**level for level in range(num_levels)]
-        kept = [width // 2 for width in widths]
         self.size_multiple = 2**num_levels
 
         def blocks(width: int) -> nn.Sequential:
-            return nn.Sequential(*(GatedBlock(width) for _ in range(num_blocks)))
+            return nn.Sequential(*(GatedBlock(width, attention=attention) for _ in range(num_blocks)))
 
         self.head = nn.Conv2d(3, channels, 3, padding=1)
         self.encoders = nn.ModuleList(blocks(width) for width in widths)
         self.downs = nn.ModuleList(nn.Conv2d(width, 2 * width, 2, stride=2) for width in widths)
-        self.skips = DRACBChain(widths, kept, communication=communication, resample="bilinear")
+        self.skips = skips(widths, [width // 2 for width in widths])
         self.middle = blocks(2 * widths[-1])
         self.ups = nn.ModuleList(
             nn.Sequential(nn.Conv2d(2 * width, 4 * width, 1), nn.PixelShuffle(2)) for width in widths
         )
         self.merges = nn.ModuleList(
-            nn.Conv2d(width + across, width, 1) for width, across in zip(widths, kept, strict=True)
+            nn.Conv2d(width + across, width, 1) for width, across in zip(widths, self.skips.out_channels, strict=True)
         )
         self.decoders = nn.ModuleList(blocks(width) for width in widths)
         self.tail = nn.Conv2d(channels, 3, 3, padding=1)

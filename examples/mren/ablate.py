@@ -12,20 +12,16 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import io
 import json
-import math
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, variance
 from typing import Any
 
-from scipy.stats import t as students_t
-
+from examples.mren.comparison import Line, check_budget, read_csv, tabulate_lines, to_csv
 from examples.mren.data import list_images
 from examples.mren.evaluate import evaluate, mean_score, network_upscaler
 from examples.mren.files import write_text
@@ -130,6 +126,15 @@ TABLES = {
             Variant("a share decided from both maps", {"communication": "gated"}),
         ),
     ),
+    "beyond": Table(
+        "Channels that are not the paper's",
+        (
+            Variant("0.2 of the map (the paper's)", {}),
+            Variant("a learned share", {"communication": "learnable"}),
+            Variant("a share decided from both maps", {"communication": "gated"}),
+            Variant("0.2 of the map, one chain through all MREBs", {"chain": "network"}),
+        ),
+    ),
     "recipe": Table(
         "How it is trained",
         (
@@ -161,93 +166,30 @@ class Run:
 
 def read_runs(file: Path) -> list[Run]:
     """The lines of a ``runs.csv``."""
-    kinds = {"variant": str, "dataset": str, "minutes": float, "psnr": float, "ssim": float}
-    with file.open(newline="") as opened:
-        return [
-            Run(**{name: kinds.get(name, int)(value) for name, value in row.items()}) for row in csv.DictReader(opened)
-        ]
-
-
-def to_csv(runs: Sequence[Run]) -> str:
-    """The lines of a ``runs.csv``, as :func:`read_runs` reads them."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Run)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(run) for run in runs)
-    return text.getvalue()
+    return read_csv(file, Run)
 
 
 def tabulate(table: Table, runs: Sequence[Run]) -> str:
     """A table in Markdown: the paper's figure, ours, parameters, difference, and what the spread of the seeds means.
 
-    The spread is pooled over the rows: each row's variance over its seeds, averaged. Two rows differ by more than
-    chance, at 95 %, where their means are further apart than Student's t times the standard error of a difference.
+    See :func:`~examples.mren.comparison.tabulate_lines`.
     """
     chosen = [
         (variant, own) for variant in table.variants if (own := [run for run in runs if run.variant == variant.key])
     ]
     if not chosen:
         raise ValueError(f"no runs of {table.title!r}.")
-    datasets = list(dict.fromkeys(run.dataset for _, own in chosen for run in own))
     published = any(variant.paper is not None for variant, _ in chosen)
-    head = ["", "parameters", *(["paper, Set5"] if published else [])]
-    for dataset in datasets:
-        head += [f"{dataset}, dB", "seeds", "difference"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    lines = []
     for variant, own in chosen:
         cells = [variant.name, f"{own[0].parameters:,}"]
         if published:
             cells.append("" if variant.paper is None else f"{variant.paper:.2f}")
-        for dataset in datasets:
-            scores = _scores(own, dataset)
-            difference = mean(scores) - mean(_scores(chosen[0][1], dataset))
-            cells += [f"{mean(scores):.2f}", ", ".join(f"{score:.2f}" for score in scores)]
-            cells.append("" if own is chosen[0][1] else f"{difference:+.3f}")
-        lines.append(cells)
-    rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    spreads = [_spread([own for _, own in chosen], dataset) for dataset in datasets]
-    return "\n".join([f"{rows}\n", *spreads])
-
-
-def _scores(runs: Sequence[Run], dataset: str) -> list[float]:
-    return [run.psnr for run in sorted(runs, key=lambda run: run.seed) if run.dataset == dataset]
-
-
-def _spread(rows: Sequence[Sequence[Run]], dataset: str) -> str:
-    scores = [_scores(own, dataset) for own in rows]
-    freedom = sum(len(own) - 1 for own in scores)
-    if not freedom:
-        return f"{dataset}: one seed a row, which says nothing about which differences are real.\n"
-    spread = math.sqrt(sum(variance(own) * (len(own) - 1) for own in scores if len(own) > 1) / freedom)
-    fewest = min(len(own) for own in scores)
-    smallest = float(students_t.ppf(0.975, freedom)) * spread * math.sqrt(2 / fewest)
-    reference = mean(scores[0])
-    told_apart = sum(abs(mean(own) - reference) > smallest for own in scores[1:])
-    return (
-        f"{dataset}: the seeds of a row spread by {spread:.3f} dB (standard deviation, {freedom} degrees of freedom). "
-        f"With {fewest} seeds a row, a difference is told from chance from {smallest:.2f} dB on; {told_apart} of the "
-        f"{len(scores) - 1} differences here are that large.\n"
-    )
-
-
-def check_budget(settings: dict[str, dict[str, Any]], keys: Sequence[str] = BUDGET) -> None:
-    """Refuse to compare runs of different budgets.
-
-    Args:
-        settings: What each run's ``run.json`` says, by the name of the run.
-        keys: What must be the same in all.
-
-    Raises:
-        ValueError: If they differ in length, data or precision; the message names two and the first difference.
-    """
-    (first, expected), *others = settings.items()
-    for name, found in others:
-        for key in keys:
-            if found.get(key) != expected.get(key):
-                raise ValueError(
-                    f"not one budget: {key} is {expected.get(key)!r} in {first}, {found.get(key)!r} in {name}; take "
-                    "another --output, or the same options as there."
-                )
+        scores: dict[str, list[float]] = {}
+        for run in sorted(own, key=lambda run: run.seed):
+            scores.setdefault(run.dataset, []).append(run.psnr)
+        lines.append(Line(tuple(cells), scores))
+    return tabulate_lines(["", "parameters", *(["paper, Set5"] if published else [])], lines)
 
 
 def _train(variant: Variant, seed: int, folder: Path, args: argparse.Namespace) -> None:
@@ -303,7 +245,7 @@ def _score(variant: Variant, seed: int, folder: Path, args: argparse.Namespace) 
                     ssim=round(score.ssim, 5),
                 )
             )
-        write_text(kept, to_csv(runs))
+        write_text(kept, to_csv(runs, Run))
     asked_for = [images.resolve().name for images in args.test]
     return sorted((run for run in runs if run.dataset in asked_for), key=lambda run: asked_for.index(run.dataset))
 
@@ -356,14 +298,14 @@ def ablate(args: argparse.Namespace) -> list[Run]:
     if args.dry_run:
         return []
     settings = {str(folder.relative_to(args.output)): _settings(folder) for _, _, folder in planned}
-    check_budget(settings)
+    check_budget(settings, BUDGET)
     alike = [str(folder.relative_to(args.output)) for variant, _, folder in planned if not variant.options]
     if alike:  # rows about the network, not about its training
         check_budget({name: settings[name] for name in alike}, RECIPE)
     runs: list[Run] = []
     for variant, seed, folder in planned:
         runs += _score(variant, seed, folder, args)
-    write_text(args.output / "runs.csv", to_csv(runs))
+    write_text(args.output / "runs.csv", to_csv(runs, Run))
     for name in args.table:
         text = tabulate(TABLES[name], runs)
         write_text(args.output / f"table_{name}.md", text)

@@ -189,6 +189,7 @@ class PatchSampler:
         self.side = patch_size // scale  # in low-resolution pixels
         self.batch_size = batch_size
         self.seed = seed
+        self.device = torch.device(device)
         self._sizes = [(int(pair.lr.shape[1]), int(pair.lr.shape[2])) for pair in pairs]
         self._lr = _Patches([pair.lr for pair in pairs], self.side, device)
         self._hr = _Patches([pair.hr for pair in pairs], self.side * scale, device)

@@ -22,8 +22,11 @@ from examples.mren.files import write_text
 from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import CHANNELS, DEVICES, STAGES, load_mren, pick_device
 from sc_blocks import to_local
+from sc_blocks.tiling import tiled
 
 Upscale = Callable[[Tensor], Tensor]
+
+SMALLEST_TILE = 64
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,22 @@ class Row:
     score: Score
 
 
-def network_upscaler(net: nn.Module, device: torch.device | str) -> Upscale:
-    """A network as a function from uint8 images, shape (3, H, W), to enlarged uint8 images."""
+def network_upscaler(net: nn.Module, device: torch.device | str, *, tile: int | None = None, scale: int = 1) -> Upscale:
+    """A network as a function from uint8 images, shape (3, H, W), to enlarged uint8 images.
+
+    Args:
+        net: The network.
+        device: Where it is.
+        tile: Height and width of the tiles in which larger images are worked off, as the upscaling command does;
+            ``None`` for whole images.
+        scale: What the network enlarges by, needed for tiles.
+    """
 
     def upscale(lr: Tensor) -> Tensor:
+        x = (lr.to(device).float() / 255).unsqueeze(0)
         with torch.inference_mode():
-            sr = net((lr.to(device).float() / 255).unsqueeze(0)).squeeze(0)
-        return to_uint8(sr.cpu())  # to the CPU first: some devices clamp in place
+            sr = net(x) if tile is None else tiled(net, x, scale=scale, tile=tile)
+        return to_uint8(sr.squeeze(0).cpu())  # to the CPU first: some devices clamp in place
 
     return upscale
 
@@ -109,6 +121,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SIDE",
         help="score with windowed statistics, too; SIDE is that of the low-resolution patches it was trained on",
     )
+    parser.add_argument(
+        "--tile", type=int, nargs="+", default=[], metavar="N", help="score in tiles of N low-resolution pixels, too"
+    )
+    parser.add_argument("--onnx", type=Path, nargs="+", default=[], metavar="FILE", help="score exported files, too")
     parser.add_argument("--csv", type=Path, help="file for the scores of every image")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     return parser.parse_args(argv)
@@ -122,16 +138,23 @@ def run(args: argparse.Namespace) -> list[Row]:
         raise ValueError(f"--data: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
     if args.local is not None and args.local < 1:
         raise ValueError(f"--local: must be at least 1, got {args.local}.")
+    if min(args.tile, default=SMALLEST_TILE) < SMALLEST_TILE:
+        raise ValueError(f"--tile: must be at least {SMALLEST_TILE}, twice what tiles share, got {min(args.tile)}.")
     label = args.variant if args.weights is None else args.weights.stem
-    net = load_mren(args.scale, args.variant, device=device, path=args.weights)
-    methods: dict[str, Upscale] = {
-        "bicubic": lambda lr: imresize(lr, args.scale),
-        label: network_upscaler(net, device),
-    }
+    nets = {label: load_mren(args.scale, args.variant, device=device, path=args.weights)}
     if args.local is not None:
         local = load_mren(args.scale, args.variant, device=device, path=args.weights)
         to_local(local, torch.zeros(1, 3, args.local, args.local, device=device))
-        methods[f"{label}, local statistics"] = network_upscaler(local, device)
+        nets[f"{label}, local statistics"] = local
+    methods: dict[str, Upscale] = {"bicubic": lambda lr: imresize(lr, args.scale)}
+    for name, net in nets.items():
+        methods[name] = network_upscaler(net, device)
+        for tile in args.tile:
+            methods[f"{name}, tiles of {tile}"] = network_upscaler(net, device, tile=tile, scale=args.scale)
+    if args.onnx:
+        from examples.mren.onnxfile import onnx_upscaler  # here only: who scores weights need not have onnxruntime
+
+        methods |= {file.name: onnx_upscaler(file, args.scale) for file in args.onnx}
     files = [path for folder in args.data for path in list_images(folder)]
     total = len(files) * len(methods)
     rows = list(tqdm(evaluate(files, args.scale, methods), total=total, unit="score", desc=f"x{args.scale}"))
@@ -146,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     try:
         run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: no onnxruntime for --onnx
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

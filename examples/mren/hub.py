@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from huggingface_hub import PyTorchModelHubMixin, constants
 
-from examples.mren.model import COMMUNICATIONS, MREN, Scale, save_weights
+from examples.mren.model import COMMUNICATIONS, MREN, Chain, Scale, save_weights
 from sc_blocks.dracb import Relay
 from sc_blocks.scacb import Exchange, Parts
 
@@ -63,6 +63,7 @@ class HubMREN(
         exchange: Exchange | None = "outputs",
         residual: bool = True,
         communication: float | Literal["learnable", "gated"] | None = 0.2,
+        chain: Chain = "block",
         gate: bool = True,
         relay: Relay = "raw",
     ) -> None:
@@ -80,6 +81,7 @@ class HubMREN(
             exchange=exchange,
             residual=residual,
             communication=communication,
+            chain=chain,
             gate=gate,
             relay=relay,
         )

@@ -57,6 +57,26 @@ def psnr(sr: Tensor, hr: Tensor, scale: int) -> float:
     return _psnr(*_comparable(sr, hr, scale))
 
 
+def psnr_rgb(sr: Tensor, hr: Tensor) -> float:
+    """PSNR in dB over all pixels and the three channels, as papers on denoising report it; infinite for equal images.
+
+    Args:
+        sr: The restored image, uint8 RGB of shape (3, H, W).
+        hr: The original, likewise.
+
+    Raises:
+        ValueError: If the images differ in shape.
+        TypeError: If an image is not uint8.
+
+    Example:
+        >>> image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        >>> round(psnr_rgb(image, image + 5), 2)  # 20 log10(255 / 5)
+        34.15
+    """
+    _check_images(sr, hr)
+    return _psnr(sr.double(), hr.double())
+
+
 def luma(rgb: Tensor) -> Tensor:
     """Studio-range luma (16 to 235) of a uint8 RGB image, shape (3, H, W), as float64 of shape (H, W)."""
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64, device=rgb.device) / 255
@@ -69,16 +89,7 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def _comparable(sr: Tensor, hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    for name, image in (("sr", sr), ("hr", hr)):
-        if image.dtype != torch.uint8:
-            raise TypeError(f"score: {name} must be uint8, got {image.dtype}; to_uint8(image) makes it so.")
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"score: {name} must have shape (3, height, width), got {tuple(image.shape)}.")
-    if sr.shape != hr.shape:
-        raise ValueError(
-            f"score: sr and hr must have one shape, got {tuple(sr.shape)} and {tuple(hr.shape)}; "
-            f"mod_crop(hr, {scale}) before the low-resolution image is made."
-        )
+    _check_images(sr, hr, f"; mod_crop(hr, {scale}) before the low-resolution image is made")
     if min(sr.shape[1:]) - 2 * scale < 11:
         raise ValueError(
             f"score: images must be {11 + 2 * scale} x {11 + 2 * scale} (the window of SSIM and {scale} pixels "
@@ -86,6 +97,16 @@ def _comparable(sr: Tensor, hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
         )
     inner = slice(scale, -scale)
     return luma(sr)[inner, inner], luma(hr)[inner, inner]
+
+
+def _check_images(sr: Tensor, hr: Tensor, remedy: str = "") -> None:
+    for name, image in (("sr", sr), ("hr", hr)):
+        if image.dtype != torch.uint8:
+            raise TypeError(f"score: {name} must be uint8, got {image.dtype}; to_uint8(image) makes it so.")
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"score: {name} must have shape (3, height, width), got {tuple(image.shape)}.")
+    if sr.shape != hr.shape:
+        raise ValueError(f"score: sr and hr must have one shape, got {tuple(sr.shape)} and {tuple(hr.shape)}{remedy}.")
 
 
 def _psnr(first: Tensor, second: Tensor) -> float:

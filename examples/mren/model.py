@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from sc_blocks.scacb import Exchange, Parts
 
 Scale = Literal[2, 3, 4]
 Variant = Literal["mren", "mren_l"]
+Chain = Literal["block", "network"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -35,6 +36,16 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 CHANNELS: dict[str, int] = {"mren": 60, "mren_l": 84}
 # Channels that a weight file can name.
 COMMUNICATIONS = {"learnable": LearnableCommunication, "gated": GatedCommunication}
+
+
+class ChainedMREBs(nn.Sequential):
+    """MREBs one after the other, along which one chain of DRACBs runs on: each takes the last map of the one before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention_map = None
+        for block in self:
+            x, attention_map = block.carry(x, attention_map)
+        return x
 
 
 class MREN(nn.Module):
@@ -53,6 +64,8 @@ class MREN(nn.Module):
         residual: Of the SCACBs, see there.
         communication: Of the DRACBs, see :class:`sc_blocks.DRACB`; also ``"learnable"`` and ``"gated"``, names of the
             channels that a weight file can hold.
+        chain: How far attention maps are handed on: from one end of an MREB to the other (``"block"``, the paper's), or
+            through all MREBs (``"network"``).
         gate: Of the DRACBs, see there.
         relay: Of the DRACBs, see there.
         device: Where the parameters are created.
@@ -83,6 +96,7 @@ class MREN(nn.Module):
         exchange: Exchange | None = "outputs",
         residual: bool = True,
         communication: CommunicationLike | Literal["learnable", "gated"] = 0.2,
+        chain: Chain = "block",
         gate: bool = True,
         relay: Relay = "raw",
         device: torch.device | str | None = None,
@@ -95,6 +109,7 @@ class MREN(nn.Module):
         if isinstance(communication, str):
             check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
             communication = COMMUNICATIONS[communication]
+        check_choice("MREN", "chain", chain, get_args(Chain))
         self.scale = scale
         conv = partial(nn.Conv2d, kernel_size=3, padding=1, device=device, dtype=dtype)
         block = partial(
@@ -112,7 +127,10 @@ class MREN(nn.Module):
 
         widths = [channels, channels, channels // 2][: len(STAGES[scale]) + 1]
         self.head = conv(3, channels)
-        self.body = nn.Sequential(*(block() for _ in range(num_blocks)))
+        if chain == "network":
+            self.body = ChainedMREBs(*(block(continued=number > 0) for number in range(num_blocks)))
+        else:
+            self.body = nn.Sequential(*(block() for _ in range(num_blocks)))
         self.reconstruct = nn.Sequential(
             *(
                 RBWA(width_in, width_out, scale_factor=factor, device=device, dtype=dtype)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch.optim import Optimizer
+from torch import nn
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 
@@ -63,6 +64,21 @@ RECIPES = {
         ema_decay=0.999,
     ),
 }
+
+
+def ema_decay_at(recipe: Recipe, step: int) -> float:
+    """What the average of the weights keeps at a step: less in the beginning, so that it soon forgets the start."""
+    return min(recipe.ema_decay or 0.0, (1 + step) / (10 + step))
+
+
+def make_optimizer(net: nn.Module, lr: float) -> Adam:
+    """Adam over all parameters of a network, in one kernel where torch has one.
+
+    A network like MREN has hundreds of small parameters: one by one, they cost more than their arithmetic.
+    """
+    parameters = list(net.parameters())
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    return Adam(parameters, lr=lr, fused=fused)
 
 
 def make_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:

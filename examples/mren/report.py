@@ -13,17 +13,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from examples.mren.ablate import TABLES, read_runs, tabulate
-from examples.mren.files import whole_file, write_text
+from examples.mren.files import write_text
 from examples.mren.model import WEIGHTS
+from examples.mren.plots import svg_plot
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs" / "results"
 DATASETS = ("Set5", "Set14", "B100", "Urban100")
+# Tables that were made at another budget than the rest: the files of their runs.
+OTHER_BUDGETS = {"beyond": "beyond.csv", "recipe": "recipe.csv"}
 NETWORKS = {"mren": ("MREN", 60), "mren_l": ("MREN-L", 84)}
 
 
@@ -77,29 +77,23 @@ def draw_curves(logs: dict[str, Path], target: Path, *, over: str) -> None:
         target: SVG file to write.
         over: ``"step"`` or ``"minutes"``.
     """
-    # Text as text and no random names: the file changes when the data does.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sc_blocks", "font.size": 10}):
-        figure = Figure(figsize=(7, 3.6), layout="constrained")
-        axes = figure.subplots()
+    with svg_plot(target) as axes:
         for name, file in logs.items():
             rows = _read(file)
             steps = [float(row["step"]) if over == "step" else float(row["seconds"]) / 60 for row in rows]
             axes.plot(steps, [float(row["psnr"]) for row in rows], marker=".", label=name)
         axes.set_xlabel("step" if over == "step" else "minutes of training")
         axes.set_ylabel("PSNR on held-out images, dB")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        with whole_file(target) as scratch:
-            figure.savefig(scratch, format="svg", metadata={"Date": None})
 
 
 def tables() -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
     scales = sorted({int(file.name.partition("_x")[2][0]) for file in WEIGHTS.glob("*.scores.csv")})
     texts = {f"table5_x{scale}.md": table5(scale) for scale in scales}
-    runs = read_runs(RESULTS / "ablation.csv")
-    trained = {run.variant for run in runs}
     for name, table in TABLES.items():
+        file = RESULTS / OTHER_BUDGETS.get(name, "ablation.csv")
+        runs = read_runs(file) if file.exists() else []
+        trained = {run.variant for run in runs}
         # A table of which only the reference was trained, for another one, says nothing.
         if len(trained & {variant.key for variant in table.variants}) > 1:
             texts[f"ablation_{name}.md"] = tabulate(table, runs)

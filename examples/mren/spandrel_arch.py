@@ -4,9 +4,9 @@ After :func:`register_spandrel`, ``spandrel.ModelLoader`` loads MREN as it loads
 
 spandrel hands on a file's tensors and drops its metadata, and tensors do not tell everything. They tell width, depth,
 ``parts``, and channels with parameters. They do not tell ×3 from ×4, whose tensors have the same names and shapes, nor
-any option without parameters: ``exchange``, ``residual``, ``gate``, ``relay``, the weight of a fixed channel. For those
-the defaults of :class:`~examples.mren.model.MREN` and ×4 are taken, unless the file says otherwise in a tensor, which
-:func:`write_for_spandrel` puts there.
+any option without parameters: ``exchange``, ``residual``, ``gate``, ``relay``, the weight of a fixed channel, and
+whether a chain of such channels ends with its block. For those the defaults of :class:`~examples.mren.model.MREN` and
+×4 are taken, unless the file says otherwise in a tensor, which :func:`write_for_spandrel` puts there.
 """
 
 from __future__ import annotations
@@ -148,6 +148,8 @@ def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         arguments["communication"] = "learnable"
     elif f"{channel}weigh.weight" in state_dict:
         arguments["communication"] = "gated"
+    if any(name.startswith("body.1.refine.links.0.communication.") for name in state_dict):
+        arguments["chain"] = "network"  # only then has the first link of a block a channel
     return arguments
 
 

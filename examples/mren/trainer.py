@@ -29,7 +29,7 @@ from examples.mren.data import ImagePair, PatchSampler
 from examples.mren.files import write_text
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, save_weights, warm_start
-from examples.mren.recipes import Recipe, make_schedule
+from examples.mren.recipes import Recipe, ema_decay_at, make_optimizer, make_schedule
 
 CHECK_EVERY = 10  # steps between looks at the loss and the clock: each look waits for the device
 KEEP_CHECKPOINTS = 2
@@ -145,7 +145,7 @@ class Trainer:
         if channels_last:
             net = net.to(memory_format=torch.channels_last)
         net = net.to(accelerator.device)
-        optimizer = torch.optim.Adam(net.parameters(), lr=recipe.lr, fused=accelerator.device.type == "cuda")
+        optimizer = make_optimizer(net, recipe.lr)
         self.scheduler = make_schedule(optimizer, recipe, self.steps)
         self.parameters_of = net  # what is saved: never wrapped for mixed precision, compilation or several processes
         self.average = None
@@ -282,9 +282,8 @@ class Trainer:
         return torch.stack(losses).mean()
 
     def _average(self, averaged: Any, current: Any, count: Any) -> None:
-        """Move the average towards the weights, faster in the beginning: it must not remember the start for long."""
-        step = self.progress.step
-        get_ema_multi_avg_fn(min(self.recipe.ema_decay or 0.0, (1 + step) / (10 + step)))(averaged, current, count)
+        """Move the average towards the weights."""
+        get_ema_multi_avg_fn(ema_decay_at(self.recipe, self.progress.step))(averaged, current, count)
 
     def _clock(self) -> float:
         if self.accelerator.device.type != "cpu":

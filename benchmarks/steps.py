@@ -1,0 +1,142 @@
+"""Training steps of one checkout, on request: old and new code timed in turn in one run.
+
+Started by :mod:`benchmarks.suites`, once for each candidate, by its path and with another checkout's packages on
+``PYTHONPATH`` where asked. It imports nothing of ``benchmarks``, which that checkout need not have. It answers on
+standard output, a line of JSON each: first what it is, then for each line on standard input the seconds of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Worker:
+    """The process that makes the steps, seen from outside.
+
+    Args:
+        checkout: Folder whose ``sc_blocks`` and ``examples`` are timed.
+        form: ``"eager"``, ``"channels_last"``, ``"compiled"`` or several, separated by ``", "``.
+        device: Where it trains.
+        threads: Of torch.
+        batch_size: Patches a step.
+        patch_size: Side of the low-resolution patches.
+        num_blocks: Depth of MREN.
+
+    Raises:
+        RuntimeError: If the process does not get as far as a step; the message holds its last line.
+    """
+
+    def __init__(
+        self,
+        checkout: Path,
+        form: str,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        batch_size: int = 4,
+        patch_size: int = 24,
+        num_blocks: int = 6,
+    ) -> None:
+        sizes = ["--batch", str(batch_size), "--patch", str(patch_size), "--blocks", str(num_blocks)]
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), form, "--device", device, "--threads", str(threads), *sizes],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=checkout,
+            env=os.environ | {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": str(threads)},
+        )
+        first = self._answer()
+        if Path(first["package"]).resolve() != (checkout / "sc_blocks").resolve():
+            self.close()
+            raise RuntimeError(f"the steps of {checkout.name} would have been those of another sc_blocks.")
+        self.loss: float = first["loss"]
+
+    def step(self) -> float:
+        """Seconds of one training step."""
+        requests = self.process.stdin
+        if requests is None:
+            raise RuntimeError("the worker was closed.")
+        requests.write("step\n")
+        requests.flush()
+        return self._answer()["seconds"]
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            _, errors = self.process.communicate()
+            raise RuntimeError((errors.strip().splitlines() or ["the process ended without a word"])[-1])
+        return json.loads(line)
+
+
+def main() -> None:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("form")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--patch", type=int, default=24)
+    parser.add_argument("--blocks", type=int, default=6)
+    given = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what compilers and libraries print is no answer
+    sys.path.pop(0)  # the folder of this file, whose modules are not the checkout's
+
+    import torch
+    import torch.nn.functional as F
+
+    import sc_blocks
+    from examples.mren.model import MREN
+
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    device = torch.device(given.device)
+    x = torch.rand(given.batch, 3, given.patch, given.patch, device=device)
+    y = torch.rand(given.batch, 3, 4 * given.patch, 4 * given.patch, device=device)
+    net = MREN(4, num_blocks=given.blocks).to(device)
+    if "channels_last" in given.form:
+        net = net.to(memory_format=torch.channels_last)
+        x, y = (tensor.to(memory_format=torch.channels_last) for tensor in (x, y))
+    try:
+        from examples.mren.recipes import make_optimizer  # as the training of the checkout has it
+    except ImportError:
+        optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)
+    else:
+        optimizer = make_optimizer(net, 5e-4)
+    call = torch.compile(net, fullgraph=True, dynamic=False) if "compiled" in given.form else net
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.l1_loss(call(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def answer(**values: object) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    loss = step().item()
+    step()
+    answer(package=str(Path(sc_blocks.__file__).parent), loss=loss)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step().item()  # waits for the device
+        answer(seconds=time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

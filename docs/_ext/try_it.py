@@ -1,0 +1,128 @@
+"""The page "Try it in the browser": its markup, and the engine and the network that it loads.
+
+The engine is the npm package onnxruntime-web, pinned in docs/browser; the network is exported from the shipped weights
+while the documentation is built. Where one of them is not there, the page says so and the rest of the site is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "docs" / "browser" / "node_modules" / "onnxruntime-web"
+ENGINE = (
+    "ort.wasm.bundle.min.mjs",
+    "ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.bundle.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+)
+NETWORK = "mren_x4.onnx"
+FOLD = "--no-fold"  # in WebAssembly the folded form took as long, and is larger
+WEIGHTS = ROOT / "examples" / "mren" / "weights" / "mren_x4.safetensors"
+SCRIPT = '<script type="module" src="_static/try/app.js"></script>'
+
+log = logging.getLogger(__name__)
+
+
+def pinned_version() -> str:
+    """The version of onnxruntime-web that docs/browser/package.json names."""
+    return json.loads((ROOT / "docs" / "browser" / "package.json").read_text())["dependencies"]["onnxruntime-web"]
+
+
+def missing_engine() -> str | None:
+    """Why the site has no engine, or nothing."""
+    described = PACKAGE / "package.json"
+    if not described.is_file():
+        return "the npm package onnxruntime-web is not installed"
+    version = json.loads(described.read_text())["version"]
+    if version != pinned_version():
+        return f"onnxruntime-web {version} is installed, {pinned_version()} is pinned"
+    return None
+
+
+def write_network(cache: Path) -> Path:
+    """The ×4 network as an ONNX file, made anew when its weights or the code that exports it have changed.
+
+    Raises:
+        RuntimeError: If it could not be exported; the message says why.
+    """
+    made_from = [WEIGHTS, *sorted(ROOT.glob("examples/mren/*.py")), *sorted(ROOT.glob("sc_blocks/*.py"))]
+    key = hashlib.sha256(b"".join([FOLD.encode(), *(file.read_bytes() for file in made_from)])).hexdigest()[:16]
+    file = cache / f"{key}.onnx"
+    if not file.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        # A process of its own: Sphinx would print what the exporter logs, hundreds of lines.
+        command = [sys.executable, "-m", "examples.mren.export", "--scale", "4", FOLD, "--output", str(file.resolve())]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1].removeprefix("error: "))
+    return file
+
+
+def prepare(app: Sphinx) -> None:
+    """Find the engine and make the network, before pages are read."""
+    app.env.try_it_missing = []
+    app.env.try_it_network = None
+    if app.builder.name not in ("html", "dirhtml"):
+        return
+    missing = [reason] if (reason := missing_engine()) else []
+    try:
+        app.env.try_it_network = write_network(Path(app.doctreedir) / "try_it")
+    except RuntimeError as error:
+        missing.append(f"the network could not be exported ({error})")
+    app.env.try_it_missing = missing
+    if missing:
+        log.info("Try it in the browser: %s", "; ".join(missing))
+
+
+def install(app: Sphinx, exception: Exception | None) -> None:
+    """Copy engine and network beside the scripts of the page."""
+    target = Path(app.outdir) / "_static" / "try"
+    if exception is not None or app.env.try_it_network is None or app.env.try_it_missing:
+        return
+    (target / "engine").mkdir(parents=True, exist_ok=True)
+    for name in ENGINE:
+        shutil.copyfile(PACKAGE / "dist" / name, target / "engine" / name)
+    shutil.copyfile(app.env.try_it_network, target / NETWORK)
+
+
+class TryIt(SphinxDirective):
+    """``{try-it}``: the tool, or a notice that this copy of the site was built without it."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # what is installed changes without the page
+        if not self.env.try_it_missing:
+            markup = (Path(__file__).parent / "try_it.html").read_text()
+            return [nodes.raw("", f"{markup}{SCRIPT}\n", format="html")]
+        reasons = "; ".join(self.env.try_it_missing)
+        notice = nodes.admonition(classes=["warning"])
+        notice += nodes.title("", "Not in this copy of the site")
+        text = (
+            f"It was built without what runs the network: {reasons}. With npm, these commands build the site with it:"
+        )
+        notice += nodes.paragraph("", text)
+        commands = (
+            'python -m pip install -e ".[docs]"\n'
+            "npm ci --prefix docs/browser\n"
+            "sphinx-build docs docs/_build/html\n"
+            "python -m http.server --directory docs/_build/html"
+        )
+        notice += nodes.literal_block("", commands, language="bash")
+        return [notice]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("try-it", TryIt)
+    app.connect("builder-inited", prepare)
+    app.connect("build-finished", install)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,126 @@
+"""What the hosts have in their places when no block of this library is there: the baselines of ``compare``.
+
+Each is the usual part of its network: the shallow residual block and the 1x1 distillation of RFDN, the contrast-aware
+attention of IMDN (Hui et al., 2019), the simplified channel attention of NAFNet, and skips that hand features across
+as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class ShallowResidual(nn.Module):
+    """A convolution with a shortcut, then the activation.
+
+    Args:
+        channels: Width of the input and of the output.
+
+    Example:
+        >>> ShallowResidual(8)(torch.rand(1, 8, 9, 7)).shape
+        torch.Size([1, 8, 9, 7])
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.act = nn.LeakyReLU(0.05)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.conv(x))
+
+
+class Distillation(nn.Module):
+    """A 1x1 convolution and an activation for each stage, each on its own; steps as a ``DRACBChain`` does.
+
+    Args:
+        in_channels: Width of the features.
+        out_channels: Width of what is kept of them.
+        length: Number of stages.
+
+    Example:
+        >>> kept, _ = Distillation(8, 4, 2).step(0, torch.rand(1, 8, 9, 7))
+        >>> kept.shape
+        torch.Size([1, 4, 9, 7])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, length: int) -> None:
+        super().__init__()
+        self.links = nn.ModuleList(nn.Conv2d(in_channels, out_channels, 1) for _ in range(length))
+        self.act = nn.LeakyReLU(0.05)
+
+    def step(self, stage: int, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keep a narrow copy of one stage; what the stage before handed on is not looked at."""
+        kept = self.act(self.links[stage](x))
+        return kept, kept
+
+
+class ContrastAttention(nn.Module):
+    """Weighs channels by mean plus standard deviation.
+
+    Args:
+        channels: Width of the input and of the output, at least 4.
+
+    Example:
+        >>> ContrastAttention(8)(torch.rand(1, 8, 9, 7)).shape
+        torch.Size([1, 8, 9, 7])
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weigh = nn.Sequential(
+            nn.Conv2d(channels, channels // 4, 1), nn.ReLU(), nn.Conv2d(channels // 4, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+        return x * self.weigh(mean + (variance + 1e-6).sqrt())  # a root has no gradient at 0, where a map is flat
+
+
+class ChannelAttention(nn.Module):
+    """Weighs channels by a linear map of their means.
+
+    Args:
+        channels: Width of the input and of the output.
+
+    Example:
+        >>> ChannelAttention(8)(torch.rand(1, 8, 9, 7)).shape
+        torch.Size([1, 8, 9, 7])
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weigh = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weigh(x.mean((2, 3), keepdim=True))
+
+
+class Skips(nn.Module):
+    """Hands the features of every level across as they are; steps as a ``DRACBChain`` does.
+
+    Args:
+        widths: Widths of the levels.
+        kept: What a distilling skip would keep of them; not needed here.
+
+    Example:
+        >>> across, _ = Skips([8, 16], [4, 8]).step(1, torch.rand(1, 16, 9, 7))
+        >>> across.shape
+        torch.Size([1, 16, 9, 7])
+    """
+
+    def __init__(self, widths: Sequence[int], kept: Sequence[int]) -> None:
+        super().__init__()
+        self.out_channels = tuple(widths)
+
+    def step(self, stage: int, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the features, twice: there is no map."""
+        return x, x
+
+
+def nothing(channels: int) -> nn.Module:
+    """An empty place."""
+    return nn.Identity()

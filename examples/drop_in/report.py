@@ -1,0 +1,40 @@
+"""Write the tables of the documentation from the committed comparisons.
+
+Run as ``python -m examples.drop_in.report``: it reads ``results/*.csv``, as ``compare`` writes them, and writes
+``docs/results/hosts_*.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from examples.drop_in.compare import Run, tabulate
+from examples.mren.comparison import read_csv
+from examples.mren.files import write_text
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+DOCS = HERE.parents[1] / "docs" / "results"
+
+
+def tables() -> dict[str, str]:
+    """Every generated Markdown file: its name and its text."""
+    return {f"hosts_{file.stem}.md": tabulate(read_csv(file, Run)) for file in sorted(RESULTS.glob("*.csv"))}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    argparse.ArgumentParser(
+        prog="python -m examples.drop_in.report", description=__doc__.partition("\n")[0]
+    ).parse_args(argv)
+    for name, text in tables().items():
+        write_text(DOCS / name, text)
+        print(DOCS / name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What the hosts are compared at: super-resolution, and the removal of Gaussian noise.
+
+A task makes patches to train on and scores a network on an image, both as pure functions of a seed, so that every row
+of a comparison sees the same.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from examples.mren.data import ImagePair, PatchSampler, imresize, load_pairs, mod_crop, read_rgb
+from examples.mren.evaluate import network_upscaler
+from examples.mren.metrics import psnr, psnr_rgb, to_uint8
+
+
+class Task(Protocol):
+    """A kind of damage to undo."""
+
+    scale: int
+    """By how much the result is larger than the input."""
+
+    def load(self, files: list[Path], patch_size: int) -> list[ImagePair]:
+        """Read images to train on, none smaller than the patch."""
+        ...
+
+    def batch(self, sampler: PatchSampler, step: int) -> tuple[Tensor, Tensor]:
+        """Damaged and clean patches of a step, between 0 and 1."""
+        ...
+
+    def score(self, net: nn.Module, file: Path, device: torch.device) -> float:
+        """PSNR in dB of what a network makes of the damaged image."""
+        ...
+
+
+@dataclass(frozen=True)
+class SuperResolution:
+    """Undo bicubic shrinking; PSNR on the luma, cropped, see :mod:`examples.mren.metrics`."""
+
+    scale: int = 4
+
+    def load(self, files: list[Path], patch_size: int) -> list[ImagePair]:
+        return load_pairs(files, self.scale, min_size=patch_size)
+
+    def batch(self, sampler: PatchSampler, step: int) -> tuple[Tensor, Tensor]:
+        return sampler.batch(step)
+
+    def score(self, net: nn.Module, file: Path, device: torch.device) -> float:
+        hr = mod_crop(read_rgb(file), self.scale)
+        return psnr(network_upscaler(net, device)(imresize(hr, 1 / self.scale)), hr, self.scale)
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Remove white Gaussian noise of a known strength from colour images.
+
+    Noise is added in floating point and neither rounded nor clipped. PSNR is that of RGB over all pixels, of the result
+    rounded to eight bits. The noise of a test image depends on the name of its file and nothing else.
+    """
+
+    sigma: float = 25.0
+    """Standard deviation, of 255."""
+    scale: int = 1
+
+    def load(self, files: list[Path], patch_size: int) -> list[ImagePair]:
+        return load_pairs(files, 1, min_size=patch_size)
+
+    def batch(self, sampler: PatchSampler, step: int) -> tuple[Tensor, Tensor]:
+        _, clean = sampler.batch(step)
+        # A stream of its own: the patches are drawn from (seed, step).
+        return self._noisy(clean, np.random.default_rng((sampler.seed, step, 1))), clean
+
+    def score(self, net: nn.Module, file: Path, device: torch.device) -> float:
+        clean = read_rgb(file)
+        noisy = self._noisy(clean.float() / 255, np.random.default_rng(zlib.crc32(file.stem.encode())))
+        with torch.inference_mode():
+            restored = net(noisy.to(device).unsqueeze(0)).squeeze(0)
+        return psnr_rgb(to_uint8(restored.cpu()), clean)
+
+    def _noisy(self, clean: Tensor, random: np.random.Generator) -> Tensor:
+        noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
+        return clean + (self.sigma / 255) * noise.to(clean.device)

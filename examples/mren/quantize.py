@@ -1,0 +1,111 @@
+"""Static quantisation of an exported MREN to int8, with onnxruntime.
+
+Quantised are the inputs and weights of the convolutions that see features: weights for each output channel, maps as a
+whole. Left in float are the first convolution, which reads the image, the last, which writes it, bicubic, and the
+attention with its statistics: they are a small part of the work.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from torch import Tensor, nn
+
+from examples.mren.data import imresize, list_images, mod_crop, read_rgb
+from examples.mren.onnxfile import Session, run_session
+
+MOST_IMAGES = 24
+LARGEST_SIDE = 96  # of a low-resolution image; more of them tells more than larger ones
+LEAST_PSNR = 38.0  # to the float network, in dB
+
+# Beginnings of the names of the weights whose convolutions stay in float, and a part of others'.
+KEPT_IN_FLOAT = ("head.", "tail.")
+KEPT_PART = ".attention."
+
+
+def calibration_images(folder: Path, scale: int) -> list[Tensor]:
+    """Low-resolution images between 0 and 1 made from a folder's, evenly spaced over it.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no images, or one is unreadable or smaller than ``scale``.
+    """
+    files = list_images(folder)
+    step = -(-len(files) // MOST_IMAGES)
+    images: list[Tensor] = []
+    for file in files[::step]:
+        image = mod_crop(read_rgb(file), scale)
+        if min(image.shape[1:]) < scale:
+            raise ValueError(f"{file}: smaller than {scale} x {scale} pixels; nothing is left at low resolution.")
+        low = imresize(image, 1 / scale).float() / 255
+        top, left = ((side - min(side, LARGEST_SIDE)) // 2 for side in low.shape[1:])
+        images.append(low[:, top : top + LARGEST_SIDE, left : left + LARGEST_SIDE])
+    return images
+
+
+def quantized(model: onnx.ModelProto, images: Sequence[Tensor]) -> onnx.ModelProto:
+    """A copy of a network that works in int8, for images like these.
+
+    Args:
+        model: As exported, its weights under their names in the state dict.
+        images: Low-resolution, between 0 and 1, each (3, H, W).
+    """
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "int8.onnx"
+        quantize_static(
+            model,
+            file,
+            _Images(images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            nodes_to_quantize=[node.name for node in convolutions if _is_quantized(node.input[1])],
+            per_channel=True,
+            # Seven bits: two products of eight overflow sixteen, in which processors without VNNI add them up.
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(file)
+
+
+def _is_quantized(weight: str) -> bool:
+    named = weight.endswith(".weight")  # those of bicubic are not from the state dict
+    return named and not weight.startswith(KEPT_IN_FLOAT) and KEPT_PART not in weight
+
+
+class _Images(CalibrationDataReader):
+    """Images as onnxruntime asks for them."""
+
+    def __init__(self, images: Sequence[Tensor]) -> None:
+        self.images: Iterator[Tensor] = iter(images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+        image = next(self.images, None)
+        return None if image is None else {"input": image[None].numpy()}
+
+
+def check(session: Session, net: nn.Module, images: Sequence[Tensor]) -> float:
+    """PSNR to the float network, in dB.
+
+    Raises:
+        ValueError: If it is so low that the quantisation must have gone wrong.
+    """
+    squares: list[Tensor] = []
+    for image in images:
+        with torch.inference_mode():
+            expected = net(image[None]).clamp(0, 1)
+        squares.append((run_session(session, image[None]).clamp(0, 1) - expected).square().flatten())
+    psnr = float(-10 * torch.cat(squares).mean().clamp_min(1e-12).log10())
+    if not psnr >= LEAST_PSNR:
+        raise ValueError(
+            f"not written: int8 is {psnr:.1f} dB from torch on the images of the calibration, {LEAST_PSNR:g} are "
+            "needed; calibrate on more images, and of the kind that the network was trained on."
+        )
+    return psnr

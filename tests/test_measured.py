@@ -1,0 +1,234 @@
+"""Plots of what was measured: pages print the committed numbers, and what is cheap to measure gives them again."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.mren.model import load_mren
+from sc_blocks import SCACB, WSILBV
+
+ROOT = Path(__file__).parents[1]
+FIGURES = ROOT / "docs" / "figures"
+MEASURED = FIGURES / "measured"
+PAGES = ROOT / "docs" / "explanation"
+PLOTS = sorted(MEASURED.glob("*.svg"))
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def script(name: str):
+    sys.path.insert(0, str(FIGURES))  # the scripts find each other there
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(FIGURES))
+
+
+plotting = script("plotting")
+
+
+def row(page: str, label: str, after: str = "") -> list[str]:
+    """Cells of the row of a table that begins with a label, the first behind a piece of text."""
+    text = (PAGES / f"{page}.md").read_text()
+    text = text[text.index(after) :]
+    (cells, *_) = re.findall(rf"^\| {re.escape(label)} \|(.*)\|$", text, re.MULTILINE)
+    return [cell.strip() for cell in cells.split("|")]
+
+
+def same(cell: str, value: float) -> bool:
+    """Whether a cell is a number, rounded to as many digits as it shows."""
+    shown = cell.replace("−", "-").removesuffix("%").strip().replace(",", "")
+    scale = 100 if cell.endswith("%") else 1
+    mantissa, _, exponent = shown.partition("e")
+    digits = len(mantissa.partition(".")[2])
+    step = 10.0 ** (int(exponent or 0) - digits)
+    return abs(float(shown) - scale * value) <= 0.51 * step + 1e-12
+
+
+# The plots
+
+
+@pytest.mark.parametrize("file", PLOTS, ids=lambda file: file.name)
+def test_a_plot_says_what_it_shows_and_is_small(file: Path) -> None:
+    root = ET.parse(file).getroot()
+    title, description = list(root)[:2]
+    assert (title.tag, description.tag) == (SVG + "title", SVG + "desc")
+    assert title.text
+    assert len(description.text or "") > 100
+    assert root.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+    assert float(root.get("width", "inf")) <= 736  # the column of the page
+    assert file.stat().st_size < 150_000
+    text = file.read_text()
+    assert "<text" in text  # letters, not outlines
+    assert "<metadata" not in text
+    assert str(ROOT) not in text
+
+
+def test_every_plot_is_on_a_page_in_both_themes() -> None:
+    shown = {}
+    for page in PAGES.glob("*.md"):
+        images = re.findall(r"```\{image\} \.\./figures/measured/(\S+)\n(.*?)```", page.read_text(), re.DOTALL)
+        for (light, rest), (dark, dark_rest) in zip(images[::2], images[1::2], strict=True):
+            assert (light, dark) == (light, light.replace(".light.", ".dark."))
+            assert ":class: only-light\n" in rest
+            assert rest.replace("only-light", "only-dark") == dark_rest
+            assert len(rest) > 150
+            shown |= {light: page, dark: page}
+    assert shown.keys() == {file.name for file in PLOTS}
+
+
+# Attention maps
+
+
+def mean(scores: dict[str, float]) -> float:
+    return sum(scores.values()) / len(scores)
+
+
+def test_attention_on_the_page_is_the_measured_one() -> None:
+    numbers = plotting.read_numbers("attention_passing")
+    networks = numbers["x4"], numbers["x2"]
+    rows = {
+        "neighbours in a chain": ("neighbours", "same"),
+        "the same, channels shuffled": ("neighbours", "shuffled"),
+        "from MREB to MREB": ("across MREBs", "same"),
+        "random weights": ("random weights", "same"),
+        "one of the two mirrored": ("mirrored", "same"),
+    }
+    for label, (what, key) in rows.items():
+        values = [network["correlation"][what][name] for network in networks for name in (key, f"{key}_abs")]
+        assert all(map(same, row("attention-passing", label), values)), label
+    for label, key in {
+        "size of what is added, of the map (root mean square)": "share of the map",
+        "mean change of the mask, which lies between 0 and 1": "change of the mask",
+    }.items():
+        assert all(map(same, row("attention-passing", label), [network["reach"][key] for network in networks])), label
+    for scale, network in zip((4, 2), networks, strict=True):
+        for weight in ("0", "0.2", "1"):
+            scores = network["psnr by W"][weight]
+            cells = row("attention-passing", f"W = {weight}", f"| ×{scale}, PSNR in dB |")
+            assert all(map(same, cells, [*scores.values(), mean(scores)])), (scale, weight)
+    for what in numbers["x4"]["psnr instead"]:
+        cells = row("attention-passing", what, "| PSNR in dB, mean of the four |")
+        assert all(map(same, cells, [mean(network["psnr instead"][what]) for network in networks])), what
+
+
+def test_correlations_are_as_measured() -> None:
+    numbers, module = plotting.read_numbers("attention_passing"), script("attention_passing")
+    a, b = torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    expected = torch.corrcoef(torch.cat([a.flatten(1), b.flatten(1)]))[:3, 3:]
+    torch.testing.assert_close(module.crossed(a, b), expected)
+    table = module.summary([(a, b)])
+    assert table["same"] == pytest.approx(expected.diagonal().mean().item())
+    assert table["shuffled"] == pytest.approx(((expected.sum() - expected.trace()) / 6).item())
+    net = load_mren(4)
+    found = module.averaged(
+        [module.summary(module.neighbours(module.look(net, name, 4).maps)) for name in numbers["photographs"]]
+    )
+    assert found == pytest.approx(numbers["x4"]["correlation"]["neighbours"], abs=2e-3)
+
+
+# Receptive fields
+
+
+def test_receptive_fields_on_the_page_are_the_measured_ones() -> None:
+    numbers = plotting.read_numbers("receptive_field")
+    networks = {
+        "MREN ×4, trained": "x4, trained",
+        "MREN ×2, trained": "x2, trained",
+        "its correction, on uniform noise": "x4, trained, correction, noise",
+        "its correction, gates held": "x4, trained, correction, gates held",
+        "MREN ×4, random weights, correction": "x4, random, correction",
+        "MREN ×2, random weights, correction": "x2, random, correction",
+    }
+    for label, name in networks.items():
+        *radii, outside = row("receptive-field", label)
+        assert [int(cell) for cell in radii] == numbers["networks"][name]["radii"], label
+        assert same(outside, numbers["networks"][name]["outside"]), label
+    for scale in (4, 2):
+        *radii, outside = row("receptive-field", "its correction of bicubic", f"MREN ×{scale}, trained |")
+        found = numbers["networks"][f"x{scale}, trained, correction"]
+        assert [int(cell) for cell in radii] == found["radii"]
+        assert same(outside, found["outside"])
+    blocks = numbers["blocks"]
+    rows = {
+        "both parts, exchange at the outputs (default)": blocks["random"]["outputs"],
+        "both parts, exchange at the inputs": blocks["random"]["inputs"],
+        "both parts, no exchange": blocks["random"]["none"],
+        "spatial part only": blocks["random"]["spatial"],
+        "channel part only": blocks["random"]["channel"],
+        "*trained, MREN ×4*": blocks["trained"]["both"],
+        "*trained, through the spatial levels only*": blocks["trained"]["spatial"],
+        "*trained, through the channel levels only*": blocks["trained"]["channel"],
+    }
+    for label, shares in rows.items():
+        assert all(map(same, row("receptive-field", label), shares)), label
+        assert shares[3] == 0
+    assert all(map(same, row("receptive-field", "channel part, trained"), numbers["mixing"]["channel"]))
+    ratio = blocks["trained"]["channel, energy"][0] / blocks["trained"]["spatial, energy"][0]
+    assert round(ratio) == 16
+
+
+def test_the_parts_of_scacb_look_as_far_as_measured() -> None:
+    module = script("receptive_field")
+    torch.manual_seed(0)
+    for options in module.FORMS.values():
+        field = module.energy(SCACB(12, residual=False, **options), torch.randn(1, 12, 11, 11), 0)
+        rings = module.rings(field)
+        assert rings[2] > 0
+        assert not rings[3:].any()
+    assert module.radii(field) == [
+        int((rings.cumsum(0) / rings.sum() < share).sum()) for share in script("gradients").SHARES
+    ]
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_convolutions_of_mren_reach_as_far_as_the_page_says(scale: int) -> None:
+    # In float64 and on a strip: deep in the field the derivatives are too small for float32 squared.
+    module = script("receptive_field")
+    net = load_mren(scale).double()
+    reach = plotting.read_numbers("receptive_field")["networks"][f"x{scale}, trained"]["support"]
+    image = torch.rand(1, 3, 5, 2 * reach + 7, dtype=torch.float64)
+    assert (module.energy(net, image, 0) > 0).all()  # global statistics: everything counts
+    assert module.rings(module.energy(module.hold_gates(net), image, 0)).nonzero().max() == reach
+    assert sum(isinstance(block, WSILBV) for block in load_mren(4).modules()) == 8
+
+
+# Numerics
+
+
+def test_rounding_on_the_page_is_the_measured_one() -> None:
+    numbers = plotting.read_numbers("numerics")
+    for found in numbers["overflow"]:
+        naive, ours = row("numerics", f"{found['spread']:g}")
+        assert (naive == "inf") == (found["naive"] is None)
+        assert same(ours, found["ours"])
+    rows = {
+        "in a batch of 2, from alone": "batch of 2",
+        "with gradients, from without": "with gradients",
+        "folded, from unfolded": "folded from unfolded",
+        "float32": "float32",
+        "float32, folded with `fold_mren`": "float32, folded",
+        "float16 throughout": "float16",
+        "bfloat16 autocast": "bfloat16 autocast",
+        "bfloat16 throughout": "bfloat16",
+    }
+    for label, name in rows.items():
+        assert all(map(same, row("numerics", label), numbers["network"][name].values())), label
+
+
+def test_formulas_of_the_standard_deviation_err_as_measured() -> None:
+    numbers, module = plotting.read_numbers("numerics"), script("numerics")
+    for name, errors in module.statistics().items():
+        for now, then in zip(errors, numbers["statistics"][name], strict=True):
+            # Sums are taken in another order by other processors: the size counts.
+            assert (now is None) == (then is None)
+            assert now is None or then / 10 < now < 10 * then, name
+    assert [found["naive"] is None for found in module.overflow()] == [
+        found["naive"] is None for found in numbers["overflow"]
+    ]
