@@ -226,7 +226,7 @@ def test_the_script_in_the_docs(files: dict[str, Path], tmp_path: Path, monkeypa
     with Image.open("photo_x4.png") as enlarged:
         assert enlarged.size == (60, 40)
         expected = run(files["float32"], photo(20, 30)[None].float() / 255)[0].clamp(0, 1).mul(255).round()
-        assert np.array_equal(np.array(enlarged), expected.permute(1, 2, 0).byte().numpy())
+        assert np.abs(np.array(enlarged).astype(int) - expected.permute(1, 2, 0).int().numpy()).max() <= 1
 
 
 def test_exported_files_can_be_scored(

@@ -99,7 +99,7 @@ def test_maps_of_a_block(relay: str, communication: object) -> None:
     with capture_attention(block) as attention:
         refined, handed_on = block(x, previous=previous)
     assert list(attention) == ["map", "fused", "gate"]
-    assert torch.equal(attention["map"], block.distill(x))
+    torch.testing.assert_close(attention["map"], block.distill(x))
     assert torch.equal(attention["fused"], block.communication(previous, attention["map"]))
     assert torch.equal(attention["gate"], attention["fused"].sigmoid())
     assert torch.equal(attention["fused"] * attention["gate"], refined)
@@ -309,9 +309,10 @@ def test_a_gate_shared_by_blocks_belongs_to_each() -> None:
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_in_every_mode(training: bool, guard) -> None:
     model, x = net().train(training), image()
-    with guard(), capture_attention(model) as attention:
-        out = model(x)
-    assert torch.equal(out, model(x))
+    with guard():
+        with capture_attention(model) as attention:
+            out = model(x)
+        assert torch.equal(out, model(x))
     assert len(attention) == 27
     if out.requires_grad:
         out.sum().backward()
