@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
@@ -17,3 +17,19 @@ def eager_on_cpu(*tensors: Tensor) -> bool:
     return not recorded and all(
         tensor.device.type == "cpu" and forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors
     )
+
+
+def eager_in_full(*tensors: Tensor) -> bool:
+    """The same in single or double precision: in half, another order would round differently."""
+    full = all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
+    return full and not torch.is_autocast_enabled("cpu") and eager_on_cpu(*tensors)
+
+
+def computes_as_written(conv: nn.Module) -> bool:
+    """Whether a module is a plain 3x3 convolution to which nobody listens, so that it need not be called."""
+    if type(conv) is not nn.Conv2d:
+        return False
+    form = (conv.kernel_size, conv.padding, conv.stride, conv.dilation, conv.groups, conv.padding_mode)
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    heard = any(getattr(conv, name) for name in names)
+    return form == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and not heard

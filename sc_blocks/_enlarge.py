@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks._eager import eager_on_cpu
+from sc_blocks._eager import computes_as_written, eager_in_full
 
 # Larger kernels of the enlargement would cost more than they save.
 FACTORS = (2, 3, 4, 5)
@@ -45,23 +45,9 @@ def enlarging_kernel(spread: Tensor, factor: int) -> Tensor:
     return (line[:, None] * line).expand(spread.shape[1], 1, -1, -1).contiguous()
 
 
-def pays(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether :func:`enlarge_then_convolve` may stand for a convolution, unnoticed, and is faster.
-
-    Left to the usual way are graphs that are recorded for another engine, which has its own; convolutions that somebody
-    listens to or has replaced; and half precision, where the order of the two would round differently.
-    """
-    form = (conv.kernel_size, conv.padding, conv.stride, conv.dilation, conv.groups, conv.padding_mode)
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    heard = any(getattr(conv, name) for name in names)
-    return (
-        eager_on_cpu(x, conv.weight)
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-        and type(conv) is nn.Conv2d
-        and form == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
-        and not heard
-    )
+def pays(conv: nn.Module, x: Tensor) -> bool:
+    """Whether :func:`enlarge_then_convolve` may stand for a convolution, unnoticed, and is faster."""
+    return computes_as_written(conv) and eager_in_full(x)
 
 
 def enlarge_then_convolve(x: Tensor, conv: nn.Conv2d, factor: int) -> Tensor:

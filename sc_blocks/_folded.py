@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sc_blocks._checks import check_feature_map
 from sc_blocks._eager import eager_on_cpu
+from sc_blocks._merge import bias_of
 from sc_blocks._statistics import RunningStatistics, contrast_and_peak
 from sc_blocks.communication import LearnableCommunication, LinearCommunication
 from sc_blocks.dracb import DRACB
@@ -43,10 +44,6 @@ def pad_to(tensor: Tensor, *shape: int) -> Tensor:
     missing = [wanted - have for have, wanted in zip(tensor.shape, shape, strict=False)]
     missing += [0] * (tensor.ndim - len(missing))
     return F.pad(tensor, [side for after in reversed(missing) for side in (0, after)])
-
-
-def bias_of(conv: nn.Conv2d) -> Tensor:
-    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
 
 
 def widened(conv: nn.Conv2d, in_width: int, out_width: int) -> nn.Conv2d:

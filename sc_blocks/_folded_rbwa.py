@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sc_blocks._checks import check_feature_map
 from sc_blocks._enlarge import FACTORS, enlarging_kernel, enlarging_line, spread_weight
-from sc_blocks._folded import bias_of, gates, in_place, on_pixels, padded, widened
+from sc_blocks._folded import gates, in_place, on_pixels, padded, widened
+from sc_blocks._merge import merge
 from sc_blocks._statistics import RunningStatistics, contrast_and_peak, strip_height
 from sc_blocks.rbwa import RBWA
 
@@ -72,11 +73,9 @@ class LastConv(nn.Module):
 
 
 class MergedConvs(nn.Module):
-    """Two 3x3 convolutions in a row as one of 5x5.
+    """Two 3x3 convolutions in a row as one of 5x5, as in :mod:`sc_blocks._merge`.
 
-    The second reads zeros beyond the border, where the one in their place would go on: the outermost pixels are
-    computed the plain way. ``tile`` pixels are written at once, as channels: few channels alone would leave most lanes
-    of a processor empty.
+    Here the outermost pixels are computed the plain way.
     """
 
     reach = 2
@@ -84,19 +83,10 @@ class MergedConvs(nn.Module):
     def __init__(self, first: nn.Conv2d, second: nn.Conv2d, tile: tuple[int, int]) -> None:
         super().__init__()
         self.plain, self.tile = nn.Sequential(first, second), tile
-        weights = first.weight.double(), second.weight.double()
-        kernel = F.conv2d(weights[0].transpose(0, 1), weights[1].flip(2, 3), padding=2).transpose(0, 1)
-        bias = bias_of(second) + weights[1].sum((2, 3)) @ bias_of(first).double()
-        down, across = tile
-        shifted = [
-            F.pad(kernel, (column, across - 1 - column, row, down - 1 - row))
-            for row in range(down)
-            for column in range(across)
-        ]
-        weight = rearrange(torch.stack(shifted, dim=1), "out tile channels y x -> (out tile) channels y x")
+        weight, bias = merge(first, second, tile, torch.float64)
         weight = weight.to(first.weight.dtype).contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(bias.repeat_interleave(len(shifted)).to(weight.dtype), requires_grad=False)
+        self.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
 
     def rows(self, x: Tensor, *, padding: int = 0) -> Tensor:
         """The result but for the frame, for all rows of x but ``reach`` at either end, or all with that ``padding``."""

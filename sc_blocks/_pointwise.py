@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sc_blocks._eager import eager_on_cpu
+from sc_blocks._eager import eager_in_full
 
 
 def mix_channels(conv: nn.Module, x: Tensor) -> Tensor:
@@ -28,14 +28,8 @@ def mix_channels(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def _pays(x: Tensor) -> bool:
-    """In training only: a single map is multiplied as fast the usual way. Half precision would be rounded otherwise."""
-    return (
-        torch.is_grad_enabled()
-        and eager_on_cpu(x)
-        and x.dtype in (torch.float32, torch.float64)
-        and x.is_contiguous()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    """In training only: a single map is multiplied as fast the usual way."""
+    return torch.is_grad_enabled() and eager_in_full(x) and x.is_contiguous()
 
 
 class _Products(TorchFunctionMode):

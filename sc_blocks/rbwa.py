@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks import _enlarge
+from sc_blocks import _enlarge, _merge
 from sc_blocks._checks import build_layer, check_feature_map, check_positive_int
 from sc_blocks.wsilb import WSILBV
 
@@ -39,6 +39,10 @@ class RBWA(nn.Module):
         device: Where the parameters are created.
         dtype: Type of the parameters.
 
+    Called with ``tail``, a module that directly follows, the block returns ``tail(y)``. On a CPU, a 3x3 convolution to
+    a few channels, such as the last of a network, is computed together with that of the block, in less than half the
+    time of the two.
+
     Shape:
         - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H` and :math:`W` multiples of :attr:`size_multiple`;
         - output: :math:`(N, C_{out}, sH, sW)`.
@@ -59,12 +63,16 @@ class RBWA(nn.Module):
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from sc_blocks import RBWA
         >>> block = RBWA(60, 30)
         >>> block(torch.rand(1, 60, 24, 17)).shape
         torch.Size([1, 30, 48, 34])
         >>> sum(p.numel() for p in block.parameters())
         24817
+        >>> to_image = nn.Conv2d(30, 3, 3, padding=1)
+        >>> block(torch.rand(1, 60, 24, 17), tail=to_image).shape
+        torch.Size([1, 3, 48, 34])
         >>> RBWA(60, scale_factor=1.5)(torch.rand(1, 60, 24, 18)).shape
         torch.Size([1, 60, 36, 27])
     """
@@ -115,13 +123,19 @@ class RBWA(nn.Module):
         """
         return self._ratio.denominator
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tail: nn.Module | None = None) -> Tensor:
         check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
         if self._ratio in _enlarge.FACTORS and _enlarge.pays(self.expand, x):
             expanded = _enlarge.enlarge_then_convolve(x, self.expand, self._ratio.numerator)
         else:
             expanded = self.expand(self.resize(x))
-        return self.project(self.act(self.attention(expanded)))
+        attended = self.act(self.attention(expanded))
+        if tail is None:
+            return self.project(attended)
+        side = self._ratio.numerator  # the size of the result is a multiple of it
+        if side in _merge.SIDES and isinstance(tail, nn.Conv2d) and _merge.pays(self.project, tail, attended, side):
+            return _merge.convolve_twice(attended, self.project, tail, side)
+        return tail(self.project(attended))
 
     def resize(self, x: Tensor) -> Tensor:
         """The bilinear enlargement alone."""

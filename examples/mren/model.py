@@ -142,8 +142,12 @@ class MREN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map("MREN", x, 3)
         shallow = self.head(x)
-        deep = self.body(shallow) + shallow
-        residual = self.tail(self.reconstruct(deep))
+        features = self.body(shallow) + shallow
+        *stages, last = self.reconstruct
+        for stage in stages:
+            features = stage(features)
+        # Told of what follows, RBWA computes both at once where that is faster.
+        residual = last(features, tail=self.tail) if type(last) is RBWA else self.tail(last(features))
         enlarged = F.interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False)
         return residual + enlarged
 
