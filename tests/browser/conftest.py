@@ -18,7 +18,6 @@ BUILT = ROOT / "docs" / "_build" / "html"
 FLAGS = (
     "--headless=new",
     "--no-sandbox",  # as root there is none
-    "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--disable-component-update",
@@ -53,6 +52,21 @@ def site(served: Site) -> Site:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
+    browser = start("--disable-gpu")
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def browser_with_webgpu() -> Iterator[Any]:
+    """A Chromium that has a graphics card, made of software: slow, but WebGPU all through."""
+    browser = start("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+    yield browser
+    browser.quit()
+
+
+def start(*flags: str) -> Any:
+    """A Chromium of its own."""
     try:
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service
@@ -63,13 +77,12 @@ def chromium() -> Iterator[Any]:
         unable("chromium or chromedriver is missing: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for flag in FLAGS:
+    for flag in (*FLAGS, *flags):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(driver))
     browser.set_script_timeout(120)
-    yield browser
-    browser.quit()
+    return browser
 
 
 @pytest.fixture

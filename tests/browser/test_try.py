@@ -17,7 +17,7 @@ from examples.mren.data import imresize
 from examples.mren.metrics import to_uint8
 from examples.mren.model import load_mren
 from sc_blocks.tiling import tiled
-from tests.browser.conftest import complaints
+from tests.browser.conftest import complaints, unable
 from tests.browser.site import Site
 from tests.browser.test_pages import violations
 from tests.images import photo
@@ -40,7 +40,7 @@ class Page:
     def status(self) -> str:
         return self.part("status").text
 
-    def until(self, condition: Any, otherwise: str, seconds: float = 120) -> None:
+    def until(self, condition: Any, otherwise: str, seconds: float = 300) -> None:
         from selenium.webdriver.support.ui import WebDriverWait
 
         WebDriverWait(self.browser, seconds, poll_frequency=0.1).until(lambda _: condition(), otherwise)
@@ -178,3 +178,28 @@ def test_a_picture_is_dropped_or_pasted(page: Page, browser: Any) -> None:
         browser.execute_async_script(f"{make} {event}; done(); }});", name)
         expected = name.replace(".png", "_x4.png")
         page.until(lambda e=expected: page.part("download").get_attribute("download") == e, f"{name} was not taken")
+
+
+def test_on_a_graphics_card_and_without_it_after_all(browser_with_webgpu: Any, site: Site, tmp_path: Path) -> None:
+    browser = browser_with_webgpu
+    browser.get(f"{site.address}/try.html")
+    if not browser.execute_async_script("Promise.resolve(navigator.gpu?.requestAdapter()).then(arguments[0])"):
+        unable("this Chromium has no software that stands for a graphics card")
+    small = photo(24, 20)
+    file = save(small, tmp_path / "picture.png")
+    expected = to_uint8(tiled(load_mren(4), small[None].float() / 255, scale=4, tile=128, overlap=32)[0])
+
+    page = Page(browser, site)
+    assert page.part("gpu").is_selected()
+    page.give(file)
+    page.finishes()
+    assert page.status.endswith("with WebGPU.")
+    assert furthest(page.result(), expected) <= 2
+    assert not complaints(browser, site)
+
+    site.replaced["ort.webgpu.bundle.min.mjs"] = (200, "throw new Error('the driver is broken');")
+    page = Page(browser, site)
+    page.give(file)
+    page.finishes()
+    assert page.status.endswith("with WebAssembly.")
+    assert furthest(page.result(), expected) <= 2
