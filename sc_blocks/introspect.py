@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sc_blocks._checks import check_positive_int
+from sc_blocks._folded import FoldedMREB
+from sc_blocks._folded_rbwa import FoldedRBWA
 from sc_blocks.communication import GatedCommunication
 from sc_blocks.dracb import DRACB
 from sc_blocks.scacb import ChannelAffine
@@ -57,7 +59,8 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
         Name to tensor, in the order in which the blocks finish.
 
     Raises:
-        ValueError: If the network contains no block with a gate or a map, or one of ``names`` matches nothing.
+        ValueError: If the network contains no block with a gate or a map, such as a folded one, or one of ``names``
+            matches nothing.
         TypeError: If ``model`` is no module, or ``names`` no sequence of strings.
 
     Example:
@@ -78,12 +81,15 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
         attention.gate (1, 60, 1, 1)
     """
     network = _uncompiled("capture_attention", model)
-    yields = {block: (name, _parts(block)) for name, block in _named_modules(network)}
+    modules = _named_modules(network)
+    folded = tuple(_join(name, "") for name, module in modules if isinstance(module, (FoldedMREB, FoldedRBWA)))
+    yields = {block: (name, _parts(block)) for name, block in modules if not name.startswith(folded)}
     available = [_join(name, part) for name, parts in yields.values() for part in parts]
     if not available:
+        remedy = "capture that from which it was folded" if folded else "there is nothing to capture"
         raise ValueError(
             f"capture_attention: model must contain a DRACB, WSILB, WSILBV or GatedCommunication, got "
-            f"{type(network).__name__} without; there is nothing to capture."
+            f"{type(network).__name__} without; {remedy}."
         )
     wanted = set(available) if names is None else _select(names, available, network)
     captured: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from examples.mren.fold import fold_mren
 from examples.mren.model import MREN
 from sc_blocks import (
     DRACB,
@@ -25,6 +26,7 @@ from sc_blocks import (
     LearnableCommunication,
     to_local,
 )
+from sc_blocks.deploy import fold
 from sc_blocks.introspect import Cost, capture_attention, complexity
 from tests.blocks import CASES, Case, each_case, perturb
 
@@ -317,6 +319,16 @@ def test_in_every_mode(training: bool, guard) -> None:
     if out.requires_grad:
         out.sum().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_of_a_folded_network_only_what_still_runs() -> None:
+    for folded in (fold(MREB(12)), fold_mren(MREN(2, channels=12, num_blocks=2))):
+        with pytest.raises(ValueError, match=r"Folded.* without; capture that from which it was folded"):
+            capture_attention(folded).__enter__()
+    partly = fold(nn.Sequential(MREB(12), WSILBV(12)))
+    with capture_attention(partly) as attention:
+        partly(torch.rand(1, 12, 5, 7))
+    assert list(attention) == ["1.gate"]
 
 
 def test_tensors_are_not_copied() -> None:
