@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook  # pyright: ignore[reportPrivateUsage]
 
 
 def eager_on_cpu(*tensors: Tensor) -> bool:
@@ -20,16 +23,22 @@ def eager_on_cpu(*tensors: Tensor) -> bool:
 
 
 def eager_in_full(*tensors: Tensor) -> bool:
-    """The same in single or double precision: in half, another order would round differently."""
+    """The same for single and double precision only: in half, another order would round differently."""
     full = all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
     return full and not torch.is_autocast_enabled("cpu") and eager_on_cpu(*tensors)
 
 
-def computes_as_written(conv: nn.Module) -> bool:
-    """Whether a module is a plain 3x3 convolution to which nobody listens, so that it need not be called."""
+def unheard(module: nn.Module) -> bool:
+    """Whether nobody would notice that a module is not called: no hooks on it or on all, no forward of its own."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name) for name in names) or "forward" in vars(module):
+        return False
+    return not _has_any_global_hook()
+
+
+def plain_3x3(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a module is a 3x3 convolution with a padding of 1 that need not be called."""
     if type(conv) is not nn.Conv2d:
         return False
     form = (conv.kernel_size, conv.padding, conv.stride, conv.dilation, conv.groups, conv.padding_mode)
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    heard = any(getattr(conv, name) for name in names)
-    return form == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and not heard
+    return form == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and unheard(conv)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks._eager import computes_as_written, eager_in_full
+from sc_blocks._eager import eager_in_full, plain_3x3
 
 # Larger kernels of the enlargement would cost more than they save.
 FACTORS = (2, 3, 4, 5)
@@ -47,7 +47,7 @@ def enlarging_kernel(spread: Tensor, factor: int) -> Tensor:
 
 def pays(conv: nn.Module, x: Tensor) -> bool:
     """Whether :func:`enlarge_then_convolve` may stand for a convolution, unnoticed, and is faster."""
-    return computes_as_written(conv) and eager_in_full(x)
+    return plain_3x3(conv) and eager_in_full(x, *conv.parameters())
 
 
 def enlarge_then_convolve(x: Tensor, conv: nn.Conv2d, factor: int) -> Tensor:

@@ -1,7 +1,7 @@
-r"""Two 3x3 convolutions in a row, the second of few channels, as one of 5x5.
+"""Two 3x3 convolutions in a row, the second of few channels, as one of 5x5.
 
-Beyond the border of the map, the second convolution reads zeros, and the one in their place would read what the first
-makes of the outermost pixels. That is computed for these lines alone and subtracted.
+Beyond the border of the map the second convolution reads zeros. The merged one reads what the first would make there of
+the outermost pixels; that is computed for these lines alone and subtracted.
 """
 
 from __future__ import annotations
@@ -13,28 +13,39 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sc_blocks._eager import computes_as_written, eager_in_full
+from sc_blocks._eager import eager_in_full, plain_3x3
 
-# Of one there would be no squares; those of more than five make larger kernels than they are worth.
+# How many pixels in a row are written at once: one would leave most of a processor idle, more than five make kernels
+# larger than they are worth.
 SIDES = (2, 3, 4, 5)
+# Pixels of a batch below which composing the kernels takes longer than it saves.
+FEWEST = 80 * 80
 
 
-def pays(first: nn.Conv2d, second: nn.Conv2d, x: Tensor, side: int) -> bool:
+def pays(first: nn.Module, second: nn.Module, x: Tensor, side: int) -> bool:
     """Whether :func:`convolve_twice` may stand for ``second(first(x))``, unnoticed, and is faster."""
+    if not (plain_3x3(first) and plain_3x3(second) and first.out_channels == second.in_channels):
+        return False
+    # Multiplications for each pixel; as many of them take longer in larger kernels.
+    merged = (side + 4) ** 2 * first.in_channels * second.out_channels
+    apart = 9 * first.out_channels * (first.in_channels + second.out_channels)
     return (
-        computes_as_written(first)
-        and computes_as_written(second)
-        and first.out_channels == second.in_channels
-        # Multiplications for each pixel.
-        and (side + 4) ** 2 * first.in_channels * second.out_channels
-        < 9 * first.out_channels * (first.in_channels + second.out_channels)
-        and x.shape[0] > 0
-        and eager_in_full(x, first.weight, second.weight)
+        3 * merged < 2 * apart
+        and eager_in_full(x, *first.parameters(), *second.parameters())
+        and _lies_like(x, first.weight, second.weight)
+        and x.shape[0] * x.shape[2] * x.shape[3] >= FEWEST
+        and x.shape[2] % side == 0
+        and x.shape[3] % side == 0
     )
 
 
+def _lies_like(x: Tensor, *weights: Tensor) -> bool:
+    """Whether the result of convolutions lies in memory as ``x`` does: weights in NHWC order would change it."""
+    return x.is_contiguous(memory_format=torch.channels_last) or all(weight.is_contiguous() for weight in weights)
+
+
 def convolve_twice(x: Tensor, first: nn.Conv2d, second: nn.Conv2d, side: int) -> Tensor:
-    """``second(first(x))``, ``side`` by ``side`` pixels at once: few channels alone leave most of a processor idle.
+    """``second(first(x))``, ``side`` by ``side`` pixels at once.
 
     Args:
         x: Shape (N, C, H, W), height and width multiples of ``side`` and at least 2.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from sc_blocks import _enlarge, _merge
 from sc_blocks._checks import build_layer, check_feature_map, check_positive_int
+from sc_blocks._eager import unheard
 from sc_blocks.wsilb import WSILBV
 
 
@@ -39,10 +41,6 @@ class RBWA(nn.Module):
         device: Where the parameters are created.
         dtype: Type of the parameters.
 
-    Called with ``tail``, a module that directly follows, the block returns ``tail(y)``. On a CPU, a 3x3 convolution to
-    a few channels, such as the last of a network, is computed together with that of the block, in less than half the
-    time of the two.
-
     Shape:
         - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H` and :math:`W` multiples of :attr:`size_multiple`;
         - output: :math:`(N, C_{out}, sH, sW)`.
@@ -63,16 +61,12 @@ class RBWA(nn.Module):
 
     Example:
         >>> import torch
-        >>> from torch import nn
         >>> from sc_blocks import RBWA
         >>> block = RBWA(60, 30)
         >>> block(torch.rand(1, 60, 24, 17)).shape
         torch.Size([1, 30, 48, 34])
         >>> sum(p.numel() for p in block.parameters())
         24817
-        >>> to_image = nn.Conv2d(30, 3, 3, padding=1)
-        >>> block(torch.rand(1, 60, 24, 17), tail=to_image).shape
-        torch.Size([1, 3, 48, 34])
         >>> RBWA(60, scale_factor=1.5)(torch.rand(1, 60, 24, 18)).shape
         torch.Size([1, 60, 36, 27])
     """
@@ -123,19 +117,17 @@ class RBWA(nn.Module):
         """
         return self._ratio.denominator
 
-    def forward(self, x: Tensor, tail: nn.Module | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self._attended(x))
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """Everything but the last convolution."""
         check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
         if self._ratio in _enlarge.FACTORS and _enlarge.pays(self.expand, x):
             expanded = _enlarge.enlarge_then_convolve(x, self.expand, self._ratio.numerator)
         else:
             expanded = self.expand(self.resize(x))
-        attended = self.act(self.attention(expanded))
-        if tail is None:
-            return self.project(attended)
-        side = self._ratio.numerator  # the size of the result is a multiple of it
-        if side in _merge.SIDES and isinstance(tail, nn.Conv2d) and _merge.pays(self.project, tail, attended, side):
-            return _merge.convolve_twice(attended, self.project, tail, side)
-        return tail(self.project(attended))
+        return self.act(self.attention(expanded))
 
     def resize(self, x: Tensor) -> Tensor:
         """The bilinear enlargement alone."""
@@ -149,6 +141,44 @@ class RBWA(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, scale_factor={self.scale_factor}"
+
+
+def call_with_tail(block: nn.Module, tail: nn.Module, x: Tensor) -> Tensor:
+    """Compute ``tail(block(x))``, on a CPU in less time where that is an RBWA and a convolution to few channels.
+
+    A network that enlarges commonly ends so: with an RBWA, or a row of modules that ends in one, and a 3x3 convolution
+    to an image. The last convolution of the RBWA and the one behind it are then computed as one of 5x5. Whatever else
+    is given is called one after the other, and so is everything where somebody could tell: modules with hooks, in half
+    precision, in graphs that are recorded; and maps so small that nothing is gained.
+
+    Args:
+        block: Any module.
+        tail: The module behind it.
+        x: The input of ``block``.
+
+    Returns:
+        What ``tail`` makes of what ``block`` makes of ``x``.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sc_blocks import RBWA
+        >>> from sc_blocks.rbwa import call_with_tail
+        >>> enlarge, to_image, x = RBWA(60, 30), nn.Conv2d(30, 3, 3, padding=1), torch.rand(1, 60, 48, 48)
+        >>> torch.allclose(call_with_tail(enlarge, to_image, x), to_image(enlarge(x)), atol=1e-5)
+        True
+    """
+    before: list[nn.Module] = list(block) if type(block) is nn.Sequential else [block]
+    last = before.pop() if before else None
+    if type(last) is not RBWA or not (unheard(block) and unheard(last)):
+        return tail(block(x))
+    for module in before:
+        x = module(x)
+    attended = last._attended(x)  # pyright: ignore[reportPrivateUsage]
+    side = last._ratio.numerator  # pyright: ignore[reportPrivateUsage]
+    if side in _merge.SIDES and _merge.pays(last.project, tail, attended, side):
+        return _merge.convolve_twice(attended, last.project, cast(nn.Conv2d, tail), side)
+    return tail(last.project(attended))
 
 
 def _whole_number_ratio(scale_factor: float | Fraction) -> Fraction:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from examples.mren.data import imresize, list_images
 from examples.mren.evaluate import Row, evaluate, main, mean_score, network_upscaler
@@ -120,6 +124,38 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     save_weights(MREN(2, channels=12, num_blocks=1), file, {"scale": 2, "channels": 12, "num_blocks": 2})
     with pytest.raises(ValueError, match=r"odd\.safetensors: its weights do not fit"):
         load_mren(2, path=file)
+
+
+def test_weights_of_a_compiled_or_wrapped_network_are_its_own(tmp_path: Path) -> None:
+    config = {"scale": 2, "channels": 12, "num_blocks": 1}
+    net, x = MREN(**config).eval(), torch.rand(1, 3, 6, 5)
+    expected = net(x)
+    wrapped = {
+        "compiled": torch.compile(net),
+        "distributed": nn.DataParallel(net),
+        "both": torch.compile(nn.DataParallel(net)),
+        "and back": nn.DataParallel(torch.compile(net)),
+    }
+    for name, other in wrapped.items():
+        save_weights(other, tmp_path / "saved.safetensors", config)
+        assert torch.equal(load_mren(2, path=tmp_path / "saved.safetensors")(x), expected), name
+        # As somebody else's program would have written them.
+        metadata = {"mren": json.dumps(config)}
+        save_file(other.state_dict(), tmp_path / "raw.safetensors", metadata=metadata)
+        assert torch.equal(load_mren(2, path=tmp_path / "raw.safetensors")(x), expected), name
+    net.body, net.head = torch.compile(net.body), nn.DataParallel(net.head)
+    save_weights(net, tmp_path / "inside.safetensors", config)
+    assert torch.equal(load_mren(2, path=tmp_path / "inside.safetensors")(x), expected)
+
+
+def test_a_set_that_is_not_whole_is_said(tmp_path: Path, weights: Path, capsys) -> None:
+    folders = [str(tmp_path / "Set5"), str(tmp_path / "mine")]
+    for folder in folders:
+        write_photos(Path(folder), [(48, 48)])
+    assert main(["--data", *folders, "--scale", "2", "--weights", str(weights)]) == 0
+    said = capsys.readouterr().err
+    assert "Set5: 1 image, others score 5 under this name" in said
+    assert "mine:" not in said
 
 
 def test_a_network_without_weights_says_which_there_are() -> None:

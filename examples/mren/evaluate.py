@@ -27,6 +27,8 @@ from sc_blocks.tiling import tiled
 Upscale = Callable[[Tensor], Tensor]
 
 SMALLEST_TILE = 64
+# How many images the sets have under whose names papers print means.
+IMAGES = {"Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100, "Manga109": 109}
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,12 @@ def run(args: argparse.Namespace) -> list[Row]:
         from examples.mren.onnxfile import onnx_upscaler  # here only: who scores weights need not have onnxruntime
 
         methods |= {file.name: onnx_upscaler(file, args.scale) for file in args.onnx}
-    files = [path for folder in args.data for path in list_images(folder)]
+    found = {folder.resolve().name: list_images(folder) for folder in args.data}
+    for name, images in found.items():
+        if len(images) != IMAGES.get(name, len(images)):
+            number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
+            print(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.", file=sys.stderr)
+    files = [path for images in found.values() for path in images]
     total = len(files) * len(methods)
     rows = list(tqdm(evaluate(files, args.scale, methods), total=total, unit="score", desc=f"x{args.scale}"))
     print(table(rows))

@@ -22,6 +22,7 @@ from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication
 from sc_blocks._checks import check_choice, check_feature_map, check_positive_int
 from sc_blocks.communication import CommunicationLike
 from sc_blocks.dracb import Relay
+from sc_blocks.rbwa import call_with_tail
 from sc_blocks.scacb import Exchange, Parts
 
 Scale = Literal[2, 3, 4]
@@ -142,12 +143,8 @@ class MREN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map("MREN", x, 3)
         shallow = self.head(x)
-        features = self.body(shallow) + shallow
-        *stages, last = self.reconstruct
-        for stage in stages:
-            features = stage(features)
-        # Told of what follows, RBWA computes both at once where that is faster.
-        residual = last(features, tail=self.tail) if type(last) is RBWA else self.tail(last(features))
+        deep = self.body(shallow) + shallow
+        residual = call_with_tail(self.reconstruct, self.tail, deep)
         enlarged = F.interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False)
         return residual + enlarged
 
@@ -232,9 +229,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def save_weights(net: MREN, file: Path, config: dict[str, Any]) -> None:
-    """Write weights and constructor arguments to a ``.safetensors`` file, whole or not at all."""
-    state = {name: tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
+def save_weights(net: nn.Module, file: Path, config: dict[str, Any]) -> None:
+    """Write weights and constructor arguments to a ``.safetensors`` file, whole or not at all.
+
+    The network may be compiled or wrapped for several processes; its file is the same.
+    """
+    state = {_own_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
     with whole_file(file) as scratch:
         save_file(state, scratch, metadata={"format": "pt", "mren": json.dumps(config)})
 
@@ -274,9 +274,14 @@ def read_weights(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dict)
+            state = {_own_name(name): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dict)
     except Exception as error:
         raise ValueError(f"{file}: not a readable .safetensors file ({error}).") from error
     if "mren" not in metadata:
         raise ValueError(f"{file}: holds no constructor arguments of MREN; was it written by examples.mren.train?")
     return json.loads(metadata["mren"]), state
+
+
+def _own_name(name: str) -> str:
+    """The name of a parameter without what ``torch.compile`` and ``DistributedDataParallel`` put into it."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
