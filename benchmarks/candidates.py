@@ -59,10 +59,12 @@ OURS = (
     "folded, channels_last",
     "folded, compiled",
     "folded, channels_last, compiled",
+    "channels_last, bf16",
+    "folded, bf16",
     "onnx",
     "folded, onnx",
 )
-COMMON = ("eager", "channels_last", "compiled", "channels_last, compiled", "onnx")
+COMMON = ("eager", "channels_last", "compiled", "channels_last, compiled", "channels_last, bf16", "onnx")
 
 # Blocks that fold rewrites; it leaves the others as they are.
 FOLDED_BLOCKS = frozenset({"SCACB", "RBWA to twice the size", "MREB"})

@@ -1,4 +1,4 @@
-"""The tables of the how-to pages: what each block costs beside a convolution, and what each form of it gains."""
+"""Tables of the how-to pages and of README: what each block costs, what each form gains, MREN beside a few others."""
 
 from __future__ import annotations
 
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 OWN_NET = "MREN ×4"
+# What README shows: network, form, and how it is called there.
+IN_README = (
+    (OWN_NET, "eager", "MREN ×4, as it is written"),
+    (OWN_NET, "folded", "MREN ×4, folded"),
+    (OWN_NET, "folded, onnx", "MREN ×4, folded, in ONNX Runtime"),
+    ("IMDN ×4", "eager", "IMDN ×4"),
+    ("IMDN ×4", "onnx", "IMDN ×4, in ONNX Runtime"),
+    ("SPAN ×4", "eager", "SPAN ×4"),
+    ("SAFMN ×4", "eager", "SAFMN ×4"),
+    ("CARN ×4", "eager", "CARN ×4"),
+    ("SwinIR-light ×4", "eager", "SwinIR-light ×4"),
+)
 
 
 def costs_tables(results: dict[str, list[Suite]]) -> str:
@@ -98,6 +110,21 @@ def forms_tables(results: dict[str, list[Suite]]) -> str:
     return "\n".join(parts)
 
 
+def readme_table(results: dict[str, list[Suite]]) -> str:
+    """A few networks in milliseconds and times IMDN; from the first machine that they were timed on."""
+    from benchmarks.report import digits, table
+
+    suites = results.get("nets", [])[:1]
+    lines = [
+        [called, f"{row['parameters']:,}", digits(1000 * row["seconds"]["median"]), digits(row["ratio"]["median"])]
+        for suite in suites
+        for name, form, called in IN_README
+        if (row := suite.row(name, form)) and "rounds" in row
+    ]
+    title = "".join(f"An image of {_size(suite.rows, OWN_NET)}, {suite.title}\n\n" for suite in suites)
+    return title + table(["", "parameters", "ms", "times IMDN"], lines)
+
+
 def kept_for_backward(block: nn.Module, size: Sequence[int]) -> int:
     """Bytes that a training step holds between forward and backward: what autograd saves, parameters apart.
 
@@ -150,4 +177,5 @@ def _size(rows: Sequence[Row], name: str) -> str:
 
 
 def _threads(suite: Suite) -> tuple[Any, ...]:
-    return suite.settings["threads"], suite.machine["cpu"], suite.machine["gpu"]
+    machine = suite.machine
+    return suite.settings["threads"], machine["cpu"], machine["instructions"], machine["gpu"]

@@ -1,7 +1,8 @@
 """Write the tables and plots of the documentation from the committed results.
 
 Run as ``python -m benchmarks.report``: it reads ``benchmarks/results/*.json`` and writes
-``docs/results/benchmarks/*.md`` and ``*.svg``. Ratios are taken within the rounds here, too.
+``docs/results/benchmarks/*.md`` and ``*.svg``, and the table in ``README.md``. Ratios are taken within the rounds here,
+too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs" / "results" / "benchmarks"
 OURS = "MREN ×4"
 NOT_MEASURED = "Not measured.\n"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- written by python -m benchmarks.report -->", "<!-- until here -->"
 
 Row = dict[str, Any]
 
@@ -45,8 +48,12 @@ class Suite:
         return None
 
     def best(self, name: str, *, onnx: bool = False) -> Row | None:
-        """The fastest form of a network, in PyTorch or in ONNX Runtime."""
-        ran = [row for row in self.rows if row["name"] == name and "rounds" in row and ("onnx" in row["form"]) == onnx]
+        """The fastest form of a network in single precision, in PyTorch or in ONNX Runtime."""
+        ran = [
+            row
+            for row in self.rows
+            if row["name"] == name and "rounds" in row and ("onnx" in row["form"]) == onnx and "bf16" not in row["form"]
+        ]
         return min(ran, key=lambda row: row["seconds"]["median"], default=None)
 
     @property
@@ -225,7 +232,7 @@ def summary_table(results: dict[str, list[Suite]]) -> str:
             lines.append([what, where, spread(ratio(mine["rounds"], other["rounds"])), aim])
 
     for suite in results.get("nets", []):
-        where = _threads(suite)
+        where = _where(suite)
         for form in ("eager", "channels_last", "compiled", "channels_last, compiled"):
             add(f"{OURS} / {REFERENCE_NET}, both {form}", where, suite.row(OURS, form), suite.row(REFERENCE_NET, form),
                 "")  # fmt: skip
@@ -240,29 +247,33 @@ def summary_table(results: dict[str, list[Suite]]) -> str:
         mine = suite.best(OURS, onnx=True)
         add(f"{OURS} / {REFERENCE_NET}, in ONNX Runtime", where, mine, suite.row(REFERENCE_NET, "onnx"),
             "≤ 1.6, then 1.2")  # fmt: skip
+        add(f"{OURS} folded, bf16 / {REFERENCE_NET} channels_last, bf16", where, suite.row(OURS, "folded, bf16"),
+            suite.row(REFERENCE_NET, "channels_last, bf16"), "")  # fmt: skip
     for suite in results.get("memory", []):
         rows = [
-            row for row in suite.rows if row["name"] == OURS and row.get("peak_bytes") and "onnx" not in row["form"]
+            row
+            for row in suite.rows
+            if row["name"] == OURS and row.get("peak_bytes") and not {"onnx", "bf16"} & set(row["form"].split(", "))
         ]
         reference = suite.row(REFERENCE_NET, "eager")
         if rows and reference:
             least = min(rows, key=lambda row: row["peak_bytes"])
             times = digits(least["peak_bytes"] / reference["peak_bytes"])
             what = f"peak memory of {OURS} {least['form']} / {REFERENCE_NET} eager"
-            lines.append([what, _threads(suite), times, "≤ 1.0, then 0.7"])
+            lines.append([what, _where(suite), times, "≤ 1.0, then 0.7"])
     for suite in results.get("training", []):
         ran = [row for row in suite.rows if row["code"] == "this code" and "ratio" in row]
         for row in ran:
             to = _code_and_form(row["ratio"]["to"])
             if f"{row['code']}, {row['form']}" != to:
                 what = f"training step of {OURS}, {_patches(row)}, {row['form']} / {to}"
-                lines.append([what, _threads(suite), spread(row["ratio"]), "≤ 0.75, then 0.5"])
+                lines.append([what, _where(suite), spread(row["ratio"]), "≤ 0.75, then 0.5"])
     for suite in results.get("blocks", []):
         for mine, other, aim in BLOCK_AIMS:
             for mode in (FORWARD, BACKWARD):
-                add(f"{mine} / {other}, {mode.replace('+', ' + ')}", _threads(suite),
+                add(f"{mine} / {other}, {mode.replace('+', ' + ')}", _where(suite),
                     suite.row(mine, "eager", mode), suite.row(other, "eager", mode), aim)  # fmt: skip
-    return table(["what", "threads", "ratio", "aim"], lines) if lines else NOT_MEASURED
+    return table(["what", "threads, vector units", "ratio", "aim"], lines) if lines else NOT_MEASURED
 
 
 BLOCK_AIMS = (
@@ -288,11 +299,25 @@ def tables(results: dict[str, list[Suite]]) -> dict[str, str]:
     return texts
 
 
+def with_table(readme: str, results: dict[str, list[Suite]]) -> str:
+    """The text of README with its table made anew.
+
+    Raises:
+        ValueError: If the two comments between which it stands are not there.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md: the table stands between {BEGIN} and {END}, and they are not both there.")
+    return f"{before}{begin}\n{guide.readme_table(results)}{end}{after}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.partition("\n")[0]).parse_args(argv)
     try:
         results = load()
+        readme = with_table(README.read_text(), results)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -302,11 +327,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, draw in plots.PLOTS.items():
         draw(results, DOCS / name)
         print(DOCS / name)
+    write_text(README, readme)
+    print(README)
     return 0
 
 
-def _threads(suite: Suite) -> str:
-    return "GPU" if suite.machine["gpu"] else str(suite.settings["threads"])
+def _where(suite: Suite) -> str:
+    return "GPU" if suite.machine["gpu"] else f"{suite.settings['threads']}, {suite.machine['instructions']}"
 
 
 def _macs(row: Row) -> str:

@@ -1,7 +1,7 @@
-"""1x1 convolutions in training on a CPU: a product of two matrices for each sample.
+"""1x1 convolutions on a CPU: a product of two matrices for each sample.
 
-The library to which torch hands the convolutions of large batches there reorders every map before and after, and that
-takes longer than the product itself.
+The library to which torch hands the convolutions of batches there, and with several threads those of single maps,
+reorders every map before and after, and that takes longer than the product itself.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def mix_channels(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def _pays(x: Tensor) -> bool:
-    """In training only: a single map is multiplied as fast the usual way."""
-    return torch.is_grad_enabled() and eager_in_full(x) and x.is_contiguous()
+    """On one thread in training only: without gradients a single map is multiplied as fast the usual way."""
+    gains = torch.is_grad_enabled() or torch.get_num_threads() > 1
+    return gains and eager_in_full(x) and x.is_contiguous()
 
 
 class _Products(TorchFunctionMode):

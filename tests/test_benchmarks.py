@@ -251,9 +251,9 @@ def made_up() -> dict:
 
 def test_the_summary_of_made_up_numbers() -> None:
     text = report.summary_table(made_up())
-    assert "| MREN ×4 / IMDN ×4, both eager | 1 | 2.50 (2.25–2.75) |" in text
+    assert "| MREN ×4 / IMDN ×4, both eager | 1, none | 2.50 (2.25–2.75) |" in text
     # 15 GMACs in 3, 4 and 10 s beside 1 in 0.1, 0.2 and 0.4: 0.5, 0.75 and 0.6
-    assert "| arithmetic rate of MREN ×4 eager | 1 | 0.600 (0.550–0.675) | ≥ 0.55, then 0.8 |" in text
+    assert "| arithmetic rate of MREN ×4 eager | 1, none | 0.600 (0.550–0.675) | ≥ 0.55, then 0.8 |" in text
     assert report.summary_table({}) == "Not measured.\n"
 
 
@@ -345,6 +345,14 @@ def test_the_committed_tables_are_those_that_the_results_give() -> None:
     texts = report.tables(report.load())
     committed = {file.name: file.read_text() for file in report.DOCS.glob("*.md")}
     assert committed == texts, "run python -m benchmarks.report"
+
+
+def test_the_table_in_the_readme_is_what_the_results_give() -> None:
+    readme = report.README.read_text()
+    assert report.with_table(readme, report.load()) == readme, "run python -m benchmarks.report"
+    assert "| MREN ×4, folded |" in readme
+    with pytest.raises(ValueError, match="they are not both there"):
+        report.with_table(readme.replace(report.END, ""), {})
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
