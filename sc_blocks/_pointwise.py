@@ -29,8 +29,10 @@ def mix_channels(conv: nn.Module, x: Tensor) -> Tensor:
 
 def _pays(x: Tensor) -> bool:
     """On one thread in training only: without gradients a single map is multiplied as fast the usual way."""
-    gains = torch.is_grad_enabled() or torch.get_num_threads() > 1
-    return gains and eager_in_full(x) and x.is_contiguous()
+    # In this order: while a graph is recorded, nobody may ask for the number of threads.
+    if not eager_in_full(x) or not x.is_contiguous():
+        return False
+    return torch.is_grad_enabled() or torch.get_num_threads() > 1
 
 
 class _Products(TorchFunctionMode):

@@ -50,17 +50,29 @@ def test_value_and_gradients(batch: int, size: tuple[int, int], bias: bool, chan
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
-def test_when_it_is_the_way_taken(products: list[torch.Size]) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_when_it_is_the_way_taken(products: list[torch.Size], monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     block, x = MREB(24), torch.rand(2, 24, 4, 4)
     block(x)
     assert len(products) == 3 * 4 + 4 + 1  # of each stage four, then of each link one, and the last
-    products.clear()
     with torch.no_grad():
         block(x)
+    assert len(products) == threads * 17
+    products.clear()
     with torch.autocast("cpu", torch.bfloat16):
         block(x)
     block(x.to(memory_format=torch.channels_last))
     block.bfloat16()(x.bfloat16())
+    assert products == []
+
+
+@torch.no_grad()
+def test_recorded_without_gradients(products: list[torch.Size]) -> None:
+    block, x = MREB(24).eval(), torch.rand(2, 24, 4, 4)
+    torch.compiler.reset()
+    recorded = torch.compile(block, fullgraph=True, backend="eager")(x)
+    assert torch.export.export(block, (x,)).module()(x).shape == recorded.shape
     assert products == []
 
 
