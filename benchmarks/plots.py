@@ -58,7 +58,9 @@ def _psnr_over(over: str, label: str) -> Callable[[dict[str, list[Suite]], Path]
                     axes.scatter(
                         [cost], [psnr], color="tab:orange" if ours else "tab:blue", marker="D" if ours else "o"
                     )
-                    axes.annotate(name, (cost, psnr), xytext=(5, 4), textcoords="offset points", fontsize=8)
+                    # A second form of a network lies at the same height as the first: its name goes below.
+                    place = (5, -12) if name.count(",") > 1 else (5, 4)
+                    axes.annotate(name, (cost, psnr), xytext=place, textcoords="offset points", fontsize=8)
             axes.set_xscale("log")
             axes.margins(x=0.2, y=0.15)
             axes.set_xlabel(label)
