@@ -162,8 +162,7 @@ def call_with_tail(block: nn.Module, tail: nn.Module, x: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from sc_blocks import RBWA
-        >>> from sc_blocks.rbwa import call_with_tail
+        >>> from sc_blocks import RBWA, call_with_tail
         >>> enlarge, to_image, x = RBWA(60, 30), nn.Conv2d(30, 3, 3, padding=1), torch.rand(1, 60, 48, 48)
         >>> torch.allclose(call_with_tail(enlarge, to_image, x), to_image(enlarge(x)), atol=1e-5)
         True

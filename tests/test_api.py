@@ -38,6 +38,7 @@ def test_public_names() -> None:
         "LearnableCommunication",
         "LinearCommunication",
         "NoCommunication",
+        "call_with_tail",
         "to_global",
         "to_local",
     ]

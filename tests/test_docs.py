@@ -30,7 +30,7 @@ MODULES = [
 ]
 BLOCKS = ["SCACB", "DRACB", "DRACBChain", "WSILB", "WSILBV", "RBWA", "MREB"]
 CHANNELS = [name for name in sc_blocks.__all__ if name.endswith("Communication")]
-FUNCTIONS = [name for name in sc_blocks.__all__ if name.startswith("to_")]
+FUNCTIONS = [name for name in sc_blocks.__all__ if name.islower()]
 
 
 def public(module: ModuleType) -> list[tuple[str, object]]:

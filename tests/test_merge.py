@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from examples.mren.model import MREN
-from sc_blocks import RBWA, _merge
+from sc_blocks import RBWA, _merge, call_with_tail
 from sc_blocks.deploy import fold
-from sc_blocks.rbwa import call_with_tail
 from tests.blocks import perturb
 
 

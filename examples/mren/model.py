@@ -18,11 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from examples.mren.files import whole_file
-from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication
+from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, call_with_tail
 from sc_blocks._checks import check_choice, check_feature_map, check_positive_int
 from sc_blocks.communication import CommunicationLike
 from sc_blocks.dracb import Relay
-from sc_blocks.rbwa import call_with_tail
 from sc_blocks.scacb import Exchange, Parts
 
 Scale = Literal[2, 3, 4]
