@@ -159,6 +159,9 @@ def call_with_tail(block: nn.Module, tail: nn.Module, x: Tensor) -> Tensor:
     Returns:
         What ``tail`` makes of what ``block`` makes of ``x``.
 
+    Raises:
+        TypeError: If ``block`` or ``tail`` is no module. What they themselves raise comes through.
+
     Example:
         >>> import torch
         >>> from torch import nn
@@ -167,6 +170,12 @@ def call_with_tail(block: nn.Module, tail: nn.Module, x: Tensor) -> Tensor:
         >>> torch.allclose(call_with_tail(enlarge, to_image, x), to_image(enlarge(x)), atol=1e-5)
         True
     """
+    for name, module in (("block", block), ("tail", tail)):
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"call_with_tail: {name} must be a torch.nn.Module, got {type(module).__name__}; for example "
+                "call_with_tail(RBWA(60), nn.Conv2d(60, 3, 3, padding=1), x)."
+            )
     before: list[nn.Module] = list(block) if type(block) is nn.Sequential else [block]
     last = before.pop() if before else None
     if type(last) is not RBWA or not (unheard(block) and unheard(last)):

@@ -190,6 +190,13 @@ def test_a_tail_of_another_width_is_refused_as_ever() -> None:
         call_with_tail(RBWA(24), conv(12, 1, padding=1), torch.rand(1, 24, 48, 48))
 
 
+def test_what_is_no_module_is_named() -> None:
+    with pytest.raises(TypeError, match=r"call_with_tail: block must be a torch.nn.Module, got NoneType; for example"):
+        call_with_tail(None, nn.Identity(), torch.rand(1, 24, 8, 8))
+    with pytest.raises(TypeError, match=r"call_with_tail: tail must be a torch.nn.Module, got Tensor"):
+        call_with_tail(RBWA(24), torch.rand(3), torch.rand(1, 24, 8, 8))
+
+
 def test_folded_compiled_exported(merged: list[int]) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
