@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from examples.mren import train as training
 from examples.mren import trainer
 from examples.mren.model import MREN, load_mren, save_weights
-from examples.mren.recipes import RECIPES, make_schedule
+from examples.mren.recipes import RECIPES, Recipe, Stage
 from examples.mren.train import main
 from tests.images import write_photos
 
@@ -56,7 +56,7 @@ def test_it_learns(images: Path, tmp_path: Path) -> None:
     losses = [float(line[1]) for line in history(tmp_path / "run")[1:]]
     assert losses[1] < losses[0]
     settings = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (settings["steps"], settings["lr"], settings["schedule"]) == (40, 2e-3, "one-cycle")
+    assert (settings["steps"], settings["lr"], settings["schedule"]) == (40, [2e-3], ["one-cycle"])
 
 
 def test_a_resumed_run_ends_where_one_that_never_stopped_does(images: Path, tmp_path: Path) -> None:
@@ -78,13 +78,15 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(images: Path, tmp_
 
 
 def test_what_is_saved_is_the_average_of_the_weights(images: Path, tmp_path: Path) -> None:
-    # Followed by hand: the network after each step, averaged with the rate that grows towards the recipe's.
+    # Followed by hand: the network after each step, averaged with a decay that grows towards the recipe's.
+    torch.manual_seed(0)
+    start = MREN(4, num_blocks=1).state_dict()
     followed: list[dict[str, torch.Tensor]] = []
     step = trainer.Trainer._step
 
-    def follow(self: trainer.Trainer, number: int) -> torch.Tensor:
-        loss = step(self, number)
-        followed.append({name: value.clone() for name, value in self.parameters_of.state_dict().items()})
+    def follow(self: trainer.Trainer) -> torch.Tensor:
+        loss = step(self)
+        followed.append({name: value.clone() for name, value in self.raw_net.state_dict().items()})
         return loss
 
     arguments = ["--steps", "12", "--validate-every", "12", "--lr", "1e-2"]
@@ -93,8 +95,8 @@ def test_what_is_saved_is_the_average_of_the_weights(images: Path, tmp_path: Pat
         assert run(images, tmp_path / "run", *arguments) == 0
     saved = load_mren(4, path=tmp_path / "run" / "mren_x4.safetensors").state_dict()
     for name, value in saved.items():
-        expected = followed[0][name].double()
-        for number, state in enumerate(followed[1:], start=1):
+        expected = start[name].double()
+        for number, state in enumerate(followed):
             keep = min(0.999, (1 + number) / (10 + number))
             expected = keep * expected + (1 - keep) * state[name].double()
         torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
@@ -205,9 +207,9 @@ def test_a_run_is_not_overwritten(images: Path, tmp_path: Path, capsys) -> None:
 def test_resuming_with_other_settings_names_them(images: Path, tmp_path: Path, capsys) -> None:
     assert run(images, tmp_path / "run", "--steps", "1") == 0
     assert run(images, tmp_path / "run", "--steps", "1", "--lr", "0.5", "--resume") == 1
-    assert "other settings (lr was 0.001, is 0.5)" in capsys.readouterr().err
+    assert "other settings (lr was [0.001], is [0.5])" in capsys.readouterr().err
     assert run(images, tmp_path / "run", "--steps", "1", "--scale", "2", "--variant", "mren_l", "--resume") == 1
-    assert "other settings (scale was 4, is 2; channels was 60, is 84)" in capsys.readouterr().err
+    assert "other settings (scale was 4, is 2; channels was 60, is 84; " in capsys.readouterr().err
 
 
 def test_resuming_nothing_says_so(images: Path, tmp_path: Path, capsys) -> None:
@@ -239,11 +241,11 @@ def test_a_network_that_broke_is_not_saved_when_time_is_up(
 ) -> None:
     step = trainer.Trainer._step
 
-    def break_the_last_one(self: trainer.Trainer, number: int) -> torch.Tensor:
-        loss = step(self, number)
-        if number == 9:  # the first look at loss and clock comes after it
+    def break_the_last_one(self: trainer.Trainer) -> torch.Tensor:
+        loss = step(self)
+        if self.progress.step == 9:  # the first look at loss and clock comes after it
             with torch.no_grad():
-                self.parameters_of.tail.bias.fill_(torch.nan)
+                self.raw_net.tail.bias.fill_(torch.nan)
         return loss
 
     monkeypatch.setattr(trainer.Trainer, "_step", break_the_last_one)
@@ -292,11 +294,133 @@ def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_the_default_recipe_is_the_papers() -> None:
-    args = training._parse(["--data", "."])
-    paper = training._recipe(args)
-    assert (paper.batch_size, paper.patch_size, paper.lr, paper.epochs) == (16, 192, 5e-4, 3000)
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=paper.lr)
-    schedule = make_schedule(optimizer, paper, steps=150_000)
-    rates = [schedule.lr_lambdas[0](step) for step in (0, 29_999, 30_000, 60_000, 149_999)]
+    paper = training._recipe(training._parse(["--data", "."]))
+    (stage,) = paper.stages
+    assert (stage.batch_size, stage.patch_size, stage.lr, stage.loss, paper.epochs) == (16, 192, 5e-4, "l1", 3000)
+    # Halved after every 600 of the 3000 epochs.
+    rates = [stage.learning_rate(epoch / 3000) / 5e-4 for epoch in (0, 599, 600, 1200, 2999)]
     assert rates == [1, 1, 0.5, 0.25, 0.0625]
-    assert RECIPES["short"].schedule == "one-cycle"
+
+
+def test_one_cycle_is_torchs() -> None:
+    steps, stage = 200, Stage(1, 4, 2e-3, "one-cycle", final_lr=2e-3 / 25 / 100)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    # One step more than is taken, and its peak a step before pct_start.
+    oracle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=2e-3, total_steps=steps + 1, pct_start=21 / 201, cycle_momentum=False, final_div_factor=100
+    )
+    for step in range(steps):
+        assert stage.learning_rate(step / steps) == pytest.approx(oracle.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        oracle.step()
+
+
+def test_stages_take_their_share() -> None:
+    first, last = Stage(4, 64, 1e-3, "one-cycle", share=0.75), Stage(2, 96, 2e-5, "cosine", share=0.25, loss="mse")
+    recipe = Recipe((first, last))
+    assert recipe.locate(0) == (0, 0)
+    assert recipe.locate(0.375) == (0, 0.5)
+    assert recipe.locate(0.75) == (1, 0)
+    assert recipe.locate(1.0) == (1, 1)
+    assert last.learning_rate(0) == 2e-5
+    assert last.learning_rate(1) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match=r"must sum to 1, got 0\.75"):
+        Recipe((first,))
+    for recipe in RECIPES.values():
+        assert sum(stage.share for stage in recipe.stages) == pytest.approx(1)
+
+
+def test_a_stage_of_another_shape_and_loss(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = (
+        Stage(2, 32, 1e-3, "one-cycle", share=0.5),
+        Stage(1, 36, 1e-4, "cosine", share=0.5, loss="mse"),
+    )
+    monkeypatch.setitem(RECIPES, "short", Recipe(stages, ema_decay=0.9))
+    arguments = ["--num-blocks", "1", "--held-out", "1", "--recipe", "short", "--cpu", "--steps", "8"]
+    arguments += ["--data", str(images), "-o", str(tmp_path / "run"), "--validate-every", "4"]
+    assert main(arguments) == 0
+    first, last = ([float(value) for value in line] for line in history(tmp_path / "run")[1:])
+    assert last[1] < 0.5 * first[1]  # a squared error
+    assert first[3] == pytest.approx(1e-4)  # at the beginning of the second stage
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (settings["batch_size"], settings["patch_size"], settings["loss"]) == ([2, 1], [32, 36], ["l1", "mse"])
+
+
+def test_what_the_initial_weights_lack_is_trained_alone_first(images: Path, tmp_path: Path) -> None:
+    assert run(images, tmp_path / "x4", "--steps", "1") == 0
+    weights = tmp_path / "x4" / "mren_x4.safetensors"
+    given = load_mren(4, path=weights).state_dict()
+    arguments = ["--variant", "mren_s", "--init", str(weights), "--ema-decay", "0", "--warm-up-new", "4"]
+    for steps, moves in (("4", False), ("5", True)):
+        assert run(images, tmp_path / steps, "--steps", steps, *arguments) == 0
+        net = load_mren(4, path=tmp_path / steps / "mren_s_x4.safetensors")
+        trunk = {name: value for name, value in net.state_dict().items() if name.startswith(("head.", "body."))}
+        assert len(trunk) > 50
+        assert any(not torch.equal(value, given[name]) for name, value in trunk.items()) == moves
+        assert not any(torch.equal(p, torch.zeros_like(p)) for p in net.reconstruct.parameters())
+    assert run(images, tmp_path / "5", "--steps", "5", *arguments, "--resume") == 0
+
+
+def test_a_run_of_given_minutes_ends_on_time_with_its_schedule_complete(images: Path, tmp_path: Path) -> None:
+    # A clock that a step moves by 0.1 s and nothing else: 12 s are 100 steps and 2 s for the last files.
+    now = 0.0
+    step = trainer.Trainer._step
+
+    def counted(self: trainer.Trainer) -> torch.Tensor:
+        nonlocal now
+        now += 0.1
+        return step(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_step", counted)
+        patch.setattr(trainer.time, "monotonic", lambda: now)
+        assert run(images, tmp_path / "run", "--minutes", "0.2") == 0
+    (last,) = history(tmp_path / "run")[1:]
+    assert 85 <= int(last[0]) <= 100
+    assert float(last[3]) == pytest.approx(0, abs=1e-5)
+    assert 8 < now <= 12
+
+
+def test_nothing_of_a_checkpoint_is_executed(images: Path, tmp_path: Path, capsys) -> None:
+    output, trace = tmp_path / "run", tmp_path / "executed"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (trace,)
+
+    assert run(images, output, "--steps", "2", "--validate-every", "1") == 0
+    (newest,) = (output / "checkpoints").glob("step_0000002")
+    written = sorted(path.name for path in newest.iterdir())
+    assert written == ["average.safetensors", "net.safetensors", "optimizer.safetensors", "state.json"]
+    for name in [*written, "custom_checkpoint_0.pkl", "random_states_0.pkl", "optimizer.bin", "scheduler.bin"]:
+        before = (newest / name).read_bytes() if name in written else None
+        torch.save(Payload(), newest / name)
+        assert run(images, output, "--steps", "2", "--validate-every", "1", "--resume") == 0
+        assert not trace.exists()
+        if before is not None:
+            (newest / name).write_bytes(before)
+            assert "not a readable checkpoint" in capsys.readouterr().out  # and the one before was taken
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(images: Path, tmp_path: Path, capsys) -> None:
+    output, arguments = tmp_path / "run", ["--steps", "4", "--validate-every", "1"]
+    assert run(images, output, *arguments) == 0
+    expected = history(output)
+    file = output / "checkpoints" / "step_0000004" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert run(images, output, *arguments, "--resume") == 0
+    said = capsys.readouterr().out
+    assert "step_0000004: not a readable checkpoint" in said
+    assert "resumed at step 3" in said
+    assert history(output) == expected
+    for folder in (output / "checkpoints").iterdir():
+        (folder / "state.json").write_text("[]")
+    assert run(images, output, *arguments, "--resume") == 1
+    assert "no readable checkpoint; start afresh" in capsys.readouterr().err
+
+
+def test_images_that_changed_behind_their_names_are_noticed(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--steps", "1") == 0
+    write_photos(images, [(40, 48), (48, 44), (36, 44)])
+    assert run(images, tmp_path / "run", "--steps", "1", "--resume") == 1
+    assert "other settings (files was" in capsys.readouterr().err

@@ -94,7 +94,10 @@ def _settings(row: Row, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         **dataclasses.asdict(row),
         "matched": args.match,
         "seed": seed,
-        **dataclasses.asdict(args.recipe),
+        **dataclasses.asdict(args.recipe.stages[0]),
+        "steps": args.recipe.steps,
+        "clip_grad_norm": args.recipe.clip_grad_norm,
+        "ema_decay": args.recipe.ema_decay,
         "images": files.count("/") + 1,
         "files": zlib.crc32(files.encode()),
     }
@@ -180,7 +183,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--patch-size", type=int, help="of the clean patches; 96 for sr, 48 for denoise by default")
-    parser.add_argument("--lr", type=float, default=RECIPES["short"].lr, help="highest of the one cycle")
+    parser.add_argument("--lr", type=float, default=RECIPES["short"].stages[0].lr, help="highest of the one cycle")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/drop_in"), help="folder for runs and tables")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, stop")
@@ -196,9 +199,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if side % args.restoration.scale:
         lower = side // args.restoration.scale * args.restoration.scale
         parser.error(f"argument --patch-size: must be a multiple of the scale, {args.scale}, got {side}; try {lower}")
-    args.recipe = dataclasses.replace(
-        RECIPES["short"], steps=args.steps, batch_size=args.batch_size, patch_size=side, lr=args.lr
-    )
+    (stage,) = RECIPES["short"].stages
+    stage = dataclasses.replace(stage, batch_size=args.batch_size, patch_size=side, lr=args.lr)
+    args.recipe = dataclasses.replace(RECIPES["short"], stages=(stage,), steps=args.steps)
     args.test = [folder.resolve() for folder in args.test]
     return args
 
@@ -233,13 +236,13 @@ def compare(args: argparse.Namespace) -> list[Run]:
     pairs = []
     if waiting:
         files = [path for folder in args.data for path in list_images(folder)]
-        pairs = args.restoration.load(files, args.recipe.patch_size)
+        pairs = args.restoration.load(files, args.recipe.stages[0].patch_size)
     for row, seed, folder in waiting:
         sampler = PatchSampler(
             pairs,
             args.restoration.scale,
-            patch_size=args.recipe.patch_size,
-            batch_size=args.recipe.batch_size,
+            patch_size=args.recipe.stages[0].patch_size,
+            batch_size=args.recipe.stages[0].batch_size,
             seed=seed,
             device=pick_device(args.device),
         )

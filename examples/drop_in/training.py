@@ -13,7 +13,7 @@ from tqdm import tqdm
 from examples.drop_in.tasks import Task
 from examples.drop_in.variants import Row, build
 from examples.mren.data import PatchSampler
-from examples.mren.recipes import Recipe, ema_decay_at, make_optimizer, make_schedule
+from examples.mren.recipes import Recipe, ema_decay_at, make_optimizer
 
 CHECK_EVERY = 50  # steps between looks at the loss
 
@@ -35,9 +35,9 @@ def train(row: Row, seed: int, sampler: PatchSampler, task: Task, recipe: Recipe
     torch.manual_seed(seed)
     device = sampler.device
     net = build(host, row.blocks, row.channels, task.scale).to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(net, recipe.lr)
+    (stage,) = recipe.stages
+    optimizer = make_optimizer(net, stage.lr)
     steps = recipe.steps or 0
-    schedule = make_schedule(optimizer, recipe, steps)
     step = 0
     average = AveragedModel(net, multi_avg_fn=lambda *parts: get_ema_multi_avg_fn(ema_decay_at(recipe, step))(*parts))
     for step in tqdm(range(steps), desc=f"{row.blocks}, seed {seed}", unit="step"):
@@ -48,8 +48,9 @@ def train(row: Row, seed: int, sampler: PatchSampler, task: Task, recipe: Recipe
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), recipe.clip_grad_norm or math.inf)
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate(step / steps)
         optimizer.step()
-        schedule.step()
         average.update_parameters(net)
     # A finite loss says nothing of the update after it.
     if not all(parameter.isfinite().all() for parameter in average.module.parameters()):

@@ -21,17 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from examples.mren.checkpoint import checkpoints
 from examples.mren.comparison import Line, check_budget, read_csv, tabulate_lines, to_csv
 from examples.mren.data import list_images
 from examples.mren.evaluate import evaluate, mean_score, network_upscaler
 from examples.mren.files import write_text
 from examples.mren.model import MREN, STAGES, load_mren, pick_device, weights_path
-from examples.mren.trainer import checkpoints
 
 ROOT = Path(__file__).parents[2]
 # What all runs of a comparison must share, and what all but those that are about it.
-BUDGET = ("scale", "steps", "batch_size", "patch_size", "images", "held_out", "files", "precision")
-RECIPE = ("lr", "schedule", "clip_grad_norm", "ema_decay", "init")
+BUDGET = ("scale", "steps", "minutes", "batch_size", "patch_size", "share", "images", "held_out", "files", "precision")
+RECIPE = ("lr", "final_lr", "schedule", "loss", "clip_grad_norm", "ema_decay", "init")
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,8 @@ def _score(variant: Variant, seed: int, folder: Path, args: argparse.Namespace) 
                     seed=seed,
                     parameters=sum(parameter.numel() for parameter in net.parameters()),
                     steps=settings["steps"],
-                    batch_size=settings["batch_size"],
-                    patch_size=settings["patch_size"],
+                    batch_size=settings["batch_size"][0],
+                    patch_size=settings["patch_size"][0],
                     minutes=round(minutes, 1),
                     dataset=images.resolve().name,
                     psnr=round(score.psnr, 4),

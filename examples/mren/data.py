@@ -6,6 +6,9 @@ with.
 
 from __future__ import annotations
 
+import copy
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,16 +134,19 @@ def load_pairs(
     Raises:
         ValueError: If a file is unreadable or an image is smaller than ``min_size``.
     """
-    pairs: list[ImagePair] = []
-    for path in tqdm(files, desc="images", unit="image", leave=False):
+
+    def load(path: Path) -> ImagePair:
         hr = mod_crop(read_rgb(path), scale)
         if min(hr.shape[1:]) < min_size:
             raise ValueError(
                 f"{path}: {hr.shape[2]} x {hr.shape[1]} pixels, less than the patch of {min_size} x {min_size}; take "
                 f"it out, or train with --patch-size {min(hr.shape[1:]) // scale * scale} or less."
             )
-        pairs.append(ImagePair(path, hr.to(device), imresize(hr, 1 / scale).to(device)))
-    return pairs
+        return ImagePair(path, hr.to(device), imresize(hr, 1 / scale).to(device))
+
+    # Threads: decoding and resizing release the interpreter lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(tqdm(pool.map(load, files), total=len(files), desc="images", unit="image", leave=False))
 
 
 def split_held_out(files: list[Path], held_out: int) -> tuple[list[Path], list[Path]]:
@@ -182,27 +188,36 @@ class PatchSampler:
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        if patch_size % scale or patch_size < scale:
-            raise ValueError(f"patch_size must be a multiple of the scale, {scale}, got {patch_size}.")
         self.paths = [pair.path for pair in pairs]
         self.scale = scale
-        self.side = patch_size // scale  # in low-resolution pixels
-        self.batch_size = batch_size
         self.seed = seed
         self.device = torch.device(device)
-        self._sizes = [(int(pair.lr.shape[1]), int(pair.lr.shape[2])) for pair in pairs]
-        self._lr = _Patches([pair.lr for pair in pairs], self.side, device)
-        self._hr = _Patches([pair.hr for pair in pairs], self.side * scale, device)
+        self._sizes = np.array([pair.lr.shape[1:] for pair in pairs]).reshape(-1, 2)
+        self._lr = _Images([pair.lr for pair in pairs], device)
+        self._hr = _Images([pair.hr for pair in pairs], device)
+        self._set_patches(patch_size, batch_size)
+
+    def with_patches(self, *, patch_size: int, batch_size: int) -> PatchSampler:
+        """A sampler of other patches from the same images, which stay where they are in memory."""
+        other = copy.copy(self)
+        other._set_patches(patch_size, batch_size)
+        return other
+
+    def _set_patches(self, patch_size: int, batch_size: int) -> None:
+        if patch_size % self.scale or patch_size < self.scale:
+            raise ValueError(f"patch_size must be a multiple of the scale, {self.scale}, got {patch_size}.")
+        self.side = patch_size // self.scale  # in low-resolution pixels
+        self.batch_size = batch_size
+        self._lr_places = _Places(self.side, self.device)
+        self._hr_places = _Places(patch_size, self.device)
 
     def draw(self, step: int) -> list[tuple[int, int, int, int]]:
         """What step ``step`` trains on: for each patch the image, the low-resolution top and left, the orientation."""
         random = np.random.default_rng((self.seed, step))
-        drawn: list[tuple[int, int, int, int]] = []
-        for index in random.integers(len(self.paths), size=self.batch_size).tolist():
-            height, width = self._sizes[index]
-            top, left = random.integers(height - self.side + 1), random.integers(width - self.side + 1)
-            drawn.append((index, int(top), int(left), int(random.integers(8))))
-        return drawn
+        images = random.integers(len(self.paths), size=self.batch_size)
+        corners = random.integers(self._sizes[images] - self.side + 1)
+        orientations = random.integers(8, size=(self.batch_size, 1))
+        return [tuple(row) for row in np.concatenate([images[:, None], corners, orientations], axis=1).tolist()]
 
     def files(self, step: int) -> list[Path]:
         """The images that step ``step`` trains on."""
@@ -212,30 +227,36 @@ class PatchSampler:
         """Low- and high-resolution patches of a step, between 0 and 1, the part that process ``rank`` works on."""
         drawn = torch.tensor(self.draw(step)[rank::world_size])
         corners = drawn * torch.tensor([1, self.scale, self.scale, 1])
-        return self._lr.cut(drawn), self._hr.cut(corners)
+        return self._lr.cut(drawn, self._lr_places), self._hr.cut(corners, self._hr_places)
 
 
-class _Patches:
-    """Square patches of one size from images that lie end to end in one buffer, plane after plane."""
+class _Images:
+    """Images that lie end to end in one buffer, plane after plane."""
 
-    def __init__(self, images: list[Tensor], side: int, device: torch.device | str) -> None:
+    def __init__(self, images: list[Tensor], device: torch.device | str) -> None:
         self.pixels = torch.cat([image.flatten() for image in images] or [torch.empty(0)]).to(device)
         sizes = torch.tensor([image.shape for image in images], device=device).view(-1, 3)
         self.widths = sizes[:, 2]
         self.planes = sizes[:, 1] * sizes[:, 2]
         self.starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
-        # Where each pixel of a patch comes from, for the eight flips and rotations of a square.
+        self.channels = torch.arange(3, device=device).view(1, 3, 1, 1)
+
+    def cut(self, drawn: Tensor, places: _Places) -> Tensor:
+        """Patches between 0 and 1 for rows of image, top, left and orientation."""
+        image, top, left, orientation = rearrange(drawn.to(self.pixels.device), "patch what -> what patch 1 1 1")
+        rows = top + places.rows[orientation.flatten(), None]
+        columns = left + places.columns[orientation.flatten(), None]
+        planes = self.channels * self.planes[image]
+        return self.pixels[self.starts[image] + planes + rows * self.widths[image] + columns].float() / 255
+
+
+class _Places:
+    """Where each pixel of a square patch comes from, for its eight flips and rotations."""
+
+    def __init__(self, side: int, device: torch.device | str) -> None:
         square = torch.arange(side * side, device=device).view(1, side, side)
         turned = torch.stack([_orient(square, orientation)[0] for orientation in range(8)])
         self.rows, self.columns = turned // side, turned % side
-        self.channels = torch.arange(3, device=device)
-
-    def cut(self, drawn: Tensor) -> Tensor:
-        """Patches between 0 and 1 for rows of image, top, left and orientation."""
-        image, top, left, orientation = rearrange(drawn.to(self.pixels.device), "patch what -> what patch 1 1 1")
-        rows, columns = top + self.rows[orientation.flatten(), None], left + self.columns[orientation.flatten(), None]
-        planes = self.channels.view(1, 3, 1, 1) * self.planes[image]
-        return self.pixels[self.starts[image] + planes + rows * self.widths[image] + columns].float() / 255
 
 
 def _orient(image: Tensor, orientation: int) -> Tensor:

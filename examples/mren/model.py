@@ -25,7 +25,7 @@ from sc_blocks.dracb import Relay
 from sc_blocks.scacb import Exchange, Parts
 
 Scale = Literal[2, 3, 4]
-Variant = Literal["mren", "mren_l"]
+Variant = Literal["mren", "mren_s", "mren_l"]
 Chain = Literal["block", "network"]
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -33,7 +33,13 @@ WEIGHTS = Path(__file__).parent / "weights"
 # Each scale as the factors of its reconstruction stages; a second stage halves the width.
 STAGES: dict[int, tuple[float, ...]] = {2: (2,), 3: (2, 1.5), 4: (2, 2)}
 DEVICES = ("auto", "cuda", "mps", "cpu")
-CHANNELS: dict[str, int] = {"mren": 60, "mren_l": 84}
+# Arguments of each variant. MREN-S is ours: the trunk of MREN with a narrow reconstruction.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mren": {"channels": 60},
+    "mren_s": {"channels": 60, "reconstruct_channels": [24, 16]},
+    "mren_l": {"channels": 84},
+}
+CHANNELS: dict[str, int] = {name: config["channels"] for name, config in VARIANTS.items()}
 # Channels that a weight file can name.
 COMMUNICATIONS = {"learnable": LearnableCommunication, "gated": GatedCommunication}
 
@@ -59,6 +65,9 @@ class MREN(nn.Module):
         scale: 2, 3 or 4; the stages enlarge by 2, by 2 and 1.5, or by 2 and 2.
         channels: Width of the features; 60 is MREN, 84 MREN-L.
         num_blocks: Number of MREBs; the paper tries 3 to 8 and settles on 6.
+        reconstruct_channels: Widths of the reconstruction: that of a 1x1 convolution before it, and that of its last
+            stage, which only ×3 and ×4 have. ``None`` for the paper's, ``channels`` without such a convolution, and
+            ``channels // 2``. ``(24, 16)`` is MREN-S, ours: most of MREN's cost lies in its reconstruction.
         parts: Of the SCACBs, see :class:`sc_blocks.SCACB`.
         exchange: Of the SCACBs, see there.
         residual: Of the SCACBs, see there.
@@ -92,6 +101,7 @@ class MREN(nn.Module):
         *,
         channels: int = 60,
         num_blocks: int = 6,
+        reconstruct_channels: tuple[int, int] | None = None,
         parts: Parts = "both",
         exchange: Exchange | None = "outputs",
         residual: bool = True,
@@ -110,6 +120,14 @@ class MREN(nn.Module):
             check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
             communication = COMMUNICATIONS[communication]
         check_choice("MREN", "chain", chain, get_args(Chain))
+        if reconstruct_channels is not None:
+            if not isinstance(reconstruct_channels, (tuple, list)) or len(reconstruct_channels) != 2:
+                raise ValueError(
+                    "MREN: reconstruct_channels must be two widths or None for the paper's, got "
+                    f"{reconstruct_channels!r}; MREN-S has (24, 16)."
+                )
+            for width in reconstruct_channels:
+                check_positive_int("MREN", "reconstruct_channels", width)
         self.scale = scale
         conv = partial(nn.Conv2d, kernel_size=3, padding=1, device=device, dtype=dtype)
         block = partial(
@@ -125,12 +143,17 @@ class MREN(nn.Module):
             dtype=dtype,
         )
 
-        widths = [channels, channels, channels // 2][: len(STAGES[scale]) + 1]
+        first, last = (channels, channels // 2) if reconstruct_channels is None else reconstruct_channels
+        widths = [first, first, last][: len(STAGES[scale]) + 1]
         self.head = conv(3, channels)
         if chain == "network":
             self.body = ChainedMREBs(*(block(continued=number > 0) for number in range(num_blocks)))
         else:
             self.body = nn.Sequential(*(block() for _ in range(num_blocks)))
+        if reconstruct_channels is None:
+            self.reduce = nn.Identity()
+        else:
+            self.reduce = nn.Conv2d(channels, first, 1, device=device, dtype=dtype)
         self.reconstruct = nn.Sequential(
             *(
                 RBWA(width_in, width_out, scale_factor=factor, device=device, dtype=dtype)
@@ -143,7 +166,7 @@ class MREN(nn.Module):
         check_feature_map("MREN", x, 3)
         shallow = self.head(x)
         deep = self.body(shallow) + shallow
-        residual = call_with_tail(self.reconstruct, self.tail, deep)
+        residual = call_with_tail(self.reconstruct, self.tail, self.reduce(deep))
         enlarged = F.interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False)
         return residual + enlarged
 
@@ -156,9 +179,14 @@ def mren(scale: Scale = 4) -> MREN:
     return MREN(scale)
 
 
+def mren_s(scale: Scale = 4) -> MREN:
+    """MREN-S, ours: MREN's trunk with a narrow reconstruction, with fresh weights."""
+    return MREN(scale, **VARIANTS["mren_s"])
+
+
 def mren_l(scale: Scale = 4) -> MREN:
     """The paper's MREN-L, 84 channels wide, with fresh weights."""
-    return MREN(scale, channels=CHANNELS["mren_l"])
+    return MREN(scale, **VARIANTS["mren_l"])
 
 
 def weights_path(scale: Scale, variant: Variant = "mren") -> Path:
@@ -177,7 +205,7 @@ def load_mren(
 
     Args:
         scale: 2, 3 or 4.
-        variant: ``"mren"`` or ``"mren_l"``.
+        variant: ``"mren"``, ``"mren_s"`` or ``"mren_l"``.
         device: Where the network goes.
         path: A weight file of your own, such as :mod:`examples.mren.train` writes, of any width; ``None`` for the
             shipped one.
@@ -191,8 +219,8 @@ def load_mren(
     """
     if scale not in STAGES:
         raise ValueError(f"load_mren: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
-    if variant not in CHANNELS:
-        raise ValueError(f"load_mren: variant must be one of {', '.join(CHANNELS)}; got {variant!r}.")
+    if variant not in VARIANTS:
+        raise ValueError(f"load_mren: variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
     file = weights_path(scale, variant) if path is None else Path(path)
     if not file.is_file():
         shipped = ", ".join(sorted(found.stem for found in WEIGHTS.glob("*.safetensors"))) or "none"
@@ -201,7 +229,7 @@ def load_mren(
             f"python -m examples.mren.train --data FOLDER --scale {scale}, then pass path= (or --weights)."
         )
     config, state = read_weights(file)
-    expected = {"scale": scale} | ({"channels": CHANNELS[variant]} if path is None else {})
+    expected = {"scale": scale} | (VARIANTS[variant] if path is None else {})
     for name, wanted in expected.items():
         if config.get(name) != wanted:
             raise ValueError(f"{file}: was saved with {name}={config.get(name)!r}, asked for {name}={wanted!r}.")

@@ -1,18 +1,28 @@
-"""How networks are trained: the paper's way, one that gets further in the same time on a GPU, and one for a CPU."""
+"""How networks are trained: the paper's way, and ways that get further in the same time on a GPU or a CPU."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam
+
+Schedule = Literal["halving", "one-cycle", "cosine"]
+Loss = Literal["l1", "mse"]
+
+LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss}
+
+WARM_UP = 0.1  # of a one-cycle stage
+WARM_UP_START = 1 / 25  # of its peak learning rate
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a network is trained, apart from its data."""
+class Stage:
+    """A stretch of a training run with one batch shape, loss and learning rate schedule."""
 
     batch_size: int
     """Patches per step, over all processes."""
@@ -21,71 +31,105 @@ class Recipe:
     """Side of the high-resolution patches, rounded down to a multiple of the scale."""
 
     lr: float
-    """Initial learning rate of ``"halving"``, highest one of ``"one-cycle"``."""
+    """Initial learning rate of ``"halving"`` and ``"cosine"``, peak of ``"one-cycle"``."""
 
-    schedule: Literal["halving", "one-cycle"]
-    """Halved after each fifth of the steps; or up for a tenth of them and down to nothing by a cosine."""
+    schedule: Schedule
+    """``"halving"``: halved after each fifth of the stage. ``"one-cycle"``: up for a tenth of the stage, then down to
+    ``final_lr`` along a cosine. ``"cosine"``: down to ``final_lr`` along a cosine from the start."""
+
+    share: float = 1.0
+    """Share of the run; the shares of all stages sum to 1."""
+
+    final_lr: float = 0.0
+    """Last learning rate of ``"one-cycle"`` and ``"cosine"``."""
+
+    loss: Loss = "l1"
+    """Mean absolute or mean squared error."""
+
+    def learning_rate(self, fraction: float) -> float:
+        """The learning rate after a fraction of the stage, between 0 and 1."""
+        if self.schedule == "halving":
+            return self.lr * 0.5 ** int(5 * fraction)
+        start, warm_up = (WARM_UP_START * self.lr, WARM_UP) if self.schedule == "one-cycle" else (self.lr, 0.0)
+        if fraction < warm_up:
+            return _cosine(start, self.lr, fraction / warm_up)
+        return _cosine(self.lr, self.final_lr, (fraction - warm_up) / (1 - warm_up))
+
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained, apart from its data. Its length is given by ``steps``, by ``epochs``, or by the caller.
+
+    Raises:
+        ValueError: If the shares of the stages do not sum to 1.
+    """
+
+    stages: tuple[Stage, ...]
+    """One after the other."""
 
     steps: int | None = None
-    """Length; given this or ``epochs``."""
+    """Length in steps."""
 
     epochs: int | None = None
-    """Length in passes over the images, each giving one patch a pass."""
+    """Length in passes over the images, each of which gives one patch per pass."""
 
     clip_grad_norm: float | None = None
     """Largest norm of the gradient."""
 
     ema_decay: float | None = None
-    """What is validated and saved is a running average of the weights that keeps this much of itself at each step; 0 is
-    none."""
+    """Share that the running average of the weights keeps of itself at each step; the average is what is validated and
+    saved. 0 or ``None`` for no average."""
+
+    def __post_init__(self) -> None:
+        total = sum(stage.share for stage in self.stages)
+        if not math.isclose(total, 1):
+            raise ValueError(f"Recipe: the shares of the stages must sum to 1, got {total:g}.")
+
+    def locate(self, fraction: float) -> tuple[int, float]:
+        """Number of the stage after a fraction of the run, and the fraction of that stage."""
+        before = 0.0
+        for number, stage in enumerate(self.stages):
+            if fraction < before + stage.share or number == len(self.stages) - 1:
+                return number, min(1.0, (fraction - before) / stage.share)
+            before += stage.share
+        raise ValueError("Recipe: stages must not be empty.")
 
 
 RECIPES = {
     # Section 4.2, its "192 x 192 patch" read as high resolution. 3000 epochs of DIV2K's 800 images are 150,000 steps.
-    "paper": Recipe(batch_size=16, patch_size=192, lr=5e-4, schedule="halving", epochs=3000),
-    # Half an hour and more on a GPU; ×3 and ×4 best begin from ×2 (--init).
-    "modern": Recipe(
-        batch_size=32,
-        patch_size=256,
-        lr=1e-3,
-        schedule="one-cycle",
-        steps=50000,
+    "paper": Recipe((Stage(16, 192, 5e-4, "halving"),), epochs=3000),
+    # Hours on a GPU; ×3 and ×4 best begin from ×2 (--init).
+    "modern": Recipe((Stage(32, 256, 1e-3, "one-cycle"),), steps=50000, clip_grad_norm=1.0, ema_decay=0.999),
+    # Ten minutes on a GPU, from the weights of another scale or tail (--init, --minutes 9): one batch shape, so that
+    # nothing is compiled twice.
+    "ten-minutes": Recipe(
+        (
+            Stage(64, 192, 1e-3, "one-cycle", share=0.88, final_lr=1e-5),
+            Stage(64, 192, 2e-5, "cosine", share=0.12, final_lr=1e-6, loss="mse"),
+        ),
+        steps=30000,
         clip_grad_norm=1.0,
         ema_decay=0.999,
     ),
     # An hour or two on a CPU, in bf16 and compiled.
-    "short": Recipe(
-        batch_size=8,
-        patch_size=128,
-        lr=1e-3,
-        schedule="one-cycle",
-        steps=10000,
-        clip_grad_norm=1.0,
-        ema_decay=0.999,
-    ),
+    "short": Recipe((Stage(8, 128, 1e-3, "one-cycle"),), steps=10000, clip_grad_norm=1.0, ema_decay=0.999),
 }
 
 
 def ema_decay_at(recipe: Recipe, step: int) -> float:
-    """What the average of the weights keeps at a step: less in the beginning, so that it soon forgets the start."""
+    """The decay of the average at a step. It grows with the steps, so that the average soon forgets the start."""
     return min(recipe.ema_decay or 0.0, (1 + step) / (10 + step))
 
 
 def make_optimizer(net: nn.Module, lr: float) -> Adam:
     """Adam over all parameters of a network, in one kernel where torch has one.
 
-    A network like MREN has hundreds of small parameters: one by one, they cost more than their arithmetic.
+    MREN has hundreds of small parameters. Updating them one by one costs more than their arithmetic.
     """
     parameters = list(net.parameters())
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return Adam(parameters, lr=lr, fused=fused)
-
-
-def make_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
-    """The learning rate of a recipe over a number of steps."""
-    if recipe.schedule == "halving":
-        return LambdaLR(optimizer, lambda step: 0.5 ** (5 * step // steps))
-    # One step more than is taken: OneCycleLR counts the first before it is asked to.
-    return OneCycleLR(
-        optimizer, max_lr=recipe.lr, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False, final_div_factor=100
-    )

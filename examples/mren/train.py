@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from examples.mren.checkpoint import checkpoints
 from examples.mren.data import list_images, load_pairs, split_held_out
 from examples.mren.files import write_text
-from examples.mren.model import CHANNELS, MREN, STAGES
+from examples.mren.model import MREN, STAGES, VARIANTS
 from examples.mren.recipes import RECIPES, Recipe
-from examples.mren.trainer import Progress, Trainer, TrainingError, checkpoints
+from examples.mren.trainer import Progress, Trainer, TrainingError
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "-o", "--output", type=Path, default=Path("runs/mren"), help="folder for everything that is written"
     )
     parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
-    parser.add_argument("--variant", choices=sorted(CHANNELS), default="mren")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren")
     parser.add_argument("--num-blocks", type=int, default=6, help="MREBs")
     parser.add_argument(
         "--config",
@@ -58,18 +60,35 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="""further arguments of the network, such as '{"exchange": null}'""",
     )
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper")
-    for field in ("steps", "batch-size", "patch-size"):
-        parser.add_argument(f"--{field}", type=int, help="instead of the recipe's")
-    parser.add_argument("--lr", type=float, help="instead of the recipe's")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    for field in ("batch-size", "patch-size"):
+        parser.add_argument(f"--{field}", type=int, help="instead of the recipe's, in all its stages")
+    parser.add_argument("--lr", type=float, help="instead of that of the recipe's first stage")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="length of the run instead of the recipe's: the schedule is stretched so that it ends on time",
+    )
     parser.add_argument("--ema-decay", type=float, help="instead of the recipe's; 0 for no average of the weights")
     parser.add_argument("--init", type=Path, help="weight file to begin from, such as that of another scale")
+    parser.add_argument(
+        "--warm-up-new",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="steps at the start that train only what --init does not have",
+    )
     parser.add_argument("--held-out", type=int, default=10, help="training images kept for validation")
-    parser.add_argument("--validate-every", type=int, default=500, help="steps between validations and checkpoints")
+    parser.add_argument(
+        "--validate-every", type=int, help="steps between validations and checkpoints; None for about a minute"
+    )
     parser.add_argument("--max-minutes", type=float, help="stop after this long, to be resumed")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the training step's network")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks of the network")
+    parser.add_argument("--cuda-graph", action="store_true", help="replay a step as CUDA graphs")
+    parser.add_argument("--threads", type=int, help="threads of the processor")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument(
         "--accumulate", type=int, default=1, metavar="PARTS", help="parts that a batch is worked off in"
@@ -88,20 +107,29 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "held_out",
         "validate_every",
         "num_blocks",
+        "minutes",
         "max_minutes",
         "accumulate",
+        "threads",
     ):
         value = getattr(args, name)
         if value is not None and value <= 0:
             parser.error(f"argument --{name.replace('_', '-')}: must be positive, got {value}")
+    if args.warm_up_new < 0:
+        parser.error(f"argument --warm-up-new: must be 0 or more, got {args.warm_up_new}")
     if args.ema_decay is not None and not 0 <= args.ema_decay < 1:
         parser.error(f"argument --ema-decay: must be at least 0 and below 1, got {args.ema_decay}")
     return args
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    given = {name: getattr(args, name) for name in ("steps", "batch_size", "patch_size", "lr", "ema_decay")}
-    return dataclasses.replace(RECIPES[args.recipe], **{name: v for name, v in given.items() if v is not None})
+    shape = {name: getattr(args, name) for name in ("batch_size", "patch_size") if getattr(args, name) is not None}
+    recipe = RECIPES[args.recipe]
+    stages = [dataclasses.replace(stage, **shape) for stage in recipe.stages]
+    if args.lr is not None:
+        stages[0] = dataclasses.replace(stages[0], lr=args.lr)
+    given = {name: getattr(args, name) for name in ("steps", "ema_decay") if getattr(args, name) is not None}
+    return dataclasses.replace(recipe, stages=tuple(stages), **given)
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -114,6 +142,10 @@ def _check(config: dict[str, Any]) -> None:
 
 def train(args: argparse.Namespace) -> Progress:
     """Run the command."""
+    started = time.monotonic()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = not args.deterministic  # the shapes of a training do not change
     if not args.resume and checkpoints(args.output):
         raise TrainingError(
             f"{args.output} holds a run already; add --resume to go on with it, or choose another folder."
@@ -123,14 +155,14 @@ def train(args: argparse.Namespace) -> Progress:
     accelerator = Accelerator(
         cpu=args.cpu,
         mixed_precision=args.precision,
-        dynamo_backend="inductor" if args.compile else "no",
         gradient_accumulation_steps=args.accumulate,
     )
-    config = {"scale": args.scale, "channels": CHANNELS[args.variant], "num_blocks": args.num_blocks, **args.config}
+    config = {"scale": args.scale, **VARIANTS[args.variant], "num_blocks": args.num_blocks, **args.config}
     _check(config)
     files = [path for folder in args.data for path in list_images(folder)]
     to_train, to_validate = split_held_out(files, args.held_out)
-    patch_size = recipe.patch_size // args.scale * args.scale
+    first = recipe.stages[0]
+    patch_size = max(stage.patch_size for stage in recipe.stages) // args.scale * args.scale
     # Of held-out images as well: what can be trained on can be scored, which takes 11 pixels and the border.
     min_size = max(patch_size, 11 + 2 * args.scale)
     train_pairs = load_pairs(to_train, args.scale, min_size=min_size)
@@ -143,17 +175,24 @@ def train(args: argparse.Namespace) -> Progress:
         accelerator=accelerator,
         variant=args.variant,
         seed=args.seed,
+        minutes=args.minutes,
         channels_last=args.channels_last,
+        compile=args.compile,
+        cuda_graph=args.cuda_graph,
         init=args.init,
+        warm_up_new=args.warm_up_new,
     )
     if trainer.untouched is not None:
         afresh = trainer.untouched
         listed = ", ".join(afresh[:3]) + f" and {len(afresh) - 3} more" * (len(afresh) > 3)
         accelerator.print(f"begun from {args.init}; nothing there for {listed or 'no parameter'}")
+    side = first.patch_size // args.scale
+    size = f"{side * args.scale} x {side * args.scale}"
+    length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
     accelerator.print(
-        f"{len(to_train)} images to train on, {len(to_validate)} to validate on; {trainer.steps} steps of "
-        f"{recipe.batch_size} patches, {patch_size} x {patch_size} from {patch_size // args.scale} x "
-        f"{patch_size // args.scale}; device {accelerator.device}, mixed precision {args.precision}"
+        f"{len(to_train)} images to train on, {len(to_validate)} to validate on; {length} of {first.batch_size} "
+        f"patches, {size} from {side} x {side}; device {accelerator.device}, mixed precision "
+        f"{args.precision}"
     )
     if args.dry_run:
         low, high = trainer.sampler.batch(0)
@@ -165,12 +204,12 @@ def train(args: argparse.Namespace) -> Progress:
     if accelerator.is_main_process:
         settings = trainer.progress.settings | {"recipe": args.recipe, "torch": torch.__version__}
         write_text(args.output / "run.json", json.dumps(settings, indent=2) + "\n")
-    progress = trainer.run(validate_every=args.validate_every, max_minutes=args.max_minutes)
+    progress = trainer.run(validate_every=args.validate_every, max_minutes=args.max_minutes, started=started)
     accelerator.print(
-        f"step {progress.step} of {trainer.steps}, {progress.seconds / 60:.1f} minutes, best validation "
+        f"step {progress.step} of {trainer.steps or 'some'}, {progress.seconds / 60:.1f} minutes, best validation "
         f"{progress.best_psnr:.2f} dB; weights in {args.output}"
     )
-    accelerator.print(trainer.timing.describe(recipe.batch_size))
+    accelerator.print(trainer.timing.describe(first.batch_size))
     return progress
 
 

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import shutil
 import time
 import zlib
 from dataclasses import dataclass
@@ -19,20 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from examples.mren.checkpoint import (
+    CheckpointError,
+    checkpoints,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
 from examples.mren.data import ImagePair, PatchSampler
 from examples.mren.files import write_text
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, save_weights, warm_start
-from examples.mren.recipes import Recipe, ema_decay_at, make_optimizer, make_schedule
+from examples.mren.recipes import LOSSES, Recipe, ema_decay_at, make_optimizer
 
-CHECK_EVERY = 10  # steps between looks at the loss and the clock: each look waits for the device
-KEEP_CHECKPOINTS = 2
+CHECK_EVERY = {"cpu": 10, "cuda": 100}  # steps between looks at the loss and the clock: each look waits for the device
+MEASURED_STEPS = 50  # after which a run of given minutes decides how many steps fit
+SAVE_EVERY = 60.0  # seconds between validations of a run of given minutes
+VALIDATION_SHARE = 0.03  # of its time at most, but for the last one
+MARGIN = 2.0  # seconds that such a run keeps for writing its last files
 
 
 class TrainingError(RuntimeError):
@@ -45,19 +54,14 @@ class Progress:
 
     settings: dict[str, Any]
     step: int = 0
+    fraction: float = 0.0
+    """Of the schedule, between 0 and 1."""
     seconds: float = 0.0
     best_psnr: float = -math.inf
     interval_loss: float = 0.0
     """Sum of the losses since the last validation."""
     interval_steps: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
-
-    def state_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, state[field.name])
 
 
 @dataclass
@@ -69,13 +73,13 @@ class Timing:
     network: float = 0.0
     """Forward, loss and backward."""
     update: float = 0.0
-    """Clipping, optimizer, schedule and average of the weights."""
+    """Clipping, optimizer and average of the weights."""
     steps: int = 0
 
     def describe(self, batch_size: int) -> str:
         """One line on the speed, and on what share of it is which part's."""
         total = self.input + self.network + self.update
-        if not self.steps:
+        if not (self.steps and total):
             return "no step was timed"
         parts = {"input": self.input, "network": self.network, "update": self.update}
         shares = ", ".join(f"{name} {seconds / total:.1%}".replace("%", " %") for name, seconds in parts.items())
@@ -83,23 +87,70 @@ class Timing:
         return f"{speed:.4g} steps/s, {speed * batch_size:.4g} images/s; of a step: {shares}"
 
 
+@dataclass
+class Deadline:
+    """When a run of given minutes ends, and how many steps fit before."""
+
+    end: float
+    """On the clock of ``time.monotonic``."""
+    seconds_per_step: float | None = None
+    """Unknown until enough steps were timed."""
+    validation: float | None = None
+    """Seconds that the last validation took; unknown before the first."""
+    looked: tuple[int, float] | None = None
+    """Step and time of the last look."""
+
+    def look(self, step: int) -> None:
+        """Measure the steps since the last look, if they are enough. The first look comes after compilation."""
+        now = time.monotonic()
+        if self.looked is None:
+            self.looked = step, now
+        elif step - self.looked[0] >= MEASURED_STEPS:
+            self.seconds_per_step = (now - self.looked[1]) / (step - self.looked[0])
+            self.looked = step, now
+
+    def validated(self, step: int, seconds: float) -> None:
+        """Leave a validation out of the measurement of the steps."""
+        self.validation = seconds
+        self.looked = step, time.monotonic()
+
+    def steps_left(self, steps_per_validation: float) -> int | None:
+        """Steps that fit before the last validation; ``None`` as long as that is unknown.
+
+        Args:
+            steps_per_validation: How many steps take as long as a validation, roughly; used before the first one.
+        """
+        if self.seconds_per_step is None:
+            return None
+        known = self.validation is not None
+        validation = self.validation if known else steps_per_validation * self.seconds_per_step
+        left = self.end - time.monotonic() - validation - MARGIN
+        share = 1 - VALIDATION_SHARE * (left > SAVE_EVERY)  # the rest goes to the validations on the way
+        return max(1, int(share * left / self.seconds_per_step))
+
+
 class Trainer:
     """One run: the network, its data, and where it has got to.
 
     Args:
         config: Arguments of the :class:`~examples.mren.model.MREN`.
-        recipe: How it is trained; its ``steps`` or ``epochs`` say for how long.
+        recipe: How it is trained.
         train: Images to train on.
         held_out: Images to validate on.
         output: Folder for everything that is written.
-        accelerator: Device, precision, compilation, processes and gradient accumulation.
+        accelerator: Device, precision, processes and gradient accumulation.
+        minutes: Length of the run, in place of the recipe's; the schedule is stretched so that it ends on time.
         variant: Name of the weight file, before the scale.
         seed: Of the initial weights and of everything that is drawn.
         channels_last: Memory format of the network.
+        compile: Whether the blocks of the network are compiled.
+        cuda_graph: Whether forward and backward of a step are one CUDA graph each.
         init: A weight file to begin from, see :func:`~examples.mren.model.warm_start`.
+        warm_up_new: Steps at the start in which only the parameters that ``init`` does not have are trained.
 
     Raises:
-        TrainingError: If a batch does not divide among processes and accumulated parts.
+        TrainingError: If a batch does not divide among processes and accumulated parts, or the options contradict each
+            other.
     """
 
     def __init__(
@@ -111,77 +162,116 @@ class Trainer:
         output: Path,
         *,
         accelerator: Accelerator,
+        minutes: float | None = None,
         variant: str = "mren",
         seed: int = 0,
         channels_last: bool = False,
+        compile: bool = False,
+        cuda_graph: bool = False,
         init: Path | None = None,
+        warm_up_new: int = 0,
     ) -> None:
         scale: int = config["scale"]
+        first = recipe.stages[0]
         self.recipe = recipe
-        self.steps = recipe.steps or (recipe.epochs or 0) * math.ceil(len(train) / recipe.batch_size)
+        self.minutes = minutes
+        self.steps: int | None = None  # of a run of given minutes, until steps were timed
+        if minutes is None:
+            self.steps = recipe.steps or (recipe.epochs or 0) * math.ceil(len(train) / first.batch_size)
         self.held_out = held_out
         self.output = output
         self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
         self.variant = variant
         self.config = config
+        self.check_every = CHECK_EVERY.get(self.device.type, 10)
+        self.interrupted = False
+        self.cuda_graph = cuda_graph
+        self.warm_up_new = warm_up_new
         self.sampler = PatchSampler(
             train,
             scale,
-            patch_size=recipe.patch_size // scale * scale,
-            batch_size=recipe.batch_size,
+            patch_size=first.patch_size // scale * scale,
+            batch_size=first.batch_size,
             seed=seed,
-            device=accelerator.device,
+            device=self.device,
         )
         self.parts = accelerator.gradient_accumulation_steps
-        if recipe.batch_size % (accelerator.num_processes * self.parts):
-            raise TrainingError(
-                f"a batch of {recipe.batch_size} does not divide among {accelerator.num_processes} processes with "
-                f"{self.parts} parts each; use a --batch-size that does."
-            )
+        for stage in recipe.stages:
+            if stage.batch_size % (accelerator.num_processes * self.parts):
+                raise TrainingError(
+                    f"a batch of {stage.batch_size} does not divide among {accelerator.num_processes} processes with "
+                    f"{self.parts} parts each; use a --batch-size that does."
+                )
+        if cuda_graph and (self.device.type != "cuda" or self.parts > 1 or accelerator.num_processes > 1):
+            raise TrainingError("--cuda-graph needs one GPU and --accumulate 1; leave it out.")
 
         torch.manual_seed(seed)
         net = MREN(**config)
         self.untouched = warm_start(net, init) if init is not None else None
         if channels_last:
             net = net.to(memory_format=torch.channels_last)
-        net = net.to(accelerator.device)
-        optimizer = make_optimizer(net, recipe.lr)
-        self.scheduler = make_schedule(optimizer, recipe, self.steps)
-        self.parameters_of = net  # what is saved: never wrapped for mixed precision, compilation or several processes
+        net = net.to(self.device)
+        optimizer = make_optimizer(net, first.lr)
+        self.raw_net = net  # what is saved: never wrapped for mixed precision, graphs or several processes
         self.average = None
         if recipe.ema_decay:
-            self.average = AveragedModel(net, multi_avg_fn=self._average)
+            self.average = MREN(**config, device=self.device)
+            self.average.load_state_dict(net.state_dict())
+        # Listed once: to walk through hundreds of modules at every step takes longer than the update itself.
+        self._parameters = list(net.parameters())
+        self._averaged = [] if self.average is None else list(self.average.parameters())
+        if compile:
+            # Block by block: six MREBs are compiled once, the whole network would be six times as much work.
+            for block in (*net.body, *net.reconstruct):
+                block.compile(dynamic=False)
         self.timing = Timing()
         self.net: nn.Module
         self.net, self.optimizer = accelerator.prepare(net, optimizer)
-        self.validated = MREN(**config, device=accelerator.device).eval()
+        self.validated = MREN(**config, device=self.device).eval()
+        self._graphed: tuple[Any, ...] | None = None  # what the CUDA graphs were recorded for
         # What decides the numbers of a run; a checkpoint of other settings is refused.
         self.progress = Progress(
             settings={
                 **config,
-                **dataclasses.asdict(recipe),
+                **{
+                    name: [stage[name] for stage in map(dataclasses.asdict, recipe.stages)]
+                    for name in dataclasses.asdict(first)
+                },
+                "clip_grad_norm": recipe.clip_grad_norm,
+                "ema_decay": recipe.ema_decay,
                 "steps": self.steps,
+                "minutes": minutes,
                 "seed": seed,
                 "images": len(train),
                 "held_out": len(held_out),
-                "files": zlib.crc32("/".join(pair.path.name for pair in train + held_out).encode()),
+                "files": _fingerprint(train + held_out),
                 "precision": accelerator.mixed_precision,
-                "compile": accelerator.state.dynamo_plugin.backend.value.lower() != "no",
+                "compile": compile,
                 "channels_last": channels_last,
                 "processes": accelerator.num_processes,
                 "accumulate": self.parts,
                 "init": None if init is None else hashlib.sha256(init.read_bytes()).hexdigest(),
+                "warm_up_new": warm_up_new,
             }
         )
-        accelerator.register_for_checkpointing(self.scheduler, self.progress)
-        if self.average is not None:
-            accelerator.register_for_checkpointing(self.average)
 
-    def run(self, *, validate_every: int, max_minutes: float | None = None) -> Progress:
-        """Train to the end of the recipe, or for ``max_minutes``."""
+    def run(
+        self, *, validate_every: int | None = None, max_minutes: float | None = None, started: float | None = None
+    ) -> Progress:
+        """Train to the end of the recipe, or for ``max_minutes``.
+
+        Args:
+            validate_every: Steps between validations; ``None`` for about a minute.
+            max_minutes: Stop after this long, to be resumed.
+            started: When the run began on the clock of ``time.monotonic``, if before this call.
+        """
         progress = self.progress
         self.net.train()
-        started, before = time.monotonic(), progress.seconds
+        started = time.monotonic() if started is None else started
+        before = progress.seconds
+        deadline = None if self.minutes is None else Deadline(started + self.minutes * 60 - before)
+        last_validation = time.monotonic()
         losses: list[Tensor] = []
         bar = tqdm(
             initial=progress.step,
@@ -192,20 +282,31 @@ class Trainer:
         )
         shown = {"loss": "-", "PSNR": f"{progress.history[-1]['psnr']:.2f}" if progress.history else "-"}
         with bar:
-            while progress.step < self.steps:
-                losses.append(self._step(progress.step))
+            while progress.fraction < 1:
+                losses.append(self._step())
                 progress.step += 1
                 bar.update()
-                checking = progress.step % CHECK_EVERY == 0
+                self._advance()
+                checking = progress.step % self.check_every == 0
                 late = max_minutes is not None and time.monotonic() - started > max_minutes * 60
-                out_of_time = checking and self._any_process(late)
-                validating = progress.step % validate_every == 0 or progress.step == self.steps
+                out_of_time = checking and self._any_process(late or self.interrupted)
+                if validate_every is not None:
+                    due = progress.step % validate_every == 0
+                else:
+                    cost = (deadline and deadline.validation) or 0.0
+                    since = time.monotonic() - last_validation
+                    due = checking and self._any_process(since > max(SAVE_EVERY, cost / VALIDATION_SHARE))
+                validating = due or progress.fraction >= 1
                 if checking or validating:
                     values = self._finite(losses)
                     progress.interval_loss += sum(values)
                     progress.interval_steps += len(values)
                     shown["loss"] = f"{values[-1]:.4f}"
                     losses.clear()
+                if deadline is not None and checking:
+                    deadline.look(progress.step)
+                    self._plan(deadline)
+                    bar.total = self.steps
                 progress.seconds = before + time.monotonic() - started
                 if validating:
                     validated = self._validate()
@@ -215,12 +316,15 @@ class Trainer:
                             "step": progress.step,
                             "loss": progress.interval_loss / progress.interval_steps,
                             "psnr": validated,
-                            "lr": self.scheduler.get_last_lr()[0],
+                            "lr": self._learning_rate(),
                             "seconds": round(progress.seconds, 1),
                         }
                     )
                     progress.interval_loss, progress.interval_steps = 0.0, 0
                     self._save(best=validated > progress.best_psnr)
+                    last_validation = time.monotonic()
+                    if deadline is not None:
+                        deadline.validated(progress.step, last_validation - started + before - progress.seconds)
                 elif out_of_time:
                     # Not validated: that a run was stopped must not show in what comes out of it.
                     self._save(best=False)
@@ -229,8 +333,12 @@ class Trainer:
                     break
         return progress
 
+    def interrupt(self) -> None:
+        """Ask a run to stop at its next look at the clock, with a checkpoint. Signal handlers may call it."""
+        self.interrupted = True
+
     def resume(self) -> int:
-        """Go back to the newest checkpoint and return its step."""
+        """Go back to the newest readable checkpoint and return its step."""
         found = checkpoints(self.output)
         if not found:
             raise TrainingError(
@@ -248,32 +356,85 @@ class Trainer:
                 f"{self.output} was begun with other settings ({'; '.join(differing)}); resume with the same ones, or "
                 "start afresh in another folder."
             )
-        self.accelerator.load_state(str(found[-1]))
-        return self.progress.step
+        for folder in reversed(found):
+            try:
+                self._load(folder)
+            except CheckpointError as error:
+                self.accelerator.print(f"{error} Trying the one before.")
+            else:
+                return self.progress.step
+        raise TrainingError(f"{self.output / 'checkpoints'}: no readable checkpoint; start afresh in another folder.")
 
-    def _step(self, step: int) -> Tensor:
-        timed = step % CHECK_EVERY == CHECK_EVERY - 1  # the step after which the loss is looked at
+    def _load(self, folder: Path) -> None:
+        names = ("net", "optimizer", *(("average",) if self.average is not None else ()))
+        tensors, state = read_checkpoint(folder, names)
+        try:
+            self.raw_net.load_state_dict(tensors["net"])
+            load_optimizer_tensors(self.optimizer, tensors["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(tensors["average"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.progress = dataclasses.replace(self.progress, **state["progress"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder}: does not fit the network ({error}).") from error
+
+    def _learning_rate(self) -> float:
+        number, fraction = self.recipe.locate(self.progress.fraction)
+        return self.recipe.stages[number].learning_rate(fraction)
+
+    def _plan(self, deadline: Deadline) -> None:
+        """Count anew how many steps fit into the time that is left."""
+        stage = self.recipe.stages[0]
+        trained = stage.batch_size * (stage.patch_size // self.sampler.scale) ** 2
+        validated = sum(pair.lr[0].numel() for pair in self.held_out)
+        left = deadline.steps_left(validated / trained)
+        if left is not None:
+            self.steps = self.progress.step + self._agreed(left)
+
+    def _advance(self) -> None:
+        """Move the schedule on by the step that was taken."""
+        progress = self.progress
+        if self.minutes is None:
+            progress.fraction = progress.step / (self.steps or 1)
+        elif self.steps is not None:
+            # What is left of the schedule is laid over the steps that are left.
+            left = self.steps - progress.step
+            progress.fraction = 1.0 if left <= 0 else progress.fraction + (1 - progress.fraction) / (left + 1)
+
+    def _step(self) -> Tensor:
+        step = self.progress.step
+        timed = step % self.check_every == self.check_every - 1  # the step after which the loss is looked at
         clock = [self._clock()] if timed else []
+        number, fraction = self.recipe.locate(self.progress.fraction)
+        stage = self.recipe.stages[number]
+        patch_size = stage.patch_size // self.sampler.scale * self.sampler.scale
+        if (self.sampler.batch_size, self.sampler.side * self.sampler.scale) != (stage.batch_size, patch_size):
+            self.sampler = self.sampler.with_patches(patch_size=patch_size, batch_size=stage.batch_size)
         lr_patches, hr_patches = self.sampler.batch(
             step, rank=self.accelerator.process_index, world_size=self.accelerator.num_processes
         )
         if timed:
             clock.append(self._clock())
+        warming_up = self._freeze(step)
+        if self.cuda_graph:
+            self._record(lr_patches, warming_up)
         losses: list[Tensor] = []
         for lr_part, hr_part in zip(lr_patches.chunk(self.parts), hr_patches.chunk(self.parts), strict=True):
             with self.accelerator.accumulate(self.net):
-                loss = F.l1_loss(self.net(lr_part).float(), hr_part)
+                loss = LOSSES[stage.loss](self.net(lr_part).float(), hr_part)
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
         if timed:
             clock.append(self._clock())
         if self.recipe.clip_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.net.parameters(), self.recipe.clip_grad_norm)
+            self.accelerator.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = stage.learning_rate(fraction)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.scheduler.step()
         if self.average is not None:
-            self.average.update_parameters(self.parameters_of)
+            get_ema_multi_avg_fn(ema_decay_at(self.recipe, step))(self._averaged, self._parameters, None)
         if timed:
             clock.append(self._clock())
             for name, begun, ended in zip(("input", "network", "update"), clock, clock[1:], strict=False):
@@ -281,13 +442,31 @@ class Trainer:
             self.timing.steps += 1
         return torch.stack(losses).mean()
 
-    def _average(self, averaged: Any, current: Any, count: Any) -> None:
-        """Move the average towards the weights."""
-        get_ema_multi_avg_fn(ema_decay_at(self.recipe, self.progress.step))(averaged, current, count)
+    def _freeze(self, step: int) -> bool:
+        """Train only what the initial weights did not have, at first; return whether that is so now."""
+        if not (self.warm_up_new and self.untouched):
+            return False
+        warming_up = step < self.warm_up_new
+        for name, parameter in self.raw_net.named_parameters():
+            parameter.requires_grad_(not warming_up or name in self.untouched)
+        return warming_up
+
+    def _record(self, lr_patches: Tensor, warming_up: bool) -> None:
+        """Record forward and backward as CUDA graphs, anew where the shape or what is trained has changed."""
+        wanted = (lr_patches.shape, warming_up)
+        if self._graphed == wanted:
+            return
+        if self._graphed is not None:
+            raise TrainingError("--cuda-graph needs a recipe of one batch shape and --warm-up-new 0; leave it out.")
+        torch.cuda.make_graphed_callables(self.net, (torch.rand_like(lr_patches),), allow_unused_input=True)
+        self._graphed = wanted
+
+    def _synchronize(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
     def _clock(self) -> float:
-        if self.accelerator.device.type != "cpu":
-            torch.accelerator.synchronize()
+        self._synchronize()
         return time.monotonic()
 
     def _finite(self, losses: list[Tensor]) -> list[float]:
@@ -297,7 +476,7 @@ class Trainer:
             if not math.isfinite(value):
                 files = ", ".join(sorted({path.name for path in self.sampler.files(step)}))
                 raise TrainingError(
-                    f"the loss is {value} at step {step} (learning rate {self.scheduler.get_last_lr()[0]:.2e}, "
+                    f"the loss is {value} at step {step} (learning rate {self._learning_rate():.2e}, "
                     f"batch of {files}). {self._last_good()} Try a lower --lr or --precision no."
                 )
         return values
@@ -308,19 +487,27 @@ class Trainer:
 
     def _any_process(self, flag: bool) -> bool:
         """Whether a flag is up anywhere: processes must stop at the same step, and their clocks differ."""
-        raised = torch.tensor(float(flag), device=self.accelerator.device)
+        if self.accelerator.num_processes == 1:
+            return flag
+        raised = torch.tensor(float(flag), device=self.device)
         return self.accelerator.reduce(raised, reduction="sum").item() > 0
+
+    def _agreed(self, steps: int) -> int:
+        """The mean of a number of steps over all processes."""
+        if self.accelerator.num_processes == 1:
+            return steps
+        return max(1, int(self.accelerator.reduce(torch.tensor(float(steps), device=self.device), "mean").item()))
 
     @torch.no_grad()
     def _validate(self) -> float:
         """Mean PSNR over the held-out images, in float32."""
         # A network of its own: the one that trains computes in mixed precision and is compiled for one size.
-        trained = self.parameters_of if self.average is None else self.average.module
+        trained = self.raw_net if self.average is None else self.average
         self.validated.load_state_dict(trained.state_dict())
         mine = self.held_out[self.accelerator.process_index :: self.accelerator.num_processes]
-        total = torch.zeros((), device=self.accelerator.device)
+        total = torch.zeros((), device=self.device)
         for pair in mine:
-            sr = self.validated(pair.lr.to(self.accelerator.device).unsqueeze(0).float() / 255).squeeze(0)
+            sr = self.validated(pair.lr.to(self.device).unsqueeze(0).float() / 255).squeeze(0)
             if not sr.isfinite().all():
                 raise TrainingError(
                     f"the network's result for {pair.path.name} is not finite after step {self.progress.step}. "
@@ -333,36 +520,39 @@ class Trainer:
         """Write the weights if they are the best so far, the log, and a checkpoint; each whole or not at all."""
         progress = self.progress
         # A finite loss says nothing of the update after it.
-        if not all(parameter.isfinite().all() for parameter in self.parameters_of.parameters()):
+        if not all(parameter.isfinite().all() for parameter in self.raw_net.parameters()):
             raise TrainingError(
                 f"the network is not finite after step {progress.step}. {self._last_good()} Try a lower --lr or "
                 "--precision no."
             )
         if best:
             progress.best_psnr = progress.history[-1]["psnr"]
-        if self.accelerator.is_main_process:
-            # Before the checkpoint: a run that is cut off here resumes from the one before and writes them again.
-            if best:
-                file = self.output / f"{self.variant}_x{self.config['scale']}.safetensors"
-                save_weights(self.validated, file, self.config)
-            if progress.history:
-                table = io.StringIO()
-                writer = csv.DictWriter(table, fieldnames=list(progress.history[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(progress.history)
-                write_text(self.output / "log.csv", table.getvalue())
-        scratch = self.output / "checkpoints" / f"step_{progress.step:07d}.part"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(scratch, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(scratch))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            scratch.rename(scratch.with_suffix(""))
-            for old in checkpoints(self.output)[:-KEEP_CHECKPOINTS]:
-                shutil.rmtree(old)
+        if not self.accelerator.is_main_process:
+            return
+        # Before the checkpoint: a run that is cut off here resumes from the one before and writes them again.
+        if best:
+            file = self.output / f"{self.variant}_x{self.config['scale']}.safetensors"
+            save_weights(self.validated, file, self.config)
+        if progress.history:
+            table = io.StringIO()
+            writer = csv.DictWriter(table, fieldnames=list(progress.history[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(progress.history)
+            write_text(self.output / "log.csv", table.getvalue())
+        tensors = {"net": self.raw_net.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
+        if self.average is not None:
+            tensors["average"] = self.average.state_dict()
+        scaler = self.accelerator.scaler
+        state = {
+            "progress": {name: value for name, value in vars(progress).items() if name != "settings"},
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        write_checkpoint(self.output, progress.step, tensors, state)
 
 
-def checkpoints(output: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
-    return sorted(path for path in (output / "checkpoints").glob("step_*") if path.suffix != ".part")
+def _fingerprint(pairs: list[ImagePair]) -> int:
+    """A checksum of the names and the contents of images."""
+    checksum = 0
+    for pair in pairs:
+        checksum = zlib.crc32(pair.lr.cpu().numpy().tobytes(), zlib.crc32(pair.path.name.encode(), checksum))
+    return checksum
