@@ -239,8 +239,14 @@ class DRACBChain(nn.Module):
             before, here = self.out_channels[max(stage - 1, 0)], self.out_channels[stage]
             channel = copy.deepcopy(communication) if isinstance(communication, nn.Module) else communication
             if communication is not None and (before != here or resample is not None):
-                channel = AdaptedCommunication(
-                    before, here, communication=channel, resample=resample, bias=bias, device=device, dtype=dtype
+                channel = partial(
+                    AdaptedCommunication,
+                    before,
+                    communication=channel,
+                    resample=resample,
+                    bias=bias,
+                    device=device,
+                    dtype=dtype,
                 )
             links.append(link(self.in_channels[stage], here, communication=channel))
         self.links = nn.ModuleList(links)
@@ -307,7 +313,10 @@ class DRACBChain(nn.Module):
         return self(x, previous, stage=stage)
 
     def extra_repr(self) -> str:
-        return f"{list(self.in_channels)}, {list(self.out_channels)}, resample={self.resample!r}"
+        return (
+            f"{list(self.in_channels)}, {list(self.out_channels)}, resample={self.resample!r}, "
+            f"takes_map={self.takes_map}, returns_map={self.returns_map}"
+        )
 
 
 def _chain_length(in_channels: int | Sequence[int], out_channels: int | Sequence[int], length: int | None) -> int:

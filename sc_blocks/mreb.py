@@ -158,4 +158,7 @@ class MREB(nn.Module):
         return x + self.attention(self.fuse(torch.cat(refined, dim=1)))
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, distilled_channels={self.distilled_channels}, num_stages={self.num_stages}"
+        return (
+            f"{self.channels}, distilled_channels={self.distilled_channels}, num_stages={self.num_stages}, "
+            f"takes_map={self.refine.takes_map}, returns_map={self.refine.returns_map}"
+        )

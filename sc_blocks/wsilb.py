@@ -65,9 +65,9 @@ class _WeightSharing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _checks.check_feature_map(type(self).__name__, x, self.channels)
         if self.local is None:
-            contrast, peak = _map_statistics(x, self.eps)
+            contrast, peak = map_statistics(x, self.eps)
         else:
-            contrast, peak = _window_statistics(x, self.local, self.eps)
+            contrast, peak = window_statistics(x, self.local, self.eps)
         return x * self.gate(self.shared(contrast) + self.shared(peak))
 
 
@@ -295,8 +295,23 @@ def _check_window(block: str, window: Sequence[int]) -> Window:
     )
 
 
-def _map_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Contrast (mean plus standard deviation) and peak of each channel of a map."""
+def map_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Contrast (mean plus standard deviation) and peak of each channel of a map.
+
+    Args:
+        x: The map, :math:`(N, C, H, W)`.
+        eps: Added to the variance under the root.
+
+    Returns:
+        Both statistics, each :math:`(N, C, 1, 1)`.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks.wsilb import map_statistics
+        >>> contrast, peak = map_statistics(torch.tensor([[[[0.0, 2.0, 4.0, 6.0]]]]), 0.0)
+        >>> contrast.item(), peak.item()
+        (5.2360..., 6.0)
+    """
     # Mean of squared deviations, not torch.std: it exports to plain reductions at any input size.
     exact = _at_least_float32(x)
     mean = exact.mean((2, 3), keepdim=True)
@@ -305,10 +320,28 @@ def _map_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (mean + torch.sqrt(variance + eps)).to(x.dtype), x.amax((2, 3), keepdim=True)
 
 
-def _window_statistics(x: Tensor, window: Window, eps: float) -> tuple[Tensor, Tensor]:
-    """The same of a window around each position."""
+def window_statistics(x: Tensor, window: Window, eps: float) -> tuple[Tensor, Tensor]:
+    """The statistics of :func:`map_statistics` of a window around each position.
+
+    Near a border the window is the nearest one that lies inside the map.
+
+    Args:
+        x: The map, :math:`(N, C, H, W)`.
+        window: Height and width of the window.
+        eps: Added to the variance under the root.
+
+    Returns:
+        Both statistics, each :math:`(N, C, H, W)`; :math:`(N, C, 1, 1)` if the window is as large as the map.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks.wsilb import window_statistics
+        >>> contrast, peak = window_statistics(torch.tensor([[[[0.0, 2.0, 4.0, 6.0]]]]), (1, 3), 0.0)
+        >>> peak
+        tensor([[[[4., 4., 6., 6.]]]])
+    """
     if window[0] >= x.shape[2] and window[1] >= x.shape[3]:
-        return _map_statistics(x, eps)
+        return map_statistics(x, eps)
     exact = _at_least_float32(x)
     # E[x^2] - E[x]^2 of values shifted towards zero, which takes most of the cancellation out of the difference. The
     # result does not depend on the shift, and so neither does the gradient.
@@ -320,7 +353,6 @@ def _window_statistics(x: Tensor, window: Window, eps: float) -> tuple[Tensor, T
 
 
 def _pool(pool: Callable[..., Tensor], x: Tensor, window: Window) -> Tensor:
-    """Pool over a window around each position; near a border, over the nearest window that lies inside the map."""
     height, width = min(window[0], x.shape[2]), min(window[1], x.shape[3])
     pooled = pool(pool(x, (height, 1), stride=1), (1, width), stride=1)  # separable: height + width steps a position
     top, left = (height - 1) // 2, (width - 1) // 2
@@ -332,5 +364,5 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 # Leaves for torch.fx, because what they do depends on the size and the type of the map.
-torch.fx.wrap("_window_statistics")
+torch.fx.wrap("window_statistics")
 torch.fx.wrap("_at_least_float32")
