@@ -1,8 +1,8 @@
-"""Argument and input checks, so that every block words its errors the same way.
+"""Checks of arguments and inputs, with one wording for all blocks.
 
-Each message names the block, the argument, what it needs, what came, and something that would work.
-Nothing here reads tensor values, only shapes and types, so the checks survive ``torch.compile`` and ``torch.export``
-and cost no synchronisation with a device.
+Each message names the block and the argument, says what is needed and what came, and gives something that would work.
+The checks read shapes and types, never the values of tensors. So they work under ``torch.compile`` and ``torch.export``
+and need no synchronisation with a device.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 
@@ -41,7 +42,7 @@ def build_layer(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Module:
-    """Build the layer that an argument such as ``act_layer`` stands for."""
+    """Build the layer for an argument such as ``act_layer``."""
     if isinstance(layer, nn.Module) or not callable(layer):
         raise TypeError(
             f"{block}: {name} must be a class or another callable that builds a module, got {layer!r}; for example "
@@ -112,3 +113,24 @@ def check_same_shape(block: str, reference: Tensor, other: Any, *, reference_nam
             f"{block}: {name} must have the shape of {reference_name}, {tuple(reference.shape)}, got "
             f"{tuple(other.shape)}; {hint}."
         )
+
+
+def check_previous_map(block: str, previous: Any, *, takes_map: bool) -> None:
+    """Raise unless a previous attention map was given exactly if the block was built to take one."""
+    if takes_map and previous is None:
+        raise ValueError(
+            f"{block}: a block built with takes_map=True needs the last attention map of the block before it; pass "
+            "that as previous, or build the block with takes_map=False."
+        )
+    if previous is not None and not takes_map:
+        raise ValueError(
+            f"{block}: takes no previous attention map, got one; leave previous out, or build the block with "
+            "takes_map=True."
+        )
+
+
+# Leaves for torch.fx: a traced network still checks its inputs. Only calls through this module are recorded, so blocks
+# write _checks.check_feature_map(...).
+torch.fx.wrap("check_feature_map")
+torch.fx.wrap("check_same_shape")
+torch.fx.wrap("check_previous_map")

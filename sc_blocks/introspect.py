@@ -24,7 +24,6 @@ from sc_blocks._folded import FoldedMREB
 from sc_blocks._folded_rbwa import FoldedRBWA
 from sc_blocks.communication import GatedCommunication
 from sc_blocks.dracb import DRACB
-from sc_blocks.scacb import ChannelAffine
 from sc_blocks.wsilb import WSILB, WSILBV
 
 
@@ -273,10 +272,7 @@ def complexity(model: nn.Module, input_size: Sequence[int]) -> Complexity:
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         charge()
-        name = running.pop()
-        if isinstance(module, ChannelAffine):
-            # A depthwise 1x1 convolution that is computed as a scale and shift: the counter sees convolutions only.
-            macs[name] += output.numel()
+        running.pop()
 
     with ExitStack() as stack:
         stack.enter_context(_hooks_reached())
