@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from examples.mren.model import MREN, mren, mren_l
+from examples.mren.model import MREN, mren, mren_l, mren_s
 from sc_blocks import (
     DRACB,
     MREB,
@@ -73,9 +73,14 @@ def rbwa(c_in: int, c_out: int, reduction: int = 4, bias: bool = True) -> int:
     return conv(c_in, c_out, 3, bias=bias) + wsilbv(c_out, reduction, bias) + conv(c_out, c_out, 3, bias=bias)
 
 
-def mren_count(scale: int, c: int = 60, n: int = 6, parts: str = "both") -> int:
-    stages = {2: [(c, c)], 3: [(c, c), (c, c // 2)], 4: [(c, c), (c, c // 2)]}[scale]
-    return conv(3, c, 3) + n * mreb(c, parts=parts) + sum(rbwa(*stage) for stage in stages) + conv(stages[-1][1], 3, 3)
+def mren_count(
+    scale: int, c: int = 60, n: int = 6, parts: str = "both", reconstruct: tuple[int, int] | None = None
+) -> int:
+    first, last = reconstruct or (c, c // 2)
+    stages = [(first, first)] if scale == 2 else [(first, first), (first, last)]
+    reduce = 0 if reconstruct is None else conv(c, first)
+    trunk = conv(3, c, 3) + n * mreb(c, parts=parts) + reduce
+    return trunk + sum(rbwa(*stage) for stage in stages) + conv(stages[-1][1], 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,20 @@ def test_tables_5_and_6(scale: int, channels: int, printed: int, expected: int) 
 def test_the_named_networks(scale: int) -> None:
     assert count(mren(scale)) == mren_count(scale)
     assert count(mren_l(scale)) == mren_count(scale, 84)
+    assert count(mren_s(scale)) == mren_count(scale, reconstruct=(24, 16))
+
+
+def test_the_narrow_reconstruction() -> None:
+    assert count(mren_s(4)) == 224_463
+    macs = complexity(mren_s(4).eval(), (1, 3, 180, 320)).macs
+    assert round(macs / 1e9, 1) == 19.1  # where the paper's has 49.0
+    for wrong in ((24,), 24, (24, 16, 8), "24"):
+        with pytest.raises(ValueError, match=r"reconstruct_channels must be two widths.*\(24, 16\)"):
+            MREN(4, reconstruct_channels=wrong)
+    with pytest.raises(ValueError, match="reconstruct_channels"):
+        MREN(4, reconstruct_channels=(24, 0))
+    with pytest.raises(TypeError, match="reconstruct_channels"):
+        MREN(4, reconstruct_channels=(24, 1.5))
 
 
 def test_no_other_width_and_depth_fits() -> None:

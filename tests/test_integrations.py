@@ -46,6 +46,7 @@ TOLD = [
     {"communication": "gated"},
     {"communication": "gated", "chain": "network"},
     {"num_blocks": 3, "channels": 16},
+    {"reconstruct_channels": [8, 8]},
 ]
 UNTOLD = [
     {"exchange": "inputs"},
@@ -90,7 +91,7 @@ def test_imports_register_in_timm_and_nowhere_else() -> None:
         "import spandrel, timm\n"
         "assert not timm.is_model('mren')\n"
         "import examples.mren.hub, examples.mren.spandrel_arch, examples.mren.timm_models\n"
-        "assert timm.list_models('mren*') == ['mren', 'mren_l']\n"
+        "assert timm.list_models('mren*') == ['mren', 'mren_l', 'mren_s']\n"
         "assert 'MREN' not in spandrel.MAIN_REGISTRY\n"
     )
     root = Path(__file__).parents[1]
@@ -322,17 +323,19 @@ def test_timm_gives_the_shipped_weights(x: Tensor) -> None:
     assert next(timm.create_model("mren", pretrained=True, dtype=torch.float16).parameters()).dtype == torch.float16
 
 
-@pytest.mark.parametrize(("name", "channels"), [("mren", 60), ("mren_l", 84)])
+@pytest.mark.parametrize(("name", "channels"), [("mren", 60), ("mren_s", 60), ("mren_l", 84)])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_timm_builds_each_network(name: str, channels: int, scale: int) -> None:
     net = timm.create_model(name, scale=scale, num_blocks=1)
     assert type(net) is MREN
     assert (net.scale, net.head.out_channels, len(net.body)) == (scale, channels, 1)
+    narrow = {"mren_s": 24}.get(name, channels)
+    assert net.reconstruct[0].in_channels == narrow
 
 
 @pytest.mark.parametrize("options", [o for o in [*TOLD, *UNTOLD] if None not in o.values()], ids=str)
 def test_timm_hands_options_on(x: Tensor, options: dict[str, Any]) -> None:
-    options = {"num_blocks": 1} | {name: value for name, value in options.items() if name != "channels"}
+    options = {"num_blocks": 1} | {name: value for name, value in options.items() if "channels" not in name}
     net = lively(timm.create_model("mren", scale=2, **options))
     expected = MREN(2, **options)
     expected.load_state_dict(net.state_dict())

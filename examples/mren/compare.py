@@ -28,7 +28,7 @@ from sc_blocks.tiling import tiled
 
 PANEL = 288  # height of a drawn panel in pixels
 OVERVIEW = 432  # width of the one that shows the whole image
-TITLES = {"mren": "MREN", "mren_l": "MREN-L"}
+TITLES = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class HubMREN(
         scale: 2, 3 or 4.
         channels: Width of the features.
         num_blocks: Number of MREBs.
+        reconstruct_channels: Widths of the reconstruction, see :class:`~examples.mren.model.MREN`.
         parts: Of the SCACBs, see :class:`sc_blocks.SCACB`.
         exchange: Of the SCACBs, see there.
         residual: Of the SCACBs, see there.
@@ -59,6 +60,7 @@ class HubMREN(
         *,
         channels: int = 60,
         num_blocks: int = 6,
+        reconstruct_channels: tuple[int, int] | None = None,
         parts: Parts = "both",
         exchange: Exchange | None = "outputs",
         residual: bool = True,
@@ -77,6 +79,7 @@ class HubMREN(
             scale,
             channels=channels,
             num_blocks=num_blocks,
+            reconstruct_channels=reconstruct_channels,
             parts=parts,
             exchange=exchange,
             residual=residual,

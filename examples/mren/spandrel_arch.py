@@ -2,7 +2,7 @@
 
 After :func:`register_spandrel`, ``spandrel.ModelLoader`` loads MREN as it loads the networks that it knows.
 
-spandrel hands on a file's tensors and drops its metadata, and tensors do not tell everything. They tell width, depth,
+spandrel hands on a file's tensors and drops its metadata, and tensors do not tell everything. They tell widths, depth,
 ``parts``, and channels with parameters. They do not tell ×3 from ×4, whose tensors have the same names and shapes, nor
 any option without parameters: ``exchange``, ``residual``, ``gate``, ``relay``, the weight of a fixed channel, and
 whether a chain of such channels ends with its block. For those the defaults of :class:`~examples.mren.model.MREN` and
@@ -38,6 +38,8 @@ from examples.mren.model import MREN, read_weights
 # The tensor that holds the constructor's arguments: JSON, one character an element. ASCII outlives a cast to fp16.
 ARGUMENTS = "mren_arguments"
 ID = "MREN"
+# Where the two widths of a narrow reconstruction are seen: of a tensor, the size along an axis.
+_RECONSTRUCTION = (("reduce.weight", 0), ("tail.weight", 1))
 
 
 class MRENArch(Architecture[MREN]):
@@ -143,6 +145,8 @@ def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_blocks": get_seq_len(state_dict, "body"),
         "parts": _parts(state_dict),
     }
+    if "reduce.weight" in state_dict:  # MREN-S
+        arguments["reconstruct_channels"] = [state_dict[name].shape[axis] for name, axis in _RECONSTRUCTION]
     channel = "body.0.refine.links.1.communication."
     if f"{channel}weight" in state_dict:
         arguments["communication"] = "learnable"

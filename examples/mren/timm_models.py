@@ -1,6 +1,6 @@
 """MREN for timm: ``timm.create_model("mren", scale=4, pretrained=True)``.
 
-Importing this module registers ``mren`` and ``mren_l``, as importing timm registers its own networks. Beside timm's
+Importing this module registers ``mren``, ``mren_s`` and ``mren_l``, as importing timm registers its own networks. Beside timm's
 own, :class:`~examples.mren.model.MREN`'s arguments are taken, and no others.
 
 ``timm.create_model`` drops arguments that are ``None`` before a network sees them, so ``exchange=None`` and
@@ -16,9 +16,9 @@ from typing import Any
 
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from examples.mren.model import CHANNELS, MREN, Scale, Variant, load_mren, weights_path
+from examples.mren.model import VARIANTS, MREN, Scale, Variant, load_mren, weights_path
 
-__all__ = ["mren", "mren_l"]
+__all__ = ["mren", "mren_l", "mren_s"]
 
 
 def _cfg() -> PretrainedCfg:
@@ -35,7 +35,7 @@ def _cfg() -> PretrainedCfg:
 
 
 # Without a weight file: which one it is depends on the scale.
-default_cfgs = generate_default_cfgs({variant: _cfg() for variant in CHANNELS})
+default_cfgs = generate_default_cfgs({variant: _cfg() for variant in VARIANTS})
 
 
 @register_model
@@ -79,6 +79,20 @@ def mren(
 
 
 @register_model
+def mren_s(
+    pretrained: bool = False,
+    *,
+    scale: Scale = 4,
+    pretrained_cfg: PretrainedCfg | dict[str, Any] | str | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> MREN:
+    """MREN-S, ours: MREN with a narrow reconstruction; arguments, result and errors as :func:`mren`."""
+    return _build("mren_s", pretrained, scale, pretrained_cfg, pretrained_cfg_overlay, options)
+
+
+@register_model
 def mren_l(
     pretrained: bool = False,
     *,
@@ -100,18 +114,18 @@ def _build(
     pretrained_cfg_overlay: dict[str, Any] | None,
     options: dict[str, Any],
 ) -> MREN:
-    taken = inspect.signature(MREN).parameters.keys() - {"scale", "channels"}
+    taken = inspect.signature(MREN).parameters.keys() - {"scale", "channels", "reconstruct_channels"}
     unknown = options.keys() - taken
     if unknown:
         raise TypeError(
             f"{variant}: no argument {', '.join(sorted(unknown))}; MREN takes scale, {', '.join(sorted(taken))}. "
-            f"The width is that of the name: {variant} has {CHANNELS[variant]} channels."
+            f"The widths are those of the name: {variant} has {VARIANTS[variant]}."
         )
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
     if pretrained:
         net, cfg = _load(variant, scale, cfg, options)
     else:
-        net = MREN(scale, channels=CHANNELS[variant], **options)
+        net = MREN(scale, **VARIANTS[variant], **options)
     # Where timm's own tools look for it, under both names.
     net.pretrained_cfg = net.default_cfg = cfg.to_dict()
     return net
