@@ -1,7 +1,7 @@
 """MREN for timm: ``timm.create_model("mren", scale=4, pretrained=True)``.
 
-Importing this module registers ``mren``, ``mren_s`` and ``mren_l``, as importing timm registers its own networks. Beside timm's
-own, :class:`~examples.mren.model.MREN`'s arguments are taken, and no others.
+Importing this module registers ``mren``, ``mren_s`` and ``mren_l``, as importing timm registers its own networks. They
+take timm's arguments and those of :class:`~examples.mren.model.MREN`, and no others.
 
 ``timm.create_model`` drops arguments that are ``None`` before a network sees them, so ``exchange=None`` and
 ``communication=None`` have no effect there. Call the functions below, or ``MREN``, for those.
@@ -16,7 +16,7 @@ from typing import Any
 
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from examples.mren.model import VARIANTS, MREN, Scale, Variant, load_mren, weights_path
+from examples.mren.model import MREN, VARIANTS, Scale, Variant, load_mren, weights_path
 
 __all__ = ["mren", "mren_l", "mren_s"]
 
