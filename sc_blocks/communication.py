@@ -215,12 +215,22 @@ class GatedCommunication(nn.Module):
             raise ValueError(
                 f"GatedCommunication: init must lie strictly between 0 and 1, got {init}; the paper's is 0.2."
             )
-        self.weigh = _ConstantConv2d(2 * channels, channels, math.log(init / (1 - init)), device=device, dtype=dtype)
+        self.weigh = nn.Conv2d(2 * channels, channels, 1, device=device, dtype=dtype)
+        # Whoever resets parameters module by module, in any order, gets what the constructor gives. Not a subclass of
+        # nn.Conv2d: many tools go by the exact type.
+        self.weigh.reset_parameters = self._reset_weigh
         self.gate = nn.Sigmoid()
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the gate to ``init`` everywhere."""
-        self.weigh.reset_parameters()
+        nn.init.zeros_(self.weigh.weight)
+        if self.weigh.bias is not None:
+            nn.init.constant_(self.weigh.bias, math.log(self.init / (1 - self.init)))
+
+    def _reset_weigh(self) -> None:
+        nn.Conv2d.reset_parameters(self.weigh)  # draws as many random numbers as the constructor did
+        self.reset_parameters()
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
         _checks.check_feature_map("GatedCommunication", current, self.channels, name="current")
@@ -230,30 +240,6 @@ class GatedCommunication(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, init={self.init}"
-
-
-class _ConstantConv2d(nn.Conv2d):
-    """A 1x1 convolution whose initial output is a constant.
-
-    It is a class of its own so that resetting the parameters module by module, in any order, gives that constant.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        constant: float,
-        *,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        self.constant = constant  # before nn.Conv2d resets the parameters
-        super().__init__(in_channels, out_channels, 1, device=device, dtype=dtype)
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.constant_(self.bias, self.constant)
 
 
 class AdaptedCommunication(nn.Module):
