@@ -228,10 +228,12 @@ def test_a_real_allocation_that_fails_halves_the_tile() -> None:
     size=st.integers(1, 150),
     multiple=st.integers(1, 32),
     tiles=st.integers(1, 8),
-    limit=st.integers(16, 100),
+    limit=st.integers(4, 100),
     overlap=st.integers(0, 40),
 )
 @example(size=150, multiple=32, tiles=3, limit=50, overlap=8)
+@example(size=150, multiple=8, tiles=8, limit=32, overlap=20)
+@example(size=150, multiple=4, tiles=8, limit=8, overlap=0)
 def test_halved_tiles_stay_multiples_and_larger_than_the_overlap(
     size: int, multiple: int, tiles: int, limit: int, overlap: int
 ) -> None:
