@@ -1,0 +1,148 @@
+"""Function transforms and tracers see through every block: torch.func, functional Jacobians, fake tensors, make_fx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.functional import hessian as autograd_hessian
+from torch.autograd.functional import jacobian as autograd_jacobian
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from tests.blocks import Case, assert_close, each_case
+
+
+def small_input(case: Case, batch: int = 1, **options) -> Tensor:
+    height, width = (5, 7) if case.size_multiple == 1 else (6, 8)
+    return case.input(batch, height, width, dtype=torch.float64, **options)
+
+
+def parameters_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def weighted_loss(module: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    """A loss of parameters and input whose gradient is not the same everywhere, as that of a plain sum is."""
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(module, parameters, (x,)).square().mean()
+
+    return loss
+
+
+def along_directions(case: Case, module: nn.Module, directions: int = 3, outputs: int = 4) -> Callable[[Tensor], Tensor]:
+    """The block as a function of few numbers, steps along directions of the input, to few: projections of its output."""
+    x, step = small_input(case), small_input(case, directions)
+    with torch.no_grad():
+        projection = torch.randn(outputs, module(x).numel(), dtype=torch.float64) / 10
+
+    def function(steps: Tensor) -> Tensor:
+        return projection @ module(x + torch.einsum("d,dchw->chw", steps, step)).flatten()
+
+    return function
+
+
+@each_case
+def test_jacobians_agree_in_every_mode(case: Case) -> None:
+    function = along_directions(case, case.build(dtype=torch.float64))
+    steps, tangent, cotangent = (torch.randn(size, dtype=torch.float64) / 10 for size in (3, 3, 4))
+    expected = autograd_jacobian(function, steps)
+    assert expected.abs().max() > 0
+    assert_close(jacrev(function)(steps), expected)
+    assert_close(jacfwd(function)(steps), expected)
+    assert_close(autograd_jacobian(function, steps, vectorize=True), expected)
+    forward_mode = autograd_jacobian(function, steps, vectorize=True, strategy="forward-mode")
+    assert_close(forward_mode, expected)
+    out, pull_back = vjp(function, steps)
+    assert_close(out, function(steps))
+    assert_close(pull_back(cotangent)[0], cotangent @ expected)
+    out, pushed = jvp(function, (steps,), (tangent,))
+    assert_close(out, function(steps))
+    assert_close(pushed, expected @ tangent)
+
+
+@each_case
+def test_hessians_agree_in_every_mode(case: Case) -> None:
+    function = along_directions(case, case.build(dtype=torch.float64))
+    steps = torch.randn(3, dtype=torch.float64) / 10
+
+    def loss(steps: Tensor) -> Tensor:
+        return function(steps).square().sum()
+
+    expected = autograd_hessian(loss, steps)
+    assert expected.abs().max() > 0
+    assert_close(expected, expected.T)
+    assert_close(hessian(loss)(steps), expected)
+    assert_close(jacrev(jacrev(loss))(steps), expected)
+    assert_close(autograd_hessian(loss, steps, vectorize=True), expected)
+
+
+@each_case
+def test_gradients_of_each_sample(case: Case) -> None:
+    module, x = case.build(dtype=torch.float64), small_input(case, 3)
+    parameters, loss = parameters_of(module), weighted_loss(module)
+    each = vmap(grad(lambda parameters, sample: loss(parameters, sample[None])), in_dims=(None, 0))(parameters, x)
+    for number, sample in enumerate(x):
+        alone = torch.autograd.grad(loss(dict(module.named_parameters()), sample[None]), list(module.parameters()))
+        for name, expected in zip(parameters, alone, strict=True):
+            assert_close(each[name][number], expected)
+
+
+@each_case
+def test_curvature_of_the_parameters(case: Case) -> None:
+    # A product with the Hessian, forward over reverse and reverse over reverse.
+    module, x = case.build(dtype=torch.float64), small_input(case)
+    parameters, loss = parameters_of(module), weighted_loss(module)
+    tangents = {name: torch.randn_like(parameter) for name, parameter in parameters.items()}
+    _, product = jvp(grad(lambda parameters: loss(parameters, x)), (parameters,), (tangents,))
+
+    leaves = list(module.parameters())
+    first = torch.autograd.grad(loss(dict(module.named_parameters()), x), leaves, create_graph=True)
+    along = sum((one * tangent).sum() for one, tangent in zip(first, tangents.values(), strict=True))
+    second = torch.autograd.grad(along, leaves, allow_unused=True, materialize_grads=True)
+    assert any(expected.abs().max() > 0 for expected in second)
+    for name, expected in zip(parameters, second, strict=True):
+        assert_close(product[name], expected)
+
+
+@each_case
+def test_second_gradients_agree_with_finite_differences(case: Case) -> None:
+    function = along_directions(case, case.build(dtype=torch.float64), directions=2, outputs=2)
+    steps = (torch.randn(2, dtype=torch.float64) / 10).requires_grad_()
+    assert torch.autograd.gradgradcheck(function, steps)
+
+
+@each_case
+def test_fake_tensors(case: Case) -> None:
+    real = small_input(case).float()
+    with FakeTensorMode():
+        module, x = case.build(perturbed=False), torch.empty_like(real, device="cpu").requires_grad_()
+        out = module(x)
+        out.sum().backward()
+    assert out.shape == case.output_shape(real.shape)
+    assert (out.dtype, x.grad.shape) == (torch.float32, real.shape)
+    assert all(parameter.grad.shape == parameter.shape for parameter in module.parameters())
+
+
+@each_case
+@pytest.mark.parametrize("mode", ["real", "symbolic"])
+def test_make_fx_of_forward_and_backward(case: Case, mode: str) -> None:
+    module, x = case.build(dtype=torch.float64), small_input(case)
+    parameters = parameters_of(module)
+
+    def step(parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        leaves = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
+        out = functional_call(module, leaves, (x,))
+        gradients = torch.autograd.grad(out.square().mean(), list(leaves.values()))
+        return out.detach(), dict(zip(leaves, gradients, strict=True))
+
+    traced = make_fx(step, tracing_mode=mode)(parameters, x)
+    other = small_input(case) if mode == "real" else case.input(1, 10, 12, dtype=torch.float64)
+    actual, expected = traced(parameters, other), step(parameters, other)
+    assert_close(actual[0], expected[0])
+    for name, gradient in expected[1].items():
+        assert_close(actual[1][name], gradient)
