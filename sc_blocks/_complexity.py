@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sc_blocks._checks import check_positive_int
 from sc_blocks._dry_run import dry_run, original_module
-from sc_blocks.scacb import ChannelAffine
 
 #: The shape of one input, or a sequence or mapping with an entry for each argument: a shape, or a sequence of shapes.
 InputSize = Sequence[int] | Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]]
@@ -172,10 +171,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         charge()
-        name = running.pop()
-        if isinstance(module, ChannelAffine):
-            # A depthwise 1x1 convolution that is computed as a scale and shift: the counter sees convolutions only.
-            macs[name] += output.numel()
+        running.pop()
 
     with ExitStack() as stack:
         for module in names:

@@ -20,7 +20,7 @@ from sc_blocks._statistics import RunningStatistics, contrast_and_peak
 from sc_blocks.communication import LearnableCommunication, LinearCommunication
 from sc_blocks.dracb import DRACB
 from sc_blocks.mreb import MREB
-from sc_blocks.scacb import SCACB, Part
+from sc_blocks.scacb import SCACB
 from sc_blocks.wsilb import WSILBV
 
 # Widths that the matrix products of processors like; also whole blocks of inference engines.
@@ -104,7 +104,7 @@ def pointwise(conv: nn.Conv2d, in_width: int, out_width: int) -> Pointwise:
 class FoldedPart(nn.Module):
     """The three levels of a part of SCACB at a padded width."""
 
-    def __init__(self, part: Part, width: int) -> None:
+    def __init__(self, part: nn.Module, width: int) -> None:
         super().__init__()
         self.conv1, self.conv3, self.conv5 = (
             widened(conv, width, width) for conv in (part.conv1, part.conv3, part.conv5)

@@ -29,7 +29,7 @@ from sc_blocks.communication import LearnableCommunication, LinearCommunication,
 from sc_blocks.dracb import DRACB, DRACBChain
 from sc_blocks.mreb import MREB
 from sc_blocks.rbwa import RBWA
-from sc_blocks.scacb import SCACB, ChannelAffine, Part
+from sc_blocks.scacb import SCACB
 from sc_blocks.wsilb import WSILBV
 
 # Without parameters, and the same for every value: they may be applied to padded or joined maps.
@@ -51,14 +51,13 @@ _ELEMENTWISE = (
 )
 _KNOWN = {
     *_ELEMENTWISE,
-    ChannelAffine,
     DRACB,
     DRACBChain,
     LearnableCommunication,
     LinearCommunication,
     MREB,
     NoCommunication,
-    Part,
+    nn.ModuleDict,
     RBWA,
     SCACB,
     WSILBV,
@@ -98,7 +97,7 @@ def fold(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"fold: module must be a torch.nn.Module, got {type(module).__name__}.")
     # Blocks that hand a map on to each other keep their form, `carry` and all; their SCACBs do not.
-    whole = not any(isinstance(block, MREB) and block.refine.continued for block in module.modules())
+    whole = not any(isinstance(block, MREB) and block.refine.takes_map for block in module.modules())
     with torch.no_grad():
         return _fold(copy.deepcopy(module).eval().requires_grad_(False), {}, whole)
 
