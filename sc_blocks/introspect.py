@@ -41,9 +41,9 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
 
     Each call of ``model`` clears the dictionary, which so holds one run: the last, after tiles or a loop over images. A
     block that one run calls several times, as in recursive networks, adds ``name#2``, ``name#3`` and so on. A block
-    that is registered under several names has the first. Blocks that are called while ``model`` is not running, such as
-    by :meth:`DRACBChain.step <sc_blocks.DRACBChain.step>`, replace what was captured of them before, unless the last
-    run called them several times. So a checkpoint that computes them again in the backward pass changes nothing.
+    that is registered under several names has the first. Blocks that are called on their own, while ``model`` is not
+    running, replace what was captured of them before, unless the last run called them several times. So a checkpoint
+    that computes them again in the backward pass changes nothing.
 
     The tensors are the network's own, detached and not copied. They remain when the context ends, the hooks do not.
 

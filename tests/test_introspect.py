@@ -569,7 +569,7 @@ class Stateful(nn.Module):
         return self.layers(x) + torch.rand(())
 
 
-@pytest.mark.parametrize("function", [complexity])
+@pytest.mark.parametrize("function", [complexity, lambda net, size: to_local(net, torch.zeros(size))])
 @pytest.mark.parametrize("channels", [8, 7], ids=["runs", "fails"])
 def test_a_network_in_train_mode_is_left_as_it_was(function, channels: int) -> None:
     model = Stateful().train()
@@ -587,6 +587,13 @@ def test_a_network_in_train_mode_is_left_as_it_was(function, channels: int) -> N
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), numbers)
     assert hook_count(model) == 0
+
+
+def test_blocks_that_take_a_map() -> None:
+    block = MREB(12, takes_map=True, returns_map=True, device="meta")
+    cost = complexity(block, [(1, 12, 5, 7), (1, 3, 5, 7)])
+    assert cost.output_sizes == ((1, 12, 5, 7), (1, 3, 5, 7))
+    assert cost.macs == complexity(MREB(12, device="meta"), (1, 12, 5, 7)).macs
 
 
 def test_counting_leaves_no_hook_behind() -> None:
