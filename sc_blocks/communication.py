@@ -214,8 +214,10 @@ class GatedCommunication(nn.Module):
             raise ValueError(
                 f"GatedCommunication: init must lie strictly between 0 and 1, got {init}; the paper's is 0.2."
             )
-        self.weigh = _ConstantConv2d(2 * channels, channels, math.log(init / (1 - init)), device=device, dtype=dtype)
+        self.weigh = _ConstantConv2d(2 * channels, channels, 1, device=device, dtype=dtype)
+        self.weigh.constant = math.log(init / (1 - init))
         self.gate = nn.Sigmoid()
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Make the gate ``init`` everywhere."""
@@ -232,22 +234,13 @@ class GatedCommunication(nn.Module):
 
 
 class _ConstantConv2d(nn.Conv2d):
-    """A 1x1 convolution that starts as a constant.
+    """A convolution that starts as a constant.
 
-    A class of its own, so that whoever resets the parameters module by module, in whatever order, gets that constant.
+    A class of its own, so that resetting the parameters module by module, in any order, gives that constant. Its
+    constructor is that of nn.Conv2d, because tools such as peft build layers of the type that they find.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        constant: float,
-        *,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        self.constant = constant  # before nn.Conv2d resets the parameters
-        super().__init__(in_channels, out_channels, 1, device=device, dtype=dtype)
+    constant = 0.0
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
