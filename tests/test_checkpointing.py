@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from sc_blocks.introspect import capture_attention
 from tests.blocks import Case, each_case
 
 CONVOLUTION = torch.ops.aten.convolution.default
