@@ -47,12 +47,12 @@ class DRACB(nn.Module):
             - a number: fixed linear, :class:`~sc_blocks.LinearCommunication`;
             - a factory ``channels -> module``, such as :class:`~sc_blocks.GatedCommunication`;
             - a module with ``forward(previous, current) -> fused``, used as it is;
-            - ``None``: not at all.
+            - ``None``: no communication.
         gate: Whether the fused map gates itself; without, :math:`y_l = F'_l`.
         relay: Which map is handed on.
 
             - ``"raw"``: :math:`F_l`, as equation 5 is printed;
-            - ``"fused"``: :math:`F'_l`, so that older maps live on.
+            - ``"fused"``: :math:`F'_l`, which contains the older maps.
         gate_layer: Called without arguments to build :math:`\sigma`; the layer may work in place.
         bias: Whether the convolution has a bias.
         device: Device of the parameters.
@@ -239,8 +239,14 @@ class DRACBChain(nn.Module):
             before, here = self.out_channels[max(stage - 1, 0)], self.out_channels[stage]
             channel = copy.deepcopy(communication) if isinstance(communication, nn.Module) else communication
             if communication is not None and (before != here or resample is not None):
-                channel = AdaptedCommunication(
-                    before, here, communication=channel, resample=resample, bias=bias, device=device, dtype=dtype
+                channel = partial(
+                    AdaptedCommunication,
+                    before,
+                    communication=channel,
+                    resample=resample,
+                    bias=bias,
+                    device=device,
+                    dtype=dtype,
                 )
             links.append(link(self.in_channels[stage], here, communication=channel))
         self.links = nn.ModuleList(links)
@@ -307,7 +313,10 @@ class DRACBChain(nn.Module):
         return self(x, previous, stage=stage)
 
     def extra_repr(self) -> str:
-        return f"{list(self.in_channels)}, {list(self.out_channels)}, resample={self.resample!r}"
+        return (
+            f"{list(self.in_channels)}, {list(self.out_channels)}, resample={self.resample!r}, "
+            f"takes_map={self.takes_map}, returns_map={self.returns_map}"
+        )
 
 
 def _chain_length(in_channels: int | Sequence[int], out_channels: int | Sequence[int], length: int | None) -> int:

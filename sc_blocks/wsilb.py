@@ -5,11 +5,11 @@ Convolution Neural Network* (2022), reference 26 of the MREN paper; WSILB-V, sec
 shared layer. Both read two statistics of each channel: the contrast, which is the mean plus the standard deviation, and
 the maximum.
 
-The statistics are taken in float32 at least, whatever the input, and the standard deviation has an epsilon under its
-root: without it the gradient of a flat channel is not a number, and half precision overflows on large maps.
+The statistics are computed in float32 or float64, because sums over large maps overflow in half precision. The standard
+deviation has an epsilon under its root; without it the gradient of a flat channel is NaN.
 
-Windowed statistics are after Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation*
-(2022): a network trained on patches has only ever seen statistics of patch-sized areas.
+Windowed statistics follow Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation*
+(2022): a network trained on patches has seen statistics of patch-sized areas only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Window = tuple[int, int]
 
 
 class _WeightSharing(nn.Module):
-    """Channel attention that passes both statistics of a channel through one shared layer."""
+    """Channel attention from two statistics of each channel, which pass through one shared layer."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class _WeightSharing(nn.Module):
 
     @property
     def local(self) -> Window | None:
-        """Window of the statistics, ``None`` for the whole map; may be set at any time."""
+        """Window of the statistics, or ``None`` for the whole map. It may be set at any time."""
         return self._local
 
     @local.setter
@@ -67,27 +67,26 @@ class _WeightSharing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _checks.check_feature_map(type(self).__name__, x, self.channels)
         if self.local is None:
-            contrast, peak = _map_statistics(x, self.eps)
+            contrast, peak = map_statistics(x, self.eps)
         else:
-            contrast, peak = _window_statistics(x, self.local, self.eps)
+            contrast, peak = window_statistics(x, self.local, self.eps)
         return x * self.gate(self.shared(contrast) + self.shared(peak))
 
 
 class WSILB(_WeightSharing):
     r"""Weight-sharing information-lossless attention block: channel attention from contrast and peak.
 
-    Both statistics of a channel pass through the *same* 1x1 convolution :math:`f`, so the second costs no parameters:
+    Both statistics of a channel pass through the *same* 1x1 convolution :math:`f`:
 
     .. math::
         y = x \odot \sigma\bigl( f(\mathrm{mean}(x) + \mathrm{std}(x)) + f(\max(x)) \bigr)
 
     Args:
         channels: Width of the input and of the output.
-        local: Height and width, in pixels of the map, of the windows that the statistics are taken over, one around
-            each position; ``None`` for the whole map. A window as large as the map gives the whole-map result bit for
-            bit.
-        eps: Added to the variance under the root. 0 reproduces networks without it, together with their undefined
-            gradient on flat channels.
+        local: Height and width, in pixels of the map, of a window around each position, over which the statistics are
+            computed; ``None`` for the whole map. A window as large as the map gives exactly the whole-map result.
+        eps: Added to the variance under the root. 0 reproduces networks without an epsilon; their gradient on flat
+            channels is NaN.
         gate_layer: Called without arguments to build :math:`\sigma`.
         bias: Whether the convolution has a bias.
         device: Device of the parameters.
@@ -213,14 +212,14 @@ class WSILBV(_WeightSharing):
 def to_local(module: nn.Module, example: Tensor, *, factor: float = 1.5) -> nn.Module:
     """Switch every :class:`WSILB` and :class:`WSILBV` in a network to windowed statistics.
 
-    A run of ``example``, an input as large as the patches that the network was trained on, gives the size of the map at
-    each block. Its windows get that size times ``factor``. The run is in eval mode; the network's own mode, its buffers
-    and the random number generators do not change.
+    The network runs once on ``example``, an input as large as the patches that it was trained on. Each block then gets
+    a window of the size of the map that it saw, times ``factor``. The run is in eval mode; the network's own mode, its
+    buffers and the random number generators do not change.
 
     Args:
         module: The network, changed in place.
         example: An input of the training size, such as ``torch.zeros(1, 3, 48, 48)``; only its shape matters.
-        factor: Multiple of the map's size at training; Chu et al. use 1.5.
+        factor: Size of the window divided by the size of the map; Chu et al. use 1.5.
 
     Returns:
         ``module``.
@@ -299,8 +298,23 @@ def _check_window(block: str, window: Sequence[int]) -> Window:
     )
 
 
-def _map_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Contrast (mean plus standard deviation) and peak of each channel of a map."""
+def map_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Contrast (mean plus standard deviation) and peak of each channel of a map.
+
+    Args:
+        x: The map, :math:`(N, C, H, W)`.
+        eps: Added to the variance under the root.
+
+    Returns:
+        Both statistics, each :math:`(N, C, 1, 1)`.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks.wsilb import map_statistics
+        >>> contrast, peak = map_statistics(torch.tensor([[[[0.0, 2.0, 4.0, 6.0]]]]), 0.0)
+        >>> contrast.item(), peak.item()
+        (5.2360..., 6.0)
+    """
     # Mean of squared deviations, not torch.std: it exports to plain reductions at any input size.
     exact = _at_least_float32(x)
     mean = exact.mean((2, 3), keepdim=True)
@@ -309,10 +323,28 @@ def _map_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (mean + torch.sqrt(variance + eps)).to(x.dtype), x.amax((2, 3), keepdim=True)
 
 
-def _window_statistics(x: Tensor, window: Window, eps: float) -> tuple[Tensor, Tensor]:
-    """The same of a window around each position."""
+def window_statistics(x: Tensor, window: Window, eps: float) -> tuple[Tensor, Tensor]:
+    """The statistics of :func:`map_statistics` of a window around each position.
+
+    Near a border the window is the nearest one that lies inside the map.
+
+    Args:
+        x: The map, :math:`(N, C, H, W)`.
+        window: Height and width of the window.
+        eps: Added to the variance under the root.
+
+    Returns:
+        Both statistics, each :math:`(N, C, H, W)`; :math:`(N, C, 1, 1)` if the window is as large as the map.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks.wsilb import window_statistics
+        >>> contrast, peak = window_statistics(torch.tensor([[[[0.0, 2.0, 4.0, 6.0]]]]), (1, 3), 0.0)
+        >>> peak
+        tensor([[[[4., 4., 6., 6.]]]])
+    """
     if window[0] >= x.shape[2] and window[1] >= x.shape[3]:
-        return _map_statistics(x, eps)
+        return map_statistics(x, eps)
     exact = _at_least_float32(x)
     # E[x^2] - E[x]^2 of values shifted towards zero, which takes most of the cancellation out of the difference. The
     # result does not depend on the shift, and so neither does the gradient.
@@ -324,7 +356,6 @@ def _window_statistics(x: Tensor, window: Window, eps: float) -> tuple[Tensor, T
 
 
 def _pool(pool: Callable[..., Tensor], x: Tensor, window: Window) -> Tensor:
-    """Pool over a window around each position; near a border, over the nearest window that lies inside the map."""
     height, width = min(window[0], x.shape[2]), min(window[1], x.shape[3])
     pooled = pool(pool(x, (height, 1), stride=1), (1, width), stride=1)  # separable: height + width steps a position
     top, left = (height - 1) // 2, (width - 1) // 2
@@ -336,5 +367,5 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 # Leaves for torch.fx, because what they do depends on the size and the type of the map.
-torch.fx.wrap("_window_statistics")
+torch.fx.wrap("window_statistics")
 torch.fx.wrap("_at_least_float32")
