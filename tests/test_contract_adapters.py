@@ -1,4 +1,4 @@
-"""Blocks inside other people's tools: LoRA, pruning, parametrizations, TorchScript's optimiser, threads."""
+"""What every block promises to tools that change its weights or its code, and to threads."""
 
 from __future__ import annotations
 
@@ -13,16 +13,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from tests.blocks import Case, assert_close, each_case
+from tests.blocks import Case, assert_close, most_cases
 
 
 def convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)}
-
-
-def small_input(case: Case) -> Tensor:
-    height, width = (5, 7) if case.size_multiple == 1 else (6, 8)
-    return case.input(2, height, width, dtype=torch.float64)
 
 
 def train(module: nn.Module, x: Tensor) -> None:
@@ -46,9 +41,9 @@ def lora(block: nn.Module, names: list[str]) -> PeftModel:
     return adapted
 
 
-@each_case
+@most_cases
 def test_lora_on_every_convolution(case: Case) -> None:
-    block, x = case.build(dtype=torch.float64), small_input(case)
+    block, x = case.build(dtype=torch.float64), case.small_input(2, dtype=torch.float64)
     adapted = lora(block, list(convolutions(block)))
     train(adapted, x)
     assert (adapted(x) - block(x)).abs().max() > 1e-4
@@ -56,9 +51,9 @@ def test_lora_on_every_convolution(case: Case) -> None:
         assert_close(adapted(x), block(x))
 
 
-@each_case
+@most_cases
 def test_merged_lora_is_the_unmerged_one(case: Case) -> None:
-    block, x = case.build(dtype=torch.float64), small_input(case)
+    block, x = case.build(dtype=torch.float64), case.small_input(2, dtype=torch.float64)
     # peft cannot merge into a plain nn.Conv2d with groups, either.
     adapted = lora(block, [name for name, layer in convolutions(block).items() if layer.groups == 1])
     train(adapted, x)
@@ -72,9 +67,9 @@ def test_merged_lora_is_the_unmerged_one(case: Case) -> None:
     assert merged.state_dict().keys() == block.state_dict().keys()
 
 
-@each_case
+@most_cases
 def test_pruning(case: Case) -> None:
-    block, x = case.build(dtype=torch.float64), small_input(case)
+    block, x = case.build(dtype=torch.float64), case.small_input(2, dtype=torch.float64)
     keys = block.state_dict().keys()
     before = block(x)
     layers = convolutions(block).values()
@@ -90,14 +85,14 @@ def test_pruning(case: Case) -> None:
     assert block.state_dict().keys() == keys
 
 
-@each_case
+@most_cases
 @pytest.mark.parametrize(
     "parametrization",
     [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal],
     ids=["weight_norm", "spectral_norm", "orthogonal"],
 )
 def test_parametrizations(case: Case, parametrization: Callable[[nn.Module], nn.Module]) -> None:
-    block, x = case.build(dtype=torch.float64), small_input(case)
+    block, x = case.build(dtype=torch.float64), case.small_input(2, dtype=torch.float64)
     keys = set(block.state_dict())
     for layer in convolutions(block).values():
         parametrization(layer)
@@ -110,9 +105,9 @@ def test_parametrizations(case: Case, parametrization: Callable[[nn.Module], nn.
     assert set(block.state_dict()) == keys
 
 
-@each_case
+@most_cases
 def test_optimised_torchscript(case: Case) -> None:
-    block, x = case.build().eval(), small_input(case).float()
+    block, x = case.build().eval(), case.small_input(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing, which fixes checks of sizes, and of TorchScript's age
         traced = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(block, x)))
@@ -121,10 +116,10 @@ def test_optimised_torchscript(case: Case) -> None:
             assert_close(traced(x), block(x))
 
 
-@each_case
+@most_cases
 def test_eight_threads_at_once(case: Case) -> None:
     block = case.build(dtype=torch.float64)
-    inputs = [small_input(case) + number for number in range(8)]
+    inputs = [case.small_input(2, dtype=torch.float64) + number for number in range(8)]
 
     def step(x: Tensor) -> list[Tensor]:
         out = block(x)

@@ -1,4 +1,4 @@
-"""Activation checkpointing of every block, of both kinds, selective, and with hooks in the forward pass only."""
+"""What every block promises to activation checkpointing: the same gradients, with hooks in either pass, too."""
 
 from __future__ import annotations
 
