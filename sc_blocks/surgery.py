@@ -1,7 +1,7 @@
-"""Blocks into networks that are already built: modules are swapped in place, all of them or none, and can be put back.
+"""Replace modules inside a network that is already built, all of them or none, and put them back.
 
-What a network's own constructor offers, such as the ``attn_layer`` of timm's ResNets, is the better way where there is
-one. This is for all other networks.
+Where a network's own constructor takes a block, such as the ``attn_layer`` of timm's ResNets, that is the better way.
+This is for all other networks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-#: What picks modules: a type or several, a name pattern, or a predicate of name and module.
+#: Which modules: a type or several, a name pattern, or a predicate of name and module.
 Where = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool]
 
 Placement = tuple[torch.device, torch.dtype]
@@ -38,19 +38,19 @@ class Swap:
     """
 
     names: tuple[str, ...]
-    """Its qualified names in the network; more than one if it is shared."""
+    """Its qualified names in the network; several if it is shared."""
 
     old: nn.Module
-    """What was there."""
+    """The module that was there."""
 
     new: nn.Module
-    """What is there instead."""
+    """The module that replaced it."""
 
     old_parameters: int
-    """How many numbers the old module learns or keeps fixed."""
+    """Parameters of the old module, trainable and frozen."""
 
     new_parameters: int
-    """The same of the new module, at the time of the swap."""
+    """Parameters of the new module at the time of the swap."""
 
     def __str__(self) -> str:
         return (
@@ -61,7 +61,7 @@ class Swap:
 
 @dataclass(eq=False)
 class SwapReport:
-    """What :func:`replace_modules` did to a network; prints as a list, and can take it back.
+    """What :func:`replace_modules` did to a network. Prints as a list, and can undo it.
 
     Example:
         >>> from torch import nn
@@ -83,24 +83,24 @@ class SwapReport:
     """The modules that were replaced, in the network's order."""
 
     parameters_before: int
-    """Of the whole network, a shared one counted once."""
+    """Parameters of the whole network before the swap; a shared one counts once."""
 
     parameters_after: int
-    """The same after the swap."""
+    """Parameters of the whole network after the swap."""
 
     _placements: tuple[Placement | None, ...] = field(repr=False)
     _modes: tuple[bool, ...] = field(repr=False)
     _undone: bool = field(default=False, init=False, repr=False)
 
     def undo(self) -> None:
-        """Put the old modules back, the very same objects.
+        """Put the old modules back, the same objects.
 
-        If the network has been moved, cast or switched between train and eval mode since, they follow. What has been
-        trained meanwhile stays in the new modules and in the rest of the network.
+        If the network has since been moved, cast or switched between train and eval mode, the old modules follow. The
+        rest of the network keeps what it has learned meanwhile.
 
         Raises:
-            RuntimeError: If that has been done before, or one of the new modules is no longer where it was put. Then
-                nothing is changed.
+            RuntimeError: If ``undo`` has been called before, or one of the new modules is no longer where it was put.
+                Then nothing changes.
         """
         if self._undone:
             raise RuntimeError("SwapReport: undo has been called already; to replace again, call replace_modules.")
@@ -112,12 +112,12 @@ class SwapReport:
                     came = "nothing" if there is None else f"another module, {type(there).__name__}"
                     raise RuntimeError(
                         f"SwapReport: {name!r} must still hold the {type(swap.new).__name__} that was put there, got "
-                        f"{came}; undo first what was changed later."
+                        f"{came}; undo later changes first."
                     )
         for swap, placement, training in zip(self.swaps, self._placements, self._modes, strict=True):
             now = _placement(self.model, swap.names[0])
             if now is not None and placement is not None:
-                # Only what has changed: a module of several types would lose them to a cast.
+                # Only what has changed, because a cast would merge the types of a module that has several.
                 swap.old.to(
                     device=now[0] if now[0] != placement[0] else None,
                     dtype=now[1] if now[1] != placement[1] else None,
@@ -139,39 +139,38 @@ class SwapReport:
 def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, str], nn.Module]) -> SwapReport:
     """Replace modules inside a network, in place.
 
-    The new modules go to the device and take the floating-point type and the train or eval mode of those that they
-    replace. A module with tensors of several kinds passes on the kind that most of its numbers have, one without any
-    that of the nearest module around it that has some. What ``make`` keeps of the network, such as the old module
-    inside a wrapper, is left as it is.
+    Each new module takes the device, the floating-point type and the train or eval mode of the one that it replaces.
+    Where the old module has tensors of several types or devices, the one that holds most elements counts; where it has
+    no tensors, the nearest enclosing module that has some counts. Modules of the network that ``make`` reuses, such as
+    the old module inside a wrapper, stay as they are.
 
-    All modules are built before the first is swapped: if ``make`` fails, the network is as it was.
+    All modules are built before the first is replaced: if ``make`` fails, the network is as it was.
 
-    - *Nested*: of a picked module inside a picked module only the outer is replaced. What is inside goes with it.
-    - *Shared*: a module that is registered in several places is picked if it is under any of its names, and replaced in
-      all of them by one new module.
+    - *Nested*: where a selected module contains another selected one, only the outer is replaced.
+    - *Shared*: a module with several names is selected if any of them is, and one new module replaces it everywhere.
 
     Args:
-        model: The network. It cannot be picked itself.
-        where: Which modules.
+        model: The network. It cannot be selected itself.
+        where: Which modules to replace.
 
             - a type, or a tuple of types: all instances;
-            - a string: all whose qualified name, that of ``model.named_modules()``, fits the pattern in the manner of
-              the shell, ``*`` for anything, dots included;
+            - a string: all whose qualified name, as in ``model.named_modules()``, matches this shell-style pattern, in
+              which ``*`` also matches dots;
             - a predicate ``(name, module) -> bool``.
-        make: Called with each old module and its name, once for a shared one; returns the module to put there, a new
-            one or one that wraps the old. To keep a module, pick it not.
+        make: Called with each old module and its name, once for a shared one. Returns the replacement: a new module, or
+            one that wraps the old. To keep a module, do not select it.
 
     Returns:
         What was replaced. Its ``undo()`` puts the old modules back.
 
     Raises:
-        ValueError: If nothing is picked, or the network itself, or ``make`` returns the old module.
+        ValueError: If ``where`` selects nothing or the network itself, or ``make`` returns the old module.
         TypeError: If an argument is of another type, or ``make`` does not return a module.
 
     Note:
-        An optimizer, a hook or a plain Python list that knows an old module still knows the old one: make optimizers
-        afterwards. The new parameters are trainable, whether or not the old were frozen. What the network computes
-        with the new modules is not looked at: one of the wrong width raises when the network runs.
+        Optimizers, hooks and plain Python lists that refer to an old module still do: create optimizers afterwards. New
+        parameters are trainable, even where the old ones were frozen. The network does not run: a new module of the
+        wrong width raises an error at the first call.
 
     Example:
         >>> from torch import nn
@@ -187,14 +186,14 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
         Conv2d(24, 24, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     _check_arguments(model, where, make)
-    picked = _pick(model, where)
+    selected = _select(model, where)
     own = set(model.modules())
     before = _count(model)
     swaps: list[Swap] = []
-    for old, (names, name) in picked.items():
+    for old, (names, name) in selected.items():
         new = make(old, name)
         _check_made(new, old, name)
-        _match(new, _placement(model, name), old.training, own)
+        _move(new, _placement(model, name), old.training, own)
         swaps.append(Swap(names, old, new, _count(old), _count(new)))
     for swap in swaps:
         _put(model, swap.names, swap.new)
@@ -208,14 +207,14 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
     )
 
 
-def _pick(model: nn.Module, where: Where) -> dict[nn.Module, tuple[tuple[str, ...], str]]:
-    """For each module to replace its names, and the one to tell ``make``."""
+def _select(model: nn.Module, where: Where) -> dict[nn.Module, tuple[tuple[str, ...], str]]:
+    """Each module to replace, with all its names and the one that ``make`` gets."""
     named = list(_named(model))
     matching = {name: module for name, module in named if _matches(where, name, module)}
     if "" in matching:
         raise ValueError(
-            f"replace_modules: where must pick modules inside model, got {_asked(where)}, which picks the "
-            f"{type(model).__name__} itself; build its replacement yourself, or leave it out with a predicate such as "
+            f"replace_modules: where must select modules inside model, got {_describe(where)}, which selects the "
+            f"{type(model).__name__} itself; build its replacement yourself, or exclude it with a predicate such as "
             'lambda name, module: name != "" and ...'
         )
     wanted = set(matching.values())
@@ -227,11 +226,12 @@ def _pick(model: nn.Module, where: Where) -> dict[nn.Module, tuple[tuple[str, ..
             outer = name
     if not names:
         raise ValueError(
-            f"replace_modules: where must pick a module inside {type(model).__name__}, got {_asked(where)}, which "
-            f"picks none; {_what_there_is(where, named[1:])}."
+            f"replace_modules: where must select a module inside {type(model).__name__}, got {_describe(where)}, which "
+            f"selects none; {_alternatives(where, named[1:])}."
         )
     return {
-        module: (tuple(its), next((name for name in its if name in matching), its[0])) for module, its in names.items()
+        module: (tuple(all_names), next((name for name in all_names if name in matching), all_names[0]))
+        for module, all_names in names.items()
     }
 
 
@@ -244,8 +244,8 @@ def _matches(where: Where, name: str, module: nn.Module) -> bool:
     return bool(where(name, module))
 
 
-def _match(new: nn.Module, placement: Placement | None, training: bool, own: set[nn.Module]) -> None:
-    """Bring ``new`` to the device, type and mode, except for what belongs to the network already."""
+def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[nn.Module]) -> None:
+    """Bring ``new`` to a device, type and mode, except for modules that belong to the network already."""
     kept = {module: module.training for module in new.modules() if module in own}
     new.train(training)
     for module, mode in kept.items():
@@ -259,20 +259,20 @@ def _match(new: nn.Module, placement: Placement | None, training: bool, own: set
 
     for module in new.modules():
         if module not in own:
-            # What .to() does, without its recursion, which would reach what is kept.
+            # As .to() does, without its recursion into modules of the network.
             module._apply(convert, recurse=False)  # pyright: ignore[reportPrivateUsage]
 
 
 def _placement(model: nn.Module, name: str) -> Placement | None:
-    """Device and type of most numbers of a module, or of the nearest around it that has some."""
+    """Device and type of most elements of a module, or of the nearest enclosing module that has some."""
     while True:
         module = model.get_submodule(name)
-        numbers: Counter[Placement] = Counter()
+        elements: Counter[Placement] = Counter()
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point() and not is_lazy(tensor):
-                numbers[tensor.device, tensor.dtype] += tensor.numel()
-        if numbers:
-            return numbers.most_common(1)[0][0]
+                elements[tensor.device, tensor.dtype] += tensor.numel()
+        if elements:
+            return elements.most_common(1)[0][0]
         if not name:
             return None
         name = name.rpartition(".")[0]
@@ -292,31 +292,31 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
 
 
-def _asked(where: Where) -> str:
+def _describe(where: Where) -> str:
     if isinstance(where, tuple):
-        return f"({', '.join(map(_asked, cast(tuple[type[nn.Module], ...], where)))})"
+        return f"({', '.join(map(_describe, cast(tuple[type[nn.Module], ...], where)))})"
     if isinstance(where, type):
         return f"{where.__module__}.{where.__qualname__}"
     return repr(where)
 
 
-def _what_there_is(where: Where, named: list[tuple[str, nn.Module]]) -> str:
+def _alternatives(where: Where, named: list[tuple[str, nn.Module]]) -> str:
     if not named:
         return "there are no modules in it"
     types = Counter(type(module) for module in dict.fromkeys(module for _, module in named))
     if isinstance(where, str):
         called = [type_ for type_ in types if type_.__name__ == where]
         if called:
-            return f"to pick by type pass the class, {_asked(called[0])}, not its name"
+            return f"to select by type pass the class, {_describe(called[0])}, not its name"
         names = [name for name, _ in named]
         close = difflib.get_close_matches(where, names)
         some = ", ".join(map(repr, close or names[:3]))
         return f"close are {some}" if close else f"of {len(names)} there are {some}"
-    # In full where the name alone would not tell it from what was asked for.
-    asked = _asked(where)
+    # In full where the bare name could be mistaken for the type that was asked for.
+    asked = _describe(where)
     listed: list[str] = []
     for type_, count in types.most_common(8):
-        full = _asked(type_)
+        full = _describe(type_)
         listed.append(f"{full if f'.{type_.__name__}' in asked else type_.__name__} ({count})")
     return f"there are {', '.join(listed)}{', ...' * (len(types) > len(listed))}"
 
@@ -326,8 +326,8 @@ def _check_arguments(model: Any, where: Any, make: Any) -> None:
         raise TypeError(f"replace_modules: model must be a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(where, nn.Module):
         raise TypeError(
-            "replace_modules: where must pick modules by type, name or predicate, got a module, "
-            f"{type(where).__name__}; for this one pass lambda name, module: module is it."
+            "replace_modules: where must select modules by type, name or predicate, got a module, "
+            f"{type(where).__name__}; for this one pass lambda name, module: module is that_one."
         )
     if isinstance(where, tuple) and not all(isinstance(type_, type) for type_ in cast(tuple[Any, ...], where)):
         raise TypeError(f"replace_modules: where, as a tuple, must hold types only, got {where!r}.")
@@ -350,5 +350,5 @@ def _check_made(new: Any, old: nn.Module, name: str) -> None:
     if new is old:
         raise ValueError(
             f"replace_modules: make must return another module for {name!r}, got the old {type(old).__name__}; to keep "
-            "it, leave it out of what where picks."
+            "it, do not select it."
         )

@@ -1,8 +1,8 @@
-"""Large images in bounded memory: a network is run tile by tile and the results are blended.
+"""Large images in bounded memory: a network runs tile by tile, and the results are blended.
 
-The tiles overlap. In the outer thirds of an overlap a tile sees its own border, where the network's padding stands in
-for the image: there only the neighbour counts. The middle third fades linearly from one to the other, so that what
-difference is left makes no seam.
+Neighbouring tiles overlap. Near its own border a tile sees the network's padding instead of the image, so in the outer
+third of the overlap on either side only the other tile counts. In the middle third the weights change linearly, so that
+remaining differences leave no seam.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sc_blocks._checks import check_feature_map, check_positive_int
 
-# Below this, more is computed in overlaps and per call than is saved.
+# Smaller tiles cost more in overlaps and calls than they save in memory.
 SMALLEST_TILE = 16
 
 Span = tuple[int, int]
@@ -35,27 +35,30 @@ def tiled(
 ) -> Tensor:
     r"""Run an image-to-image network over an image of any size, one tile at a time.
 
-    Input and result stay on the input's device; only the tile at work goes to the model's. An image that fits into one
-    tile is a single plain call. Where memory runs out all the same, the tile is halved and the run starts again. No
-    gradient is recorded. The model's mode is left alone: call ``model.eval()`` first where that matters.
+    Input and result stay on the input's device; only the current tile moves to the model's. An image that fits into one
+    tile takes a single plain call. If memory runs out, the run starts again with tiles of half the size, as long as
+    they are larger than the overlaps. No gradient is recorded. The model's mode does not change: call ``model.eval()``
+    first where that matters.
 
     A network whose output depends on input at most :math:`r` pixels away gives the same result as in one call if
     ``overlap`` is at least :math:`3r`. One that pools over the whole map, as :class:`~sc_blocks.WSILB` does, pools over
-    the tile instead; :func:`~sc_blocks.to_local` makes it all but independent of the tiles.
+    the tile instead; :func:`~sc_blocks.to_local` makes it nearly independent of the tiles.
 
     Args:
-        model: The network, or any callable; one without parameters and buffers is taken to run on the input's device.
+        model: The network, or any callable. One without parameters and buffers runs on the input's device.
         x: The image or batch; each tile holds the whole batch.
-        scale: What the model multiplies height and width by.
-        tile: Height and width of a tile in input pixels. The last tile of a row or column is moved inwards, not shrunk.
-        overlap: How many input pixels neighbouring tiles share at least.
-        size_multiple: What the model needs heights and widths to be multiples of. The image is continued by its last
-            row and column as far as necessary, the result cropped, and every tile starts at such a multiple.
-        on_tile: Called with the number of tiles done and the total after each tile, for a progress bar; after an
-            out-of-memory error both start anew. An exception that it raises ends the run.
+        scale: Factor by which the model enlarges height and width.
+        tile: Height and width of a tile in input pixels. The last tile of a row or column moves inwards and keeps its
+            size.
+        overlap: Number of input pixels that neighbouring tiles share at least.
+        size_multiple: Number that heights and widths must be multiples of for the model. The image is padded with
+            copies of its last row and column where necessary, and the result cropped. Every tile starts at a multiple.
+        on_tile: Called after each tile with the number of tiles done and the total, for a progress bar. After an
+            out-of-memory error both start again. An exception that it raises ends the run.
 
     Returns:
-        The model's result for the whole image, in the type that the model returns, blended in float32 at least.
+        The model's result for the whole image, in the type that the model returns. Tiles are blended in float32 or
+        better, and rounded where that type is an integer.
 
     Shape:
         - x: :math:`(N, C, H, W)`, any :math:`N`, :math:`H, W \ge 1`;
@@ -77,18 +80,18 @@ def tiled(
     """
     _check_arguments(model, x, scale, tile, overlap, size_multiple, on_tile)
     device = _device_of(model, x)
-    # A tile larger than the image would not get smaller by the first halvings.
+    # The first halvings of a tile larger than the image would change nothing.
     tile = min(tile, _round_up(max(x.shape[2:]), size_multiple))
-    smallest = _round_up(max(2 * overlap, SMALLEST_TILE), size_multiple)
+    smallest = max(2 * overlap, overlap + size_multiple, SMALLEST_TILE)
     with torch.no_grad():
         while True:
             try:
                 return _run(model, x, device, scale, tile, overlap, size_multiple, on_tile)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 halved = tile // 2 // size_multiple * size_multiple
                 if not _is_out_of_memory(error) or halved < smallest:
                     raise
-            # Outside the except clause: until it is left, the error's traceback keeps the failed run's tensors alive.
+            # Not in the except clause, where the error's traceback keeps the failed run's tensors alive.
             tile = halved
             _release_cached_memory(device)
 
@@ -116,19 +119,21 @@ def _run(
         if total == 1:
             result = output.to(x.device)
         else:
-            share = output.to(torch.promote_types(dtype, torch.float32))
-            share = share * row_weights[row].to(share)[:, None] * column_weights[column].to(share)
+            weighted = output.to(torch.promote_types(dtype, torch.float32))
+            weighted = weighted * row_weights[row].to(weighted)[:, None] * column_weights[column].to(weighted)
             if done == 1:
                 shape = (*output.shape[:2], height * scale, width * scale)
-                result = torch.zeros(shape, dtype=share.dtype, device=x.device)
-            result[:, :, top * scale : bottom * scale, left * scale : right * scale] += share.to(x.device)
+                result = torch.zeros(shape, dtype=weighted.dtype, device=x.device)
+            result[:, :, top * scale : bottom * scale, left * scale : right * scale] += weighted.to(x.device)
         if on_tile is not None:
             on_tile(done, total)
+    if total > 1 and not (dtype.is_floating_point or dtype.is_complex):
+        result.round_()  # weights that sum to 1 up to rounding would make 254 of 255
     return result.to(dtype)
 
 
 def _forward(model: Callable[[Tensor], Tensor], part: Tensor, scale: int, size_multiple: int) -> Tensor:
-    """The model's result for one tile, continued to a size that the model takes and cropped again."""
+    """The model's result for one tile, which is padded to a size that the model takes, and the result cropped."""
     height, width = part.shape[2:]
     below, beside = (_round_up(length, size_multiple) - length for length in (height, width))
     if below or beside:
@@ -156,12 +161,12 @@ def _spans(length: int, tile: int, overlap: int, size_multiple: int) -> list[Spa
 
 
 def _weights(spans: list[Span], overlap: int, scale: int) -> list[Tensor]:
-    """What each tile along one axis counts at each of its result's pixels; at every pixel of the image the sum is 1.
+    """Weights of each tile along one axis, at each pixel of its result. At every pixel of the image they sum to 1.
 
-    The weight of a pixel is the product of those of its row and column, so no map of them is needed.
+    The weight of a pixel is the product of those of its row and column, so no map of weights is needed.
     """
     end = spans[-1][1]
-    third = max(overlap * scale / 3, 1e-6)  # any positive number does where nothing is shared
+    third = max(overlap * scale / 3, 1e-6)  # any positive number will do without an overlap
     total = torch.zeros(end * scale, dtype=torch.float64)
     weights: list[Tensor] = []
     for start, stop in spans:
@@ -188,10 +193,10 @@ def _device_of(model: Callable[[Tensor], Tensor], x: Tensor) -> torch.device:
     return x.device
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator and that of Apple's GPUs raise plain RuntimeErrors.
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "out of memory" in text
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    # Plain RuntimeErrors come from the CPU's allocator, from that of Apple's GPUs and from NVIDIA's libraries.
+    signs = ("DefaultCPUAllocator", "bad_alloc", "out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in signs)
 
 
 def _release_cached_memory(device: torch.device) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sc_blocks import _checks
+from sc_blocks._dry_run import dry_run, original_module
 
 Window = tuple[int, int]
 
@@ -211,7 +213,8 @@ def to_local(module: nn.Module, example: Tensor, *, factor: float = 1.5) -> nn.M
     """Switch every :class:`WSILB` and :class:`WSILBV` in a network to windowed statistics.
 
     The network runs once on ``example``, an input as large as the patches that it was trained on. Each block then gets
-    a window of the size of the map that it saw, times ``factor``.
+    a window of the size of the map that it saw, times ``factor``. The run is in eval mode; the network's own mode, its
+    buffers and the random number generators do not change.
 
     Args:
         module: The network, changed in place.
@@ -222,7 +225,8 @@ def to_local(module: nn.Module, example: Tensor, *, factor: float = 1.5) -> nn.M
         ``module``.
 
     Raises:
-        ValueError: If ``factor`` is not positive, or the run of ``example`` reached no such block.
+        ValueError: If ``factor`` is not positive, or the run of ``example`` calls no such block.
+        TypeError: If ``module`` is not a module.
 
     Example:
         >>> import torch
@@ -235,23 +239,23 @@ def to_local(module: nn.Module, example: Tensor, *, factor: float = 1.5) -> nn.M
     """
     if not factor > 0:
         raise ValueError(f"to_local: factor must be positive, got {factor}; the usual is 1.5.")
-    sizes: dict[_WeightSharing, Window] = {}
+    network = original_module("to_local", module)
+    blocks = [block for block in network.modules() if isinstance(block, _WeightSharing)]
+    windows: dict[_WeightSharing, Window] = {}
 
-    def record(block: nn.Module, args: tuple[Any, ...]) -> None:
+    def record(block: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        # The output has the input's size, however the input was passed.
         if isinstance(block, _WeightSharing):
-            height, width = args[0].shape[2:]
-            sizes[block] = (max(1, round(height * factor)), max(1, round(width * factor)))
+            height, width = output.shape[2:]
+            windows[block] = (max(1, round(height * factor)), max(1, round(width * factor)))
 
-    hooks = [block.register_forward_pre_hook(record) for block in module.modules() if isinstance(block, _WeightSharing)]
-    try:
-        with torch.no_grad():
-            module(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not sizes:
-        raise ValueError(f"to_local: {type(module).__name__} ran no WSILB or WSILBV on the example; nothing to switch.")
-    for block, window in sizes.items():
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(block.register_forward_hook(record))
+        dry_run(network, [example], {})
+    if not windows:
+        raise ValueError(f"to_local: {type(network).__name__} calls no WSILB or WSILBV on the example.")
+    for block, window in windows.items():
         block.local = window
     return module
 

@@ -121,6 +121,11 @@ class Case:
     def input(self, batch: int = 2, height: int = 8, width: int = 10, **options) -> Tensor:
         return torch.randn(batch, self.channels, height, width, **options)
 
+    def small_input(self, batch: int = 1, **options) -> Tensor:
+        """As small as laws that run a block often can be tested with; no side equals a number of channels."""
+        height, width = (5, 7) if self.size_multiple == 1 else (6, 10)
+        return self.input(batch, height, width, **options)
+
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         batch, _, height, width = shape
         return batch, self.out_channels, int(height * self.scale), int(width * self.scale)
@@ -207,6 +212,18 @@ CASES = [
 BY_NAME = {case.name: case for case in CASES}
 
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+
+#: Large, and different from others only in parts that other cases try alone.
+HEAVY = {"mreb-stages", "mreb-spatial", "mren-x2", "mren-x3", "mren-x4-communication"}
+
+
+def each_case_but(slow: set[str]) -> pytest.MarkDecorator:
+    """Parametrise over all cases, and leave some to the slow tests."""
+    marked = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name in slow)) for case in CASES]
+    return pytest.mark.parametrize("case", marked)
+
+
+most_cases = each_case_but(HEAVY)
 
 
 def cases(*names: str) -> pytest.MarkDecorator:

@@ -379,7 +379,7 @@ WRONG_ARGUMENTS = [
         ValueError,
         r"to_local: factor must be positive, got 0",
     ),
-    (lambda: to_local(nn.Identity(), torch.zeros(1)), ValueError, r"Identity ran no WSILB or WSILBV on the example"),
+    (lambda: to_local(nn.Identity(), torch.zeros(1)), ValueError, r"Identity calls no WSILB or WSILBV on the example"),
     # communication
     (
         lambda: DRACB(12, 4, communication="learn"),

@@ -9,23 +9,12 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from tests.blocks import CASES, Case, assert_close, cases
+from tests.blocks import CASES, Case, assert_close, cases, each_case_but, most_cases
 
 # No side equals a number of channels: the compiler takes equal sizes of the first call for one and the same size.
 SIZES = [(2, 18, 26), (3, 22, 16), (5, 28, 34)]
 #: Batch, height and width are free; a size that got fixed on the way is an error.
 DYNAMIC = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
-
-#: Large, and differing from others only in parts that are tried alone.
-HEAVY = {"mreb-stages", "mreb-spatial", "mren-x2", "mren-x3", "mren-x4-communication"}
-
-
-def each_case_but(slow: set[str]) -> pytest.MarkDecorator:
-    marked = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name in slow)) for case in CASES]
-    return pytest.mark.parametrize("case", marked)
-
-
-most_cases = each_case_but(HEAVY)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import sc_blocks
 from sc_blocks import (
@@ -38,15 +37,6 @@ def gradients(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(out.dtype)
     (out * weights).sum().backward()
     return {name: parameter.grad for name, parameter in module.named_parameters()}
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.inner, x, use_reentrant=False)
 
 
 @each_case
@@ -248,17 +238,6 @@ def test_built_on_meta_then_loaded(case: Case, how: str) -> None:
     module.load_state_dict(original.state_dict())
     x = case.input()
     assert torch.equal(module(x), original(x))
-
-
-@each_case
-def test_checkpointing_leaves_gradients_alone(case: Case) -> None:
-    module, x = case.build(), case.input().requires_grad_()
-    expected = gradients(module, x)
-    expected_x, x.grad = x.grad, None
-    actual = gradients(Checkpointed(module), x)
-    assert torch.equal(x.grad, expected_x)
-    for name, gradient in expected.items():
-        assert torch.equal(actual[f"inner.{name}"], gradient), name
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -323,7 +325,7 @@ def test_in_every_mode(training: bool, guard) -> None:
 
 def test_of_a_folded_network_only_what_still_runs() -> None:
     for folded in (fold(MREB(12)), fold_mren(MREN(2, channels=12, num_blocks=2))):
-        with pytest.raises(ValueError, match=r"Folded.* without; capture that from which it was folded"):
+        with pytest.raises(ValueError, match=r"Folded.* without; capture the network that it was folded from"):
             capture_attention(folded).__enter__()
     partly = fold(nn.Sequential(MREB(12), WSILBV(12)))
     with capture_attention(partly) as attention:
@@ -364,16 +366,60 @@ def test_windows_of_a_network() -> None:
     assert [tensor.shape[2:] for tensor in attention.values()] == [(16, 20), (16, 20), (32, 40)]
 
 
-def test_checkpointing_does_not_count_as_a_second_call() -> None:
-    model, x = Twice(perturb(MREB(12))), torch.rand(1, 12, 5, 7)
+@pytest.mark.parametrize("which", ["first", "second", "both"])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_does_not_count_as_another_call(which: str, use_reentrant: bool) -> None:
+    model, x = Twice(perturb(MREB(12))), torch.rand(1, 12, 5, 7, requires_grad=True)
     checkpointed = Twice(model.block)
-    checkpointed.forward = lambda x: model.block(checkpoint(model.block, x, use_reentrant=False))
+
+    def again(x: Tensor) -> Tensor:
+        return checkpoint(model.block, x, use_reentrant=use_reentrant)
+
+    first, second = (again if which in (name, "both") else model.block for name in ("first", "second"))
+    checkpointed.forward = lambda x: second(first(x))
     with capture_attention(model) as expected:
         model(x)
     with capture_attention(checkpointed) as attention:
         checkpointed(x).sum().backward()
     assert list(attention) == list(expected)
     assert all(torch.equal(attention[name], tensor) for name, tensor in expected.items())
+
+
+def test_threads_are_kept_apart() -> None:
+    model, images = net(), [image(4 + thread, 6) for thread in range(4)]
+    expected = []
+    for each in images:
+        with capture_attention(model) as attention:
+            model(each)
+        expected.append(attention)
+    together = threading.Barrier(len(images))
+
+    def capture(each: Tensor) -> list[dict[str, Tensor]]:
+        runs = []
+        with capture_attention(model) as attention:
+            together.wait()
+            for _ in range(5):
+                model(each)
+                runs.append(dict(attention))
+            together.wait()
+        return runs
+
+    with ThreadPoolExecutor(len(images)) as pool:
+        for runs, alone in zip(pool.map(capture, images), expected, strict=True):
+            for run in runs:
+                assert list(run) == list(alone)
+                assert all(torch.equal(run[name], tensor) for name, tensor in alone.items())
+    assert hook_count(model) == 0
+
+
+def test_what_another_thread_runs_is_not_captured() -> None:
+    model = net()
+    with ThreadPoolExecutor(1) as pool, capture_attention(model) as attention:
+        pool.submit(model, image(9, 5)).result()
+        assert attention == {}
+        model(image())
+        pool.submit(model, image(9, 5)).result()
+        assert attention["body.0.refine.links.0.map"].shape == (1, 3, 6, 8)
 
 
 @pytest.mark.parametrize("how", ["wrapped", "in place", "inside", "function"])
@@ -485,12 +531,85 @@ def test_outputs_of_several_tensors() -> None:
     assert complexity(Named(), (2, 3, 6, 8)).output_sizes == ((2, 3, 6, 8), (2, 1, 6, 8))
 
 
+def test_inputs_of_several_tensors() -> None:
+    block = DRACB(12, 4, communication=GatedCommunication, device="meta")
+    cost = complexity(block, [(2, 12, 6, 8), (2, 4, 6, 8)])
+    assert cost.input_sizes == ((2, 12, 6, 8), (2, 4, 6, 8))
+    assert cost.modules["communication"].macs > 0
+    assert cost.macs == cost.modules["distill"].macs + cost.modules["communication"].macs
+    assert str(cost).startswith("input (2, 12, 6, 8), (2, 4, 6, 8), output (2, 4, 6, 8), (2, 4, 6, 8)\n")
+    assert complexity(block, {"x": (2, 12, 6, 8), "previous": (2, 4, 6, 8)}) == cost
+
+
+def test_a_list_of_tensors_as_an_input() -> None:
+    chain = DRACBChain([12, 8], [4, 6], resample="bilinear", device="meta")
+    sizes = [(1, 12, 6, 8), (1, 8, 3, 4)]
+    cost = complexity(chain, [sizes])
+    assert cost.input_sizes == tuple(sizes)
+    assert cost.macs == 12 * 4 * 48 + 8 * 6 * 12 + 4 * 6 * 48, "two convolutions, and one that adapts the map"
+    assert complexity(chain, {"features": sizes}) == cost
+
+
+@pytest.mark.parametrize("size", [5, "1, 8, 4, 4", (1, 8, 4.0, 4), None, [(1, 8, 4, 4), None]], ids=str)
+def test_words_about_sizes(size: object) -> None:
+    with pytest.raises(TypeError, match=r"input_size must be a shape such as .*, or hold one for each argument, got"):
+        complexity(WSILBV(8), size)
+
+
+class Stateful(nn.Module):
+    """What a run in train mode changes: statistics, random numbers, and a count kept in any mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Dropout(), WSILBV(8))
+        self.register_buffer("runs", torch.zeros((), dtype=torch.long), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return self.layers(x) + torch.rand(())
+
+
+@pytest.mark.parametrize("function", [complexity, lambda net, size: to_local(net, torch.zeros(size))])
+@pytest.mark.parametrize("channels", [8, 7], ids=["runs", "fails"])
+def test_a_network_in_train_mode_is_left_as_it_was(function, channels: int) -> None:
+    model = Stateful().train()
+    model.layers[1].eval()  # frozen, as in fine-tuning
+    model.layers[2].train()
+    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers, modes = list(model.buffers()), [module.training for module in model.modules()]
+    numbers = torch.get_rng_state()
+    try:
+        function(model, (1, channels, 1, 1))
+    except RuntimeError:
+        assert channels == 7
+    assert all(now is before for now, before in zip(model.buffers(), buffers, strict=True))
+    assert all(torch.equal(buffer, state[name]) for name, buffer in model.named_buffers())
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert hook_count(model) == 0
+
+
+def test_blocks_that_take_a_map() -> None:
+    block = MREB(12, takes_map=True, returns_map=True, device="meta")
+    cost = complexity(block, [(1, 12, 5, 7), (1, 3, 5, 7)])
+    assert cost.output_sizes == ((1, 12, 5, 7), (1, 3, 5, 7))
+    assert cost.macs == complexity(MREB(12, device="meta"), (1, 12, 5, 7)).macs
+
+
 def test_counting_leaves_no_hook_behind() -> None:
     model = net()
     with pytest.raises(ValueError, match="must have 3 channels"):
         complexity(model, (1, 4, 6, 8))
     complexity(model, (1, 3, 6, 8))
     assert hook_count(model) == 0
+
+
+def test_layers_that_merge_for_inference_are_not_merged() -> None:
+    class Merging(nn.Conv2d):
+        def train(self, mode: bool = True) -> Merging:
+            raise AssertionError("changes the weights")
+
+    assert complexity(nn.Sequential(Merging(8, 8, 1)), (1, 8, 4, 4)).macs == 1024
 
 
 def test_compiled_networks_cost_the_same() -> None:

@@ -341,6 +341,26 @@ def test_to_local_sizes_windows_by_each_blocks_map(height: int, width: int, fact
     assert net[0].local is net[1].attention.local is net[2].local is None
 
 
+def test_to_local_where_blocks_are_called_by_keyword_or_compiled() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = WSILBV(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x=x)
+
+    net = Keyword()
+    to_local(net, torch.zeros(1, 4, 6, 10))
+    assert net.block.local == (9, 15)
+    to_global(net)
+    compiled = torch.compile(net, backend="eager")
+    compiled(torch.zeros(1, 4, 6, 10))
+    assert to_local(compiled, torch.zeros(1, 4, 6, 10)) is compiled
+    assert net.block.local == (9, 15)
+    assert_close(compiled(torch.ones(1, 4, 20, 20)), net(torch.ones(1, 4, 20, 20)))
+
+
 # Communication
 
 

@@ -54,7 +54,7 @@ def replaced(report: SwapReport) -> list[str]:
     return [name for swap in report.swaps for name in swap.names]
 
 
-# What is picked
+# What is selected
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def replaced(report: SwapReport) -> list[str]:
     ],
     ids=str,
 )
-def test_what_is_picked(where: object, names: list[str]) -> None:
+def test_what_is_selected(where: object, names: list[str]) -> None:
     model = small()
     told = []
     report = replace_modules(model, where, lambda old, name: told.append(name) or nn.Identity())
@@ -160,7 +160,7 @@ def test_a_shared_module_is_replaced_by_one_in_all_places(where: object) -> None
     assert model.act is model.first[1] is old
 
 
-def test_what_lies_in_a_picked_module_is_left_to_it() -> None:
+def test_what_lies_in_a_selected_module_is_left_to_it() -> None:
     model = Shared()
     block, act = model.first, model.act
     report = replace_modules(
@@ -299,7 +299,7 @@ def test_undo_once_only() -> None:
             r"'2.1' .* got another module, Tanh",
         ),
         (lambda model: replace_modules(model, "2", lambda old, name: nn.Tanh()), r"'2.1' .* got nothing"),
-        (lambda model: model.pop(2), r"'2.1' must still hold the GELU .* got nothing; undo first what was changed lat"),
+        (lambda model: model.pop(2), r"'2.1' must still hold the GELU .* got nothing; undo later changes first"),
         (lambda model: setattr(model, "1", nn.GELU()), r"'1' must still hold the GELU .* got another module, GELU"),
     ],
     ids=["replaced", "parent replaced", "removed", "another of its kind"],
@@ -374,27 +374,27 @@ def nothing(name: str, module: nn.Module) -> bool:
     [
         (
             SCACB,
-            r"inside Sequential, got sc_blocks.scacb.SCACB, which picks none; there are Conv2d \(4\), ReLU \(2\)",
+            r"inside Sequential, got sc_blocks.scacb.SCACB, which selects none; there are Conv2d \(4\), ReLU \(2\)",
         ),
-        ((SCACB, WSILBV), r"got \(sc_blocks.scacb.SCACB, sc_blocks.wsilb.WSILBV\), which picks none; there are Conv2d"),
+        ((SCACB, WSILBV), r"got \(sc_blocks.scacb.SCACB, sc_blocks.wsilb.WSILBV\), which selects none; there are Conv"),
         (type("Conv2d", (), {}), r"got \w[\w.]*.Conv2d, .* there are torch.nn.modules.conv.Conv2d \(4\), ReLU"),
-        ("2.3", r"got '2.3', which picks none; close are '2.[012]'"),
-        ("body.*", r"got 'body.\*', which picks none; of 7 there are '0', '1', '2'\.$"),
-        ("Conv2d", r"to pick by type pass the class, torch.nn.modules.conv.Conv2d, not its name"),
-        (nothing, r"got <function nothing .*, which picks none; there are Conv2d \(4\)"),
-        ((), r"got \(\), which picks none"),
+        ("2.3", r"got '2.3', which selects none; close are '2.[012]'"),
+        ("body.*", r"got 'body.\*', which selects none; of 7 there are '0', '1', '2'\.$"),
+        ("Conv2d", r"to select by type pass the class, torch.nn.modules.conv.Conv2d, not its name"),
+        (nothing, r"got <function nothing .*, which selects none; there are Conv2d \(4\)"),
+        ((), r"got \(\), which selects none"),
         (
             nn.Sequential,
-            r"inside model, got torch.*Sequential, which picks the Sequential itself; build its",
+            r"inside model, got torch.*Sequential, which selects the Sequential itself; build its",
         ),
-        (lambda name, module: True, r"picks the Sequential itself; .* lambda name, module: name != \"\" and"),
-        ("", r"got '', which picks the Sequential itself"),
+        (lambda name, module: True, r"selects the Sequential itself; .* lambda name, module: name != \"\" and"),
+        ("", r"got '', which selects the Sequential itself"),
     ],
     ids=str,
 )
 def test_words_about_what_is_not_there(where: object, words: str) -> None:
     model = small()
-    with pytest.raises(ValueError, match=f"replace_modules: where must pick .*{words}"):
+    with pytest.raises(ValueError, match=f"replace_modules: where must select .*{words}"):
         replace_modules(model, where, gelu)
     assert types(model) == types(small())
 
@@ -419,7 +419,7 @@ def test_words_list_the_commonest_types_only() -> None:
         ((nn.ReLU, nn.ReLU, gelu), r"model must be a torch.nn.Module, got type"),
         (
             (small(), nn.ReLU(), gelu),
-            r"where must pick modules by type, .* got a module, ReLU; for this one pass",
+            r"where must select modules by type, .* got a module, ReLU; for this one pass",
         ),
         ((small(), (nn.ReLU, "1"), gelu), r"where, as a tuple, must hold types only, got \(.*, '1'\)"),
         (
@@ -445,7 +445,7 @@ def test_words_about_arguments(arguments: tuple, words: str) -> None:
 def test_words_about_an_old_module_returned() -> None:
     # What was changed inside it could not be undone.
     with pytest.raises(
-        ValueError, match=r"make must return another module for '1', got the old ReLU; to keep it, leave it"
+        ValueError, match=r"make must return another module for '1', got the old ReLU; to keep it, do not"
     ):
         replace_modules(small(), nn.ReLU, lambda old, name: old)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
@@ -41,16 +42,20 @@ class Recorder(nn.Module):
 
 
 class Limited(nn.Module):
-    """Fails as an allocator does on tiles of more than ``limit`` pixels."""
+    """Fails as an allocator does on tiles of more than ``limit`` pixels, and remembers their heights."""
 
-    def __init__(self, net: nn.Module, limit: int, error: RuntimeError) -> None:
+    def __init__(self, net: nn.Module, limit: int, error: Exception) -> None:
         super().__init__()
         self.net, self.limit, self.error = net, limit, error
-        self.refused = 0
+        self.heights: list[int] = []
+
+    @property
+    def refused(self) -> int:
+        return sum(height * height > self.limit for height in self.heights)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.heights.append(x.shape[2])
         if x.shape[2] * x.shape[3] > self.limit:
-            self.refused += 1
             raise self.error
         return self.net(x)
 
@@ -185,10 +190,13 @@ OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("std::bad_alloc"),
+    MemoryError("Unable to allocate 2.00 GiB"),
 ]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "mps"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "mps", "cublas", "c++", "python"])
 @pytest.mark.parametrize("tile", [64, 1000])
 def test_out_of_memory_halves_the_tile(error: RuntimeError, tile: int) -> None:
     net = conv_net(2, 2)
@@ -200,6 +208,60 @@ def test_out_of_memory_halves_the_tile(error: RuntimeError, tile: int) -> None:
         torch.testing.assert_close(result, net(x), atol=1e-6, rtol=1e-6)
     assert limited.refused == 2, "64 and 32, or 70 and 35, are too large"
     assert calls[-1][0] == calls[-1][1]
+
+
+def test_a_real_allocation_that_fails_halves_the_tile() -> None:
+    net, sizes = nn.Identity(), []
+
+    def model(part: Tensor) -> Tensor:
+        sizes.append(part.shape[2])
+        if part.shape[2] > 40:
+            torch.empty(2**50, dtype=torch.uint8)
+        return net(part)
+
+    x = torch.rand(1, 1, 80, 80)
+    torch.testing.assert_close(tiled(model, x, tile=80, overlap=4), x)
+    assert sizes[:2] == [80, 40]
+
+
+@given(
+    size=st.integers(1, 150),
+    multiple=st.integers(1, 32),
+    tiles=st.integers(1, 8),
+    limit=st.integers(4, 100),
+    overlap=st.integers(0, 40),
+)
+@example(size=150, multiple=32, tiles=3, limit=50, overlap=8)
+@example(size=150, multiple=8, tiles=8, limit=32, overlap=20)
+@example(size=150, multiple=4, tiles=8, limit=8, overlap=0)
+def test_halved_tiles_stay_multiples_and_larger_than_the_overlap(
+    size: int, multiple: int, tiles: int, limit: int, overlap: int
+) -> None:
+    tile = multiple * tiles
+    overlap = min(overlap, tile - multiple)
+    limited = Limited(nn.Identity(), limit**2, OUT_OF_MEMORY[0])
+    x = torch.rand(1, 1, size, size)
+    smallest = max(2 * overlap, overlap + multiple, 16)
+    try:
+        result = tiled(limited, x, tile=tile, overlap=overlap, size_multiple=multiple)
+    except torch.OutOfMemoryError:
+        assert min(limited.heights) // 2 // multiple * multiple < smallest
+    else:
+        torch.testing.assert_close(result, x)
+    first, *halved = dict.fromkeys(limited.heights)
+    assert all(height >= smallest for height in halved)
+    for before, height in pairwise([first, *halved]):
+        assert height == before // 2 // multiple * multiple
+
+
+def test_halved_tiles_keep_strided_networks_on_their_grid() -> None:
+    net = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(16, 16, 1), nn.PixelShuffle(4)).eval()
+    limited = Limited(net, 20 * 20, OUT_OF_MEMORY[0])
+    x = torch.rand(1, 1, 60, 64)
+    with torch.no_grad():
+        expected = net(x)
+    torch.testing.assert_close(tiled(limited, x, tile=36, overlap=6, size_multiple=4), expected, atol=1e-6, rtol=1e-6)
+    assert list(dict.fromkeys(limited.heights)) == [36, 16], "18 is not a multiple of 4"
 
 
 def test_out_of_memory_at_the_smallest_tile_is_passed_on() -> None:
@@ -222,6 +284,18 @@ def test_type_of_the_model_is_kept(dtype: torch.dtype) -> None:
     result = tiled(nn.Identity(), x, tile=16, overlap=5)
     assert result.dtype == dtype
     torch.testing.assert_close(result, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool])
+def test_integers_are_rounded(dtype: torch.dtype) -> None:
+    x = torch.rand(1, 3, 40, 57)
+
+    def model(part: Tensor) -> Tensor:
+        return (part * 255).round().to(dtype)
+
+    result = tiled(model, x, tile=16, overlap=7)
+    assert result.dtype == dtype
+    assert torch.equal(result, model(x))
 
 
 def test_leaves_input_mode_and_gradients_alone() -> None:

@@ -1,0 +1,226 @@
+"""Parameters and multiply-accumulates of a network, module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sc_blocks._checks import check_positive_int
+from sc_blocks._dry_run import dry_run, original_module
+
+#: The shape of one input, or a sequence or mapping with an entry for each argument: a shape, or a sequence of shapes.
+InputSize = Sequence[int] | Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a module costs, including everything inside it.
+
+    Example:
+        >>> from sc_blocks import SCACB
+        >>> from sc_blocks.introspect import complexity
+        >>> cost = complexity(SCACB(60), (1, 60, 24, 17)).modules["compress"]
+        >>> cost, cost.flops
+        (Cost(parameters=610, macs=244800), 489600)
+    """
+
+    parameters: int
+    """Trainable and frozen parameters; a shared one counts once."""
+
+    macs: int
+    """Multiply-accumulates of convolutions and matrix products. Activations, sums and resizing do not count."""
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, two for each multiply-accumulate."""
+        return 2 * self.macs
+
+
+@dataclass(frozen=True)
+class Complexity(Cost):
+    """What a network costs for one input size, in total and by module. Prints as a table.
+
+    Example:
+        >>> from sc_blocks import DRACB
+        >>> from sc_blocks.introspect import complexity
+        >>> cost = complexity(DRACB(60, 15), (1, 60, 24, 17))
+        >>> cost.output_sizes
+        ((1, 15, 24, 17), (1, 15, 24, 17))
+        >>> print(cost.table(depth=1))
+        input (1, 60, 24, 17), output (1, 15, 24, 17), (1, 15, 24, 17)
+        module   parameters     MACs    FLOPs
+        total           915  367,200  734,400
+        distill         915  367,200  734,400
+    """
+
+    input_sizes: tuple[tuple[int, ...], ...]
+    """Shape of each input tensor that ``macs`` were counted for. ``parameters`` do not depend on them."""
+
+    output_sizes: tuple[tuple[int, ...], ...]
+    """Shape of each output tensor; most networks have one."""
+
+    modules: dict[str, Cost] = field(hash=False, repr=False)
+    """Every module by its qualified name, the network itself by ``""``.
+
+    The cost of a module is that of its children plus what it computes itself. A module with several names counts under
+    the first.
+    """
+
+    def table(self, depth: int | None = 2) -> str:
+        """Format the costs as text, one line for each module that costs something.
+
+        Args:
+            depth: Levels to show: 1 for the network's children, 2 for their children as well; ``None`` for all.
+
+        Raises:
+            ValueError: If ``depth`` is below 1.
+            TypeError: If ``depth`` is not an integer.
+        """
+        if depth is not None:
+            check_positive_int("Complexity.table", "depth", depth)
+        lines = [["module", "parameters", "MACs", "FLOPs"]]
+        for name, cost in self.modules.items():
+            level = name.count(".") + 1
+            if not name or ((cost.parameters or cost.macs) and (depth is None or level <= depth)):
+                lines.append([name or "total", *(f"{count:,}" for count in (cost.parameters, cost.macs, cost.flops))])
+        widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+        inputs, outputs = (", ".join(map(str, sizes)) for sizes in (self.input_sizes, self.output_sizes))
+        return "\n".join(
+            [
+                f"input {inputs}, output {outputs}",
+                *("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines),
+            ]
+        )
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
+    """Count the parameters and multiply-accumulates of a network and of each of its modules.
+
+    Papers often print multiply-accumulates under the name FLOPs, for a 1280 x 720 *output*: a network that enlarges by
+    4 is then counted with ``input_size=(1, 3, 180, 320)``.
+
+    Args:
+        model: The network. It runs once on zeros, in eval mode and without gradients, on the device of its parameters.
+            Afterwards it is as it was: its mode, its buffers such as the statistics of a batch normalisation, and the
+            random number generators. On the ``meta`` device the run costs neither time nor memory.
+        input_size: What the network takes.
+
+            - a shape, such as ``(1, 60, 180, 320)``, for a network of one input;
+            - a sequence with an entry for each argument: a shape, or, for an argument that is a list of tensors, a list
+              of shapes;
+            - a mapping of names to such entries, for arguments by keyword.
+
+    Returns:
+        The counts.
+
+    Raises:
+        TypeError: If ``model`` is not a module, or ``input_size`` is none of the above.
+
+    Example:
+        >>> from sc_blocks import DRACB, DRACBChain, WSILBV
+        >>> from sc_blocks.introspect import complexity
+        >>> cost = complexity(WSILBV(60), (1, 60, 180, 320))
+        >>> cost.parameters, cost.macs, cost.flops
+        (1875, 3600, 7200)
+        >>> cost.modules["shared.squeeze"]
+        Cost(parameters=915, macs=1800)
+        >>> print(cost)
+        input (1, 60, 180, 320), output (1, 60, 180, 320)
+        module          parameters   MACs  FLOPs
+        total                1,875  3,600  7,200
+        shared               1,875  3,600  7,200
+        shared.squeeze         915  1,800  3,600
+        shared.expand          960  1,800  3,600
+
+        Features and the map of the block before; a list of features:
+
+        >>> complexity(DRACB(60, 15), [(1, 60, 24, 24), (1, 15, 24, 24)]).macs
+        518400
+        >>> complexity(DRACBChain(60, 15, 4), [[(1, 60, 24, 24)] * 4]).macs
+        2073600
+    """
+    network = original_module("complexity", model)
+    parameter = next(network.parameters(), torch.empty(0))
+    args, kwargs = _inputs(input_size, parameter)
+    names = {module: name for name, module in cast(Iterator[tuple[str, nn.Module]], network.named_modules())}
+    parameters = dict.fromkeys(names.values(), 0)
+    macs = dict.fromkeys(names.values(), 0)
+    running: list[str] = []
+    charged = 0
+
+    def charge() -> None:
+        # To the innermost module that runs. The counter's own totals by module lack shared and directly called ones.
+        nonlocal charged
+        total = counter.get_total_flops()
+        if running:
+            macs[running[-1]] += (total - charged) // 2
+        charged = total
+
+    def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+        charge()
+        running.append(names[module])
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        charge()
+        running.pop()
+
+    with ExitStack() as stack:
+        for module in names:
+            stack.enter_context(module.register_forward_pre_hook(enter))
+            stack.enter_context(module.register_forward_hook(leave))
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        output = dry_run(network, args, kwargs)
+
+    for name, tensor in network.named_parameters():
+        parameters[name.rpartition(".")[0]] += tensor.numel()
+    for name in reversed(list(names.values())):  # children stand behind their parents
+        if name:
+            parent = name.rpartition(".")[0]
+            parameters[parent] += parameters[name]
+            macs[parent] += macs[name]
+    return Complexity(
+        parameters=parameters[""],
+        macs=macs[""],
+        input_sizes=tuple(_shapes([args, kwargs])),
+        output_sizes=tuple(_shapes(output)),
+        modules={name: Cost(parameters[name], macs[name]) for name in names.values()},
+    )
+
+
+def _inputs(input_size: InputSize, like: Tensor) -> tuple[list[Any], dict[str, Any]]:
+    """Zeros of the given sizes, on the device and in the type of ``like``: positional arguments and keywords."""
+
+    def zeros(size: Any) -> Any:
+        if not isinstance(size, Sequence) or isinstance(size, str):
+            raise TypeError(
+                f"complexity: input_size must be a shape such as (1, 60, 180, 320), or hold one for each argument, got "
+                f"{input_size!r}."
+            )
+        sides = cast(Sequence[Any], size)
+        if all(isinstance(side, int) for side in sides):
+            return torch.zeros(tuple(sides), device=like.device, dtype=like.dtype)
+        return [zeros(each) for each in sides]
+
+    if isinstance(input_size, Mapping):
+        return [], {name: zeros(size) for name, size in input_size.items()}
+    filled = zeros(input_size)
+    return ([filled] if isinstance(filled, Tensor) else filled), {}
+
+
+def _shapes(tensors: Any) -> Iterator[tuple[int, ...]]:
+    if isinstance(tensors, Tensor):
+        yield tuple(tensors.shape)
+    elif isinstance(tensors, (list, tuple)):
+        for item in cast(Sequence[Any], tensors):
+            yield from _shapes(item)
+    elif isinstance(tensors, dict):
+        yield from _shapes(list(cast(dict[Any, Any], tensors).values()))
