@@ -66,10 +66,10 @@ def test_a_file_is_not_overwritten(tmp_path: Path, capsys) -> None:
     target = tmp_path / "details.png"
     target.write_text("mine")
     command = ["--data", str(image.parent), "--crop", "0:0,0,32", "-o", str(target)]
-    assert main(command) == 1
+    assert main(command) == 2
     assert "would be overwritten; pass --overwrite" in capsys.readouterr().err
     assert target.read_text() == "mine"
-    assert main([*command[:-1], str(tmp_path / "details.txt")]) == 1
+    assert main([*command[:-1], str(tmp_path / "details.txt")]) == 2
     assert "the name must end in one of" in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from examples.mren.files import whole_file
+from examples.mren.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,13 @@ def write_picture(path: str | Path, picture: Picture) -> None:
     save_image(image, path, icc_profile=picture.icc_profile)
 
 
-def save_image(image: Image.Image, path: str | Path, *, icc_profile: bytes | None = None) -> None:
+def save_image(
+    image: Image.Image, path: str | Path, *, icc_profile: bytes | None = None, overwrite: bool = True
+) -> None:
     """Write a Pillow image in the format that the path's suffix stands for, whole or not at all."""
     form = FORMATS[Path(path).suffix.lower()]
     profile = {} if icc_profile is None else {"icc_profile": icc_profile}
-    with whole_file(Path(path)) as scratch:
+    with atomic_write(Path(path), overwrite=overwrite) as scratch:
         image.save(scratch, format=form.name, **form.options, **profile)
 
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from examples.mren.files import whole_file
+from examples.mren.files import atomic_write
 from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, call_with_tail
 from sc_blocks._checks import check_choice, check_feature_map, check_positive_int
 from sc_blocks.communication import CommunicationLike
@@ -234,7 +234,7 @@ def save_weights(net: nn.Module, file: Path, config: dict[str, Any]) -> None:
     The network may be compiled or wrapped for several processes; its file is the same.
     """
     state = {_own_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
-    with whole_file(file) as scratch:
+    with atomic_write(file) as scratch:
         save_file(state, scratch, metadata={"format": "pt", "mren": json.dumps(config)})
 
 

@@ -22,6 +22,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from examples.mren.cli import UsageError, run_command
+from examples.mren.files import name_apart
 from examples.mren.fold import BicubicConv
 from examples.mren.metrics import to_uint8
 
@@ -142,8 +144,29 @@ def latencies(
     return taken
 
 
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    if min(*args.size, args.rounds) < 1 or args.threads < 0:
+        raise UsageError("--size and --rounds must be at least 1, --threads at least 0.")
+    taken = latencies(args.files, tuple(args.size), rounds=args.rounds, threads=args.threads)
+    first = statistics.median(taken[args.files[0]])
+    size = " x ".join(map(str, (1, 3, *args.size)))
+    clock = "one thread, processor time" if args.threads == 1 else f"{args.threads or 'all'} threads, clock time"
+    print(f"onnxruntime {onnxruntime.__version__}, {size}, {clock}")
+    for name, file in name_apart(args.files, suffixes=True).items():
+        low, median, high = (float(np.quantile(taken[file], share)) for share in (0.25, 0.5, 0.75))
+        print(
+            f"{name}: {file.stat().st_size / 1e6:.2f} MB, {1e3 * median:.0f} ms "
+            f"({1e3 * low:.0f} to {1e3 * high:.0f}), ratio {median / first:.2f}"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    return run_command(run, _parser().parse_args, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m examples.mren.onnxfile",
@@ -155,25 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", nargs=2, type=int, default=(120, 160), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1, help="0 for as many as there are cores (%(default)s)")
-    args = parser.parse_args(argv)
-    try:
-        if min(*args.size, args.rounds) < 1 or args.threads < 0:
-            raise ValueError("--size and --rounds must be at least 1, --threads at least 0.")
-        taken = latencies(args.files, tuple(args.size), rounds=args.rounds, threads=args.threads)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    first = statistics.median(taken[args.files[0]])
-    size = " x ".join(map(str, (1, 3, *args.size)))
-    clock = "one thread, processor time" if args.threads == 1 else f"{args.threads or 'all'} threads, clock time"
-    print(f"onnxruntime {onnxruntime.__version__}, {size}, {clock}")
-    for file, seconds in taken.items():
-        low, median, high = (float(np.quantile(seconds, share)) for share in (0.25, 0.5, 0.75))
-        print(
-            f"{file.name}: {file.stat().st_size / 1e6:.2f} MB, {1e3 * median:.0f} ms "
-            f"({1e3 * low:.0f} to {1e3 * high:.0f}), ratio {median / first:.2f}"
-        )
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from spandrel import (
 from spandrel.util import KeyCondition, get_seq_len
 from torch import Tensor
 
-from examples.mren.files import whole_file
+from examples.mren.files import atomic_write
 from examples.mren.model import MREN, read_weights
 
 # The tensor that holds the constructor's arguments: JSON, one character an element. ASCII outlives a cast to fp16.
@@ -171,7 +171,7 @@ def write_for_spandrel(weights: str | Path, copy: str | Path) -> None:
     arguments, state = read_weights(weights)
     text = json.dumps(arguments)
     state[ARGUMENTS] = torch.tensor(list(text.encode("ascii")), dtype=torch.uint8)
-    with whole_file(copy) as scratch:
+    with atomic_write(copy) as scratch:
         save_file(state, scratch, metadata={"format": "pt", "mren": text})
 
 
