@@ -1,4 +1,4 @@
-"""The manners that all commands share: exit codes, one line for an error, signals, files written whole or not at all."""
+"""The manners that all commands share: exit codes, errors of one line, signals, files written whole or not at all."""
 
 from __future__ import annotations
 
