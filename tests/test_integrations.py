@@ -230,7 +230,7 @@ def as_tensor(text: str) -> Tensor:
     ("mark", "message"),
     [
         ("not json", "mren_arguments must hold .* as JSON"),
-        ("[2]", r"a JSON object, got \[2\]"),
+        ("[2]", r"by name, got \[2\]"),
         ('{"scale": 2, "wide": 12}', "unexpected keyword argument 'wide'"),
         ('{"scale": 5}', "scale must be one of 2, 3, 4; got 5"),
         ('{"scale": 2, "channels": 12, "num_blocks": 1}', r"do not fit .*'num_blocks': 1.*Unexpected key"),

@@ -40,7 +40,7 @@ def _is_width_list(value: object) -> bool:
 
 # What a file may say, and in which words a message asks for it. The limits are far above what was ever trained.
 _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "scale": ("2, 3 or 4", lambda value: _is_int(value, 2, 4)),
+    "scale": ("one of 2, 3, 4", lambda value: _is_int(value, 2, 4)),
     "channels": ("a whole number from 1 to 1024", lambda value: _is_int(value, 1, 1024)),
     "num_blocks": ("a whole number from 1 to 256", lambda value: _is_int(value, 1, 256)),
     "parts": ("text", lambda value: isinstance(value, str)),
@@ -87,13 +87,13 @@ def check_arguments(arguments: object) -> None:
         ValueError: If there is none of the scale, an unknown one, or one of another type or range.
     """
     if not isinstance(arguments, dict):
-        raise ValueError(f"its arguments must be a JSON object, got {_quoted(arguments)}")
+        raise ValueError(f"its JSON must hold arguments by name, got {_quoted(arguments)}")
     for name, value in arguments.items():
         if name not in _ARGUMENTS:
-            raise ValueError(f"{_quoted(name)} is no argument of MREN, which takes {', '.join(_ARGUMENTS)}")
+            raise ValueError(f"unexpected keyword argument {_quoted(name)}; MREN takes {', '.join(_ARGUMENTS)}")
         wanted, is_valid = _ARGUMENTS[name]
         if not is_valid(value):
-            raise ValueError(f"{name} must be {wanted}, got {_quoted(value)}")
+            raise ValueError(f"{name} must be {wanted}; got {_quoted(value)}")
     if "scale" not in arguments:
         raise ValueError("its arguments have no scale")
 
