@@ -142,12 +142,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def check_target(file: Path, *, overwrite: bool) -> None:
+def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> None:
     """Find out before hours of work whether a file could be written at the end.
 
     Args:
         file: Where a result shall go.
         overwrite: Whether a file that is there may be replaced.
+        check_folder: Whether to try if its folder, or the nearest that exists, takes files.
 
     Raises:
         UsageError: If something is in the way, or the folder takes no files; the message names it.
@@ -163,8 +164,9 @@ def check_target(file: Path, *, overwrite: bool) -> None:
         if not folder.is_dir():
             raise UsageError(f"{file}: {folder} is a file, not a folder; choose another output.")
         os.path.lexists(folder / file.name)  # a name that is too long for the filesystem raises here
-        with tempfile.TemporaryFile(dir=folder):  # more than permissions: a filesystem may be read-only or full
-            pass
+        if check_folder:
+            with tempfile.TemporaryFile(dir=folder):  # more than permissions: a filesystem may be read-only or full
+                pass
     except OSError as error:
         raise UsageError(f"{file}: cannot be written ({error.strerror or error}); choose another output.") from error
 
