@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from examples.mren.cli import UsageError, describe, fail, note, run_command, whole_number
 from examples.mren.compare import write_sample
+from examples.mren.evaluate import LARGEST_WINDOW
 from examples.mren.fold import fold_mren
 from examples.mren.imagefile import (
     FORMATS,
@@ -51,7 +52,6 @@ TILE = 256  # folded, MREN takes about 0.2 GB for it at x4
 OVERLAP = 32
 SAMPLE = "mren_sample.png"
 LONGEST_STREAM = 2**30  # bytes of standard input
-LARGEST_WINDOW = 4096  # of --local: far above any patch that a network is trained on
 
 
 @dataclass(frozen=True)
