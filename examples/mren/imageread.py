@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -233,7 +235,8 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
     if opened.mode in _REFUSED and not (opened.mode == "CMYK" and _space(icc_profile) == b"CMYK"):
         raise RefusedError(_REFUSED[opened.mode])
     _at_start(file)
-    opened.load()
+    with _libtiff_is_quiet() if opened.format == "TIFF" else nullcontext():
+        opened.load()
     metadata = read_metadata(opened, chunks)
     upright = ImageOps.exif_transpose(opened)
     if upright.mode in ("CMYK", "LAB"):
@@ -336,6 +339,20 @@ def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
         flags = head[place + 6] if 0 <= place < len(head) - 6 else 0
         return {0b00: 8, 0b10: 10, 0b11: 12}.get(flags >> 5 & 0b11, 8)
     return int(opened.info.get("bit_depth") or 8) if opened.format == "HEIF" else 8
+
+
+@contextmanager
+def _libtiff_is_quiet() -> Iterator[None]:
+    """Keep libtiff, which has no exceptions, from printing to stderr what Pillow raises anyway."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _is_lossless_webp(file: BinaryIO) -> bool:

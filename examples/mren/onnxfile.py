@@ -106,7 +106,8 @@ def open_session(file: str | Path, *, threads: int = 0) -> Session:
         model = onnx.load(file, load_external_data=False)
         reason = _why_refused(model)
         if reason is None:
-            return Session(file, options, providers=["CPUExecutionProvider"])
+            # No fallback: it would print, and try the same provider once more.
+            return Session(file, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime has an exception of its own for each of its status codes
         if is_out_of_memory(error):
             raise MemoryError from error
