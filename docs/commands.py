@@ -25,8 +25,16 @@ HEAD = """# Command lines
 
 The commands of `examples`: `python -m` and the name, from the root of a clone, after `pip install -e ".[examples]"`.
 Each has `--help`. The READMEs beside them, `examples/mren/README.md` and `examples/drop_in/README.md`, show them at
-work. A command ends with 0 if all went well, with 2 and the usage if an argument is wrong, and with 1 and a line that
-begins with `error:` if a file or a value is.
+work.
+
+| a command ends with | if |
+|---|---|
+| 0 | all was done |
+| 1 | a file or a value was at fault: a line for each begins with `error:` and names it; the rest was done |
+| 2 | nothing was done, because of how it was called |
+| 130, 143, 129 | it was interrupted by Ctrl-C, SIGTERM or SIGHUP; no file is half written |
+
+Results go to stdout; progress, notes and errors to stderr.
 """
 
 

@@ -185,7 +185,7 @@ def test_the_sample(tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch) -> Non
         (["IN", "-o", "IN", "--overwrite"], "is the input, which is never overwritten"),
         (["IN", "-o", "out.jpg"], "out.jpg: must end in one of .png, .pdf, .svg"),
         (["IN", "-o", "out"], "out: must end in one of"),
-        (["missing.png", "-o", "out.png"], "missing.png: not a readable image"),
+        (["missing.png", "-o", "out.png"], "missing.png: No such file"),
         (["there.png", "-o", "out.png"], "there.png: not a readable image"),
         (["IN", "-o", "out.png", "--blocks", "1", "4"], "--blocks: must be numbers from 1 to 3, got 1 4"),
         (["IN", "-o", "out.png", "--blocks", "0"], "--blocks: must be numbers from 1 to 3, got 0"),
@@ -204,7 +204,7 @@ def test_words(arguments: list[str], words: str, photo: Path, tmp_path: Path, ru
     arguments = [str(photo) if argument == "IN" else argument for argument in arguments]
     code = command.main([*arguments, "--scale", "2"]) if own else run(*arguments)
     captured = capsys.readouterr()
-    assert code == 1
+    assert code == (1 if own or "narrow" in words or "No such file" in words or "readable" in words else 2)
     assert captured.err.startswith("error: ")
     assert words in captured.err
     assert captured.out == ""

@@ -66,10 +66,10 @@ def test_a_file_is_not_overwritten(tmp_path: Path, capsys) -> None:
     target = tmp_path / "details.png"
     target.write_text("mine")
     command = ["--data", str(image.parent), "--crop", "0:0,0,32", "-o", str(target)]
-    assert main(command) == 1
+    assert main(command) == 2
     assert "would be overwritten; pass --overwrite" in capsys.readouterr().err
     assert target.read_text() == "mine"
-    assert main([*command[:-1], str(tmp_path / "details.txt")]) == 1
+    assert main([*command[:-1], str(tmp_path / "details.txt")]) == 2
     assert "the name must end in one of" in capsys.readouterr().err
 
 
@@ -83,3 +83,17 @@ def test_weights_of_your_own_are_columns(tmp_path: Path, capsys) -> None:
     save_weights(MREN(4, num_blocks=1), tmp_path / "own.safetensors", {"scale": 4, "num_blocks": 1})
     assert main([*command, shipped, str(tmp_path / "own.safetensors")]) == 0
     assert Image.open(target).width == OVERVIEW + 4 * PANEL + 6 * 12
+
+
+def test_images_and_weights_of_one_name_are_told_apart(tmp_path: Path, capsys) -> None:
+    (image,) = write_photos(tmp_path / "images", [(64, 80)])
+    Image.open(image).transpose(Image.Transpose.ROTATE_180).save(image.with_suffix(".bmp"))
+    for folder in "ab":
+        config = {"scale": 4, "channels": 12, "num_blocks": 1}
+        save_weights(MREN(**config), tmp_path / folder / "net.safetensors", config)
+    command = ["--data", str(image.parent), "-o", str(tmp_path / "details.png"), "--device", "cpu", "--weights"]
+    command += [str(tmp_path / folder / "net.safetensors") for folder in "ab"]
+    assert main([*command, "--crop", "0:0,0,32"]) == 1
+    assert "no image '0'; there are 0.bmp, 0.png." in capsys.readouterr().err
+    assert main([*command, "--crop", "0.png:0,0,32", "0.bmp:0,0,32"]) == 0
+    assert Image.open(tmp_path / "details.png").width == OVERVIEW + 4 * PANEL + 6 * 12

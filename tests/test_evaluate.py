@@ -119,6 +119,40 @@ def test_folders_of_one_name_are_not_averaged(tmp_path: Path, weights: Path, cap
     assert "folders must differ in name" in capsys.readouterr().err
 
 
+def test_an_image_that_cannot_be_scored_costs_only_itself(tmp_path: Path, weights: Path, capsys) -> None:
+    good, damaged, tiny, small = write_photos(tmp_path / "set", [(48, 51), (48, 48), (2, 3), (12, 12)])
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    arguments = ["--data", str(tmp_path / "set"), "--scale", "2", "--weights", str(weights), "--device", "cpu"]
+    assert main([*arguments, "--csv", str(tmp_path / "scores.csv")]) == 1
+    output = capsys.readouterr()
+    errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert [str(path) in line for path, line in zip((damaged, tiny, small), errors, strict=True)] == [True] * 3
+    assert "1 of 4 images are scored" in output.err
+    assert len(output.out.splitlines()) == 3
+    with (tmp_path / "scores.csv").open() as opened:
+        assert {row["image"] for row in csv.DictReader(opened)} == {good.stem}
+
+
+def test_scores_are_not_replaced_unasked(tmp_path: Path, weights: Path, capsys) -> None:
+    write_photos(tmp_path / "set", [(48, 48)])
+    scores = tmp_path / "scores.csv"
+    scores.write_text("earlier")
+    arguments = ["--data", str(tmp_path / "set"), "--scale", "2", "--weights", str(weights), "--csv"]
+    assert main([*arguments, str(scores)]) == 2
+    assert "would be overwritten; pass --overwrite" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "set" / "0.png" / "scores.csv")]) == 2
+    assert scores.read_text() == "earlier"
+    assert main([*arguments, str(scores), "--overwrite"]) == 0
+    assert scores.read_text().startswith("dataset,")
+
+
+@pytest.mark.parametrize("option", [["--local", "1000000"], ["--local", "0"], ["--tile", "8"]])
+def test_options_out_of_range_are_named(option: list[str], capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--data", "x", *option])
+    assert f"argument {option[0]}: must be a whole number of at least" in capsys.readouterr().err
+
+
 def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     file = tmp_path / "odd.safetensors"
     save_weights(MREN(2, channels=12, num_blocks=1), file, {"scale": 2, "channels": 12, "num_blocks": 2})

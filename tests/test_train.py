@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 
 from examples.mren import train as training
@@ -67,7 +70,7 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(images: Path, tmp_
     # Stopped by the clock at its first look, at step 10, and at the next; every stop leaves a checkpoint.
     assert run(images, resumed, *arguments, "--max-minutes", "1e-9") == 0
     assert [line[0] for line in history(resumed)] == ["step", "6"]
-    assert sorted(path.name for path in (resumed / "checkpoints").iterdir()) == ["step_0000006", "step_0000010"]
+    assert sorted(path.name for path in (resumed / "checkpoints").glob("step*")) == ["step_0000006", "step_0000010"]
     assert run(images, resumed, *arguments, "--max-minutes", "1e-9", "--resume") == 0
     assert [line[0] for line in history(resumed)] == ["step", "6", "12", "18"]
     assert run(images, resumed, *arguments, "--resume") == 0
@@ -141,9 +144,9 @@ def test_a_file_of_which_nothing_fits_is_not_begun_from(images: Path, tmp_path: 
     assert fitting == ["tail.bias"]  # as wide as the picture
     assert run(images, tmp_path / "run", "--init", str(weights)) == 1
     assert "has 12 channels, the network 60; begin from one that is as wide" in capsys.readouterr().err
-    save_file({"other": torch.zeros(1)}, weights, metadata={"mren": "{}"})
+    save_file({"other": torch.zeros(1)}, weights, metadata={"mren": '{"scale": 4}'})
     assert run(images, tmp_path / "run", "--init", str(weights)) == 1
-    assert "none of its 1 tensors fits" in capsys.readouterr().err
+    assert "its weights do not fit its constructor arguments" in capsys.readouterr().err
     assert run(images, tmp_path / "run", "--init", str(tmp_path / "none")) == 1
     assert "none" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -198,10 +201,50 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def test_a_run_is_not_overwritten(images: Path, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("left", ["checkpoints", "mren_x4.safetensors", "log.csv", "run.json"])
+def test_a_run_is_not_overwritten(images: Path, tmp_path: Path, capsys, left: str) -> None:
+    output = tmp_path / "run"
+    assert run(images, output, "--steps", "1") == 0
+    for path in output.iterdir():
+        if path.name != left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run(images, output, "--steps", "1") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == [left]
+
+
+def test_two_trainings_do_not_share_a_folder(images: Path, tmp_path: Path, capsys) -> None:
     assert run(images, tmp_path / "run", "--steps", "1") == 0
-    assert run(images, tmp_path / "run", "--steps", "1") == 1
-    assert "holds a run already; add --resume" in capsys.readouterr().err
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with FileLock(tmp_path / "run" / "checkpoints" / ".lock"):
+        assert run(images, tmp_path / "run", "--steps", "1", "--resume") == 2
+    assert "another training writes there" in capsys.readouterr().err
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert run(images, tmp_path / "run", "--steps", "1", "--resume") == 0
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_run_with_a_checkpoint(
+    images: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number = getattr(signal, name)
+    arguments = ["--steps", "14", "--validate-every", "7"]
+    assert run(images, tmp_path / "straight", *arguments) == 0
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    step = trainer.Trainer._step
+
+    def struck(self: trainer.Trainer) -> torch.Tensor:
+        if self.progress.step == 8:
+            os.kill(os.getpid(), number)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_step", struck)
+        assert run(images, tmp_path / "run", *arguments) == 128 + number
+    assert "stopped at step 10; the same command with --resume goes on" in capsys.readouterr().out
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert run(images, tmp_path / "run", *arguments, "--resume") == 0
+    assert history(tmp_path / "run") == history(tmp_path / "straight")
 
 
 def test_resuming_with_other_settings_names_them(images: Path, tmp_path: Path, capsys) -> None:
@@ -233,7 +276,7 @@ def test_a_network_whose_result_is_not_finite_is_not_saved(images: Path, tmp_pat
     message = capsys.readouterr().err
     assert "the network's result for" in message
     assert "after step 1. Last good checkpoint: none yet" in message
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
 
 def test_a_network_that_broke_is_not_saved_when_time_is_up(
@@ -251,7 +294,7 @@ def test_a_network_that_broke_is_not_saved_when_time_is_up(
     monkeypatch.setattr(trainer.Trainer, "_step", break_the_last_one)
     assert run(images, tmp_path / "run", "--steps", "30", "--max-minutes", "1e-9") == 1
     assert "the network is not finite after step 10. Last good checkpoint: none yet" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
 
 def test_an_unfinished_checkpoint_is_not_resumed_from(images: Path, tmp_path: Path, capsys) -> None:
@@ -413,7 +456,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(images: Path, tmp_path
     assert "step_0000004: not a readable checkpoint" in said
     assert "resumed at step 3" in said
     assert history(output) == expected
-    for folder in (output / "checkpoints").iterdir():
+    for folder in (output / "checkpoints").glob("step_*"):
         (folder / "state.json").write_text("[]")
     assert run(images, output, *arguments, "--resume") == 1
     assert "no readable checkpoint; start afresh" in capsys.readouterr().err

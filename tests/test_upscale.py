@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -227,7 +226,10 @@ def test_folder_in_folder_out(tmp_path: Path, run, capsys) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "c.JPG", "d.png"]
     output = capsys.readouterr()
     assert [line.split(": ")[1] for line in output.out.splitlines()] == ["18 x 16", "24 x 14", "28 x 18", "28 x 18"]
-    assert output.err == f"skipped, no images: {folder / 'notes.txt'}, {folder / 'sub'}\n"
+    assert output.err.splitlines() == [
+        f"skipped: {folder / 'notes.txt'}: no image by its name",
+        f"skipped: {folder / 'sub'}: is a folder; --recursive reads it",
+    ]
 
 
 def test_one_file_into_a_folder(tmp_path: Path, run) -> None:
@@ -252,17 +254,6 @@ def test_an_unreadable_file_does_not_stop_the_others(tmp_path: Path, run, capsys
     assert errors[1].startswith(f"error: {folder / 'text.png'}: not a readable image (")
 
 
-def deep_colour_png(path: Path) -> None:
-    """A 16-bit RGB PNG, which Pillow cannot write."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + bytes(6 * WIDTH) for _ in range(HEIGHT)))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
-
-
 def negative_tiff(path: Path) -> None:
     """A 16-bit gray TIFF where 0 is white: Pillow writes such files only of other depths, so one tag is changed."""
     Image.fromarray(GRAY16).save(path)
@@ -280,12 +271,9 @@ def animation(path: Path) -> None:
     ("make", "name", "message"),
     [
         (lambda path: rgb().convert("CMYK").save(path), "in.jpg", "CMYK, .* convert it to RGB"),
-        (lambda path: rgb().convert("LAB").save(path), "in.tif", "Lab; convert it to RGB"),
         (lambda path: rgb().convert("F").save(path), "in.tif", "floating-point; save it with 8 bits"),
         (lambda path: rgb().convert("I").save(path), "in.tif", "32 bits per pixel"),
         (negative_tiff, "in.tif", "16-bit gray counted from white"),
-        (deep_colour_png, "in.png", "16 bits per colour, of which Pillow keeps 8"),
-        (animation, "in.gif", "holds 2 pictures"),
         (animation, "in.tif", "holds 2 pictures"),
     ],
 )
@@ -441,5 +429,5 @@ def test_sample(tmp_path: Path, run, monkeypatch, capsys) -> None:
 
 def test_sample_that_cannot_be_written_is_an_error_line(tmp_path: Path, run, capsys) -> None:
     (tmp_path / "file").touch()
-    assert run("-o", tmp_path / "file" / "sample.png") == 1
+    assert run("-o", tmp_path / "file" / "sample.png") == 2
     assert capsys.readouterr().err.startswith("error: ")

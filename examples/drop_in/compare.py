@@ -29,9 +29,10 @@ from tqdm import tqdm
 from examples.drop_in.tasks import Denoising, SuperResolution
 from examples.drop_in.training import train
 from examples.drop_in.variants import HOSTS, MIN_CHANNELS, PLAIN, Match, Row, build, plan_rows
+from examples.mren.cli import run_command
 from examples.mren.comparison import Line, read_csv, tabulate_lines, to_csv
 from examples.mren.data import PatchSampler, list_images
-from examples.mren.files import whole_file, write_text
+from examples.mren.files import atomic_write, write_text
 from examples.mren.model import DEVICES, pick_device
 from examples.mren.recipes import RECIPES
 
@@ -250,7 +251,7 @@ def compare(args: argparse.Namespace) -> list[Run]:
         net = train(row, seed, sampler, args.restoration, args.recipe, args.host)
         minutes = round((time.process_time() - started) / 60, 2)
         (folder / "scores.csv").unlink(missing_ok=True)  # of weights that were there before
-        with whole_file(folder / "weights.safetensors") as scratch:
+        with atomic_write(folder / "weights.safetensors") as scratch:
             save_file({name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}, scratch)
         settings = {**_settings(row, seed, args), "minutes": minutes, "torch": torch.__version__}
         write_text(folder / "run.json", json.dumps(settings, indent=2) + "\n")
@@ -265,13 +266,7 @@ def compare(args: argparse.Namespace) -> list[Run]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = _parse(argv)
-    try:
-        compare(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(compare, _parse, argv)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.drop_in.compare import Run, tabulate
+from examples.mren.cli import run_command
 from examples.mren.comparison import read_csv
 from examples.mren.files import write_text
 
@@ -27,13 +28,15 @@ def tables() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    argparse.ArgumentParser(
-        prog="python -m examples.drop_in.report", description=__doc__.partition("\n")[0]
-    ).parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python -m examples.drop_in.report", description=__doc__.partition("\n")[0])
+    return run_command(run, parser.parse_args, argv)
+
+
+def run(_: argparse.Namespace) -> None:
+    """Run the command."""
     for name, text in tables().items():
         write_text(DOCS / name, text)
         print(DOCS / name)
-    return 0
 
 
 if __name__ == "__main__":

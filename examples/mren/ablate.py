@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.mren.checkpoint import checkpoints
+from examples.mren.cli import run_command
 from examples.mren.comparison import Line, check_budget, read_csv, tabulate_lines, to_csv
 from examples.mren.data import list_images
 from examples.mren.evaluate import evaluate, mean_score, network_upscaler
@@ -202,7 +203,10 @@ def _train(variant: Variant, seed: int, folder: Path, args: argparse.Namespace) 
         command.append("--resume")
     print(f"{variant.key}, seed {seed}: {shlex.join(command[1:])}", flush=True)
     if not args.dry_run:
-        subprocess.run(command, check=True, cwd=ROOT)
+        try:
+            subprocess.run(command, check=True, cwd=ROOT)
+        except subprocess.CalledProcessError:
+            raise ValueError("training failed, see above; the same command goes on from here.") from None
 
 
 def _trained(folder: Path) -> bool:
@@ -315,16 +319,7 @@ def ablate(args: argparse.Namespace) -> list[Run]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = _parse(argv)
-    try:
-        ablate(args)
-    except subprocess.CalledProcessError as error:
-        print("error: training failed, see above; the same command goes on from here.", file=sys.stderr)
-        return error.returncode
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(ablate, _parse, argv)
 
 
 if __name__ == "__main__":

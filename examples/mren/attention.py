@@ -4,9 +4,9 @@
     python -m examples.mren.attention photo.jpg -o attention.pdf --weights own.safetensors --blocks 1 3 6
 
 One row for each MREB, one column for each of its DRACBs. On the left the masks, averaged over their channels; on the
-right the same masks minus those of a copy of the network without communication between the DRACBs, W = 0. Printed is how
-alike the maps of neighbouring DRACBs are, before and after communication. Without a picture a photograph is used that
-scikit-image ships.
+right the same masks minus those of a copy of the network without communication between the DRACBs, W = 0. The command
+prints how alike the maps of neighbouring DRACBs are, before and after communication. Without a picture it takes a
+photograph that scikit-image ships.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
+from examples.mren.cli import UsageError, check_target, run_command
 from examples.mren.data import imresize, mod_crop
-from examples.mren.files import whole_file
+from examples.mren.files import atomic_write
 from examples.mren.imagefile import bleed, read_picture
-from examples.mren.model import CHANNELS, DEVICES, MREN, STAGES, Scale, load_mren, pick_device
+from examples.mren.model import DEVICES, MREN, STAGES, VARIANTS, Scale, load_mren, pick_device
 from sc_blocks import DRACB, NoCommunication
 from sc_blocks.introspect import capture_attention
 
@@ -198,11 +199,10 @@ def _read(source: Path | None, max_side: int) -> Tensor:
 
 def _check_target(target: Path, source: Path | None, *, overwrite: bool) -> None:
     if target.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{target}: must end in one of {', '.join(SUFFIXES)}.")
+        raise UsageError(f"{target}: must end in one of {', '.join(SUFFIXES)}.")
     if source is not None and target.exists() and source.exists() and target.samefile(source):
-        raise ValueError(f"{target}: is the input, which is never overwritten; choose another output.")
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target}: would be overwritten; pass --overwrite, or choose another output.")
+        raise UsageError(f"{target}: is the input, which is never overwritten; choose another output.")
+    check_target(target, overwrite=overwrite)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -217,14 +217,14 @@ def run(args: argparse.Namespace) -> None:
     net = load_mren(cast(Scale, args.scale), args.variant, device=device, path=args.weights)
     blocks = _pick_blocks(args.blocks, len(net.body))
     if args.max_side < 1:
-        raise ValueError(f"--max-side: must be at least 1, got {args.max_side}.")
+        raise UsageError(f"--max-side: must be at least 1, got {args.max_side}.")
     image = _read(args.input, args.max_side)
     full, ablated = (attend(each, image.to(device), blocks) for each in (net, without_communication(net)))
     label = args.variant.upper().replace("_", "-") if args.weights is None else args.weights.stem
     name = "chelsea, from scikit-image" if args.input is None else args.input.name
     title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
     figure = draw(image, full, ablated, blocks, title=title, channel=_describe_channel(net))
-    with whole_file(args.output) as scratch:
+    with atomic_write(args.output, overwrite=args.overwrite) as scratch:
         figure.savefig(scratch, format=args.output.suffix[1:].lower(), dpi=150)
     print("Correlation between the maps of neighbouring DRACBs, as each made its own and after communication:")
     print(correlation_table(full, blocks))
@@ -236,7 +236,7 @@ def _pick_blocks(numbers: Sequence[int] | None, count: int) -> list[int]:
     if numbers is None:
         return list(range(count))
     if not all(1 <= number <= count for number in numbers):
-        raise ValueError(f"--blocks: must be numbers from 1 to {count}, got {' '.join(map(str, numbers))}.")
+        raise UsageError(f"--blocks: must be numbers from 1 to {count}, got {' '.join(map(str, numbers))}.")
     return [number - 1 for number in numbers]
 
 
@@ -251,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("input", nargs="?", type=Path, metavar="IN", help="an image file")
     parser.add_argument("-o", "--output", type=Path, default=Path(OUTPUT), metavar="OUT", help="(default: %(default)s)")
     parser.add_argument("--scale", type=int, choices=tuple(STAGES), default=4)
-    parser.add_argument("--variant", choices=tuple(CHANNELS), default="mren")
+    parser.add_argument("--variant", choices=tuple(VARIANTS), default="mren")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own instead of the shipped ones")
     parser.add_argument("--blocks", type=int, nargs="+", metavar="N", help="MREBs to show, counted from 1 (all)")
     parser.add_argument(
@@ -264,13 +264,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError, ImportError) as error:  # ImportError: no scikit-image for the sample
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(run, _parser().parse_args, argv)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from examples.mren.cli import UsageError, check_target, run_command
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.evaluate import network_upscaler
+from examples.mren.files import name_apart
 from examples.mren.imagefile import FORMATS, save_image
 from examples.mren.metrics import psnr, score, to_uint8
-from examples.mren.model import CHANNELS, DEVICES, STAGES, Scale, load_mren, pick_device, weights_path
+from examples.mren.model import DEVICES, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
 from sc_blocks.tiling import tiled
 
 PANEL = 288  # height of a drawn panel in pixels
@@ -213,33 +215,28 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    if args.output.exists() and not args.overwrite:
-        raise ValueError(f"{args.output}: would be overwritten; pass --overwrite, or choose another output.")
+    check_target(args.output, overwrite=args.overwrite)
     if args.output.suffix.lower() not in FORMATS:
-        raise ValueError(f"{args.output}: the name must end in one of {', '.join(FORMATS)}.")
+        raise UsageError(f"{args.output}: the name must end in one of {', '.join(FORMATS)}.")
     device = pick_device(args.device)
     if args.weights is not None:
-        networks = {file.stem: load_mren(args.scale, path=file, device=device) for file in args.weights}
+        networks = {
+            name: load_mren(args.scale, path=file, device=device) for name, file in name_apart(args.weights).items()
+        }
     else:
         networks = {
             TITLES[variant]: load_mren(args.scale, variant, device=device)
-            for variant in CHANNELS
+            for variant in VARIANTS
             if variant == "mren" or weights_path(args.scale, variant).exists()
         }
-    files = {path.stem: path for path in list_images(args.data)}
-    save_image(draw_details(files, args.crop, args.scale, networks), args.output)
+    files = name_apart(list_images(args.data))
+    save_image(draw_details(files, args.crop, args.scale, networks), args.output, overwrite=args.overwrite)
     print(f"{args.output}: {len(args.crop)} details at x{args.scale}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = _parse(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(run, _parse, argv)
 
 
 if __name__ == "__main__":

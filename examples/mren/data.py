@@ -16,11 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from examples.mren.imageread import IMAGE_SUFFIXES, is_image, read_pixels
 
 
 def imresize(image: Tensor, scale: float) -> Tensor:
@@ -84,7 +83,7 @@ def mod_crop(image: Tensor, factor: int) -> Tensor:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder, sorted by name.
+    """The image files of a folder, sorted by name; hidden files, such as the ``._x.jpg`` of a Mac, are none.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -93,22 +92,24 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}.")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(path for path in folder.iterdir() if is_image(path))
     if not files:
         raise ValueError(f"{folder}: no images; looked for {', '.join('*' + suffix for suffix in IMAGE_SUFFIXES)}.")
     return files
 
 
 def read_rgb(path: str | Path) -> Tensor:
-    """Read an image file as uint8 RGB, shape (3, H, W); gray is repeated."""
-    try:
-        with Image.open(path) as opened:
-            if opened.mode[0] in "IF":  # Pillow would clip what lies above 255
-                raise ValueError(f"more than 8 bits per value, mode {opened.mode}; convert it to 8 first")
-            pixels = np.array(opened.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise ValueError(f"{path}: not a readable image ({error}).") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    """Read an image file as uint8 RGB, shape (3, H, W); gray is repeated, opacity left out.
+
+    Raises:
+        ValueError: If the file is no image, is damaged, or has more than 8 bits per value; the message names it.
+    """
+    pixels = read_pixels(path)
+    if pixels.values.dtype != np.uint8:
+        raise ValueError(f"{path}: not a readable image (more than 8 bits per value; convert it to 8 first).")
+    values = torch.from_numpy(pixels.values).permute(2, 0, 1)
+    colors = values[:1].expand(3, -1, -1) if values.shape[0] < 3 else values[:3]
+    return colors.contiguous()
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from examples.mren.cli import check_target, describe, fail, note, run_command, whole_number
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
-from examples.mren.files import write_text
+from examples.mren.files import name_apart, write_text
 from examples.mren.metrics import Score, score, to_uint8
-from examples.mren.model import CHANNELS, DEVICES, STAGES, load_mren, pick_device
+from examples.mren.model import DEVICES, STAGES, VARIANTS, load_mren, pick_device
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
 Upscale = Callable[[Tensor], Tensor]
 
-SMALLEST_TILE = 64
+SMALLEST_TILE = 64  # twice what tiles share
+LARGEST_WINDOW = 4096  # of --local: far above any patch that a network is trained on
 # How many images the sets have under whose names papers print means.
 IMAGES = {"Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100, "Manga109": 109}
 
@@ -115,33 +117,79 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of high-resolution images")
     parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
-    parser.add_argument("--variant", choices=sorted(CHANNELS), default="mren")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren")
     parser.add_argument("--weights", type=Path, help="a weight file of your own, instead of the shipped one")
     parser.add_argument(
         "--local",
-        type=int,
+        type=whole_number(1, LARGEST_WINDOW),
         metavar="SIDE",
         help="score with windowed statistics, too; SIDE is that of the low-resolution patches it was trained on",
     )
     parser.add_argument(
-        "--tile", type=int, nargs="+", default=[], metavar="N", help="score in tiles of N low-resolution pixels, too"
+        "--tile",
+        type=whole_number(SMALLEST_TILE),
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="score in tiles of N low-resolution pixels, too",
     )
     parser.add_argument("--onnx", type=Path, nargs="+", default=[], metavar="FILE", help="score exported files, too")
     parser.add_argument("--csv", type=Path, help="file for the scores of every image")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --csv if it is there")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> list[Row]:
-    """Run the command."""
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code.
+
+    Raises:
+        UsageError: If an option is out of range, or the file for the scores could not be written.
+        ValueError: If weights or folders are not what is needed.
+    """
+    if args.csv is not None:
+        check_target(args.csv, overwrite=args.overwrite)
     device = pick_device(args.device)
     names = [folder.resolve().name for folder in args.data]
     if len(set(names)) < len(names):
         raise ValueError(f"--data: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
-    if args.local is not None and args.local < 1:
-        raise ValueError(f"--local: must be at least 1, got {args.local}.")
-    if min(args.tile, default=SMALLEST_TILE) < SMALLEST_TILE:
-        raise ValueError(f"--tile: must be at least {SMALLEST_TILE}, twice what tiles share, got {min(args.tile)}.")
+    methods = _methods(args, device)
+    found = {folder.resolve().name: list_images(folder) for folder in args.data}
+    for name, images in found.items():
+        if len(images) != IMAGES.get(name, len(images)):
+            number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
+            note(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.")
+    files = [path for images in found.values() for path in images]
+    rows, failed = score_all(files, args.scale, methods)
+    if failed:
+        note(f"{len(files) - failed} of {len(files)} images are scored; means are theirs.")
+    if rows:
+        print(table(rows))
+    if rows and args.csv is not None:
+        write_text(args.csv, to_csv(rows), overwrite=args.overwrite)
+    return 1 if failed else 0
+
+
+def score_all(files: Sequence[Path], scale: int, methods: dict[str, Upscale]) -> tuple[list[Row], int]:
+    """Score images; one that cannot be scored is named, and the others are.
+
+    Returns:
+        The scores, and how many images have none.
+    """
+    rows: list[Row] = []
+    failed = 0
+    for path in tqdm(files, unit="image", desc=f"x{scale}", disable=None):
+        try:
+            rows += list(evaluate([path], scale, methods))
+        # RuntimeError: no memory, or a fault of the device.
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            failed += 1
+            with tqdm.external_write_mode():
+                fail(describe(error, path))
+    return rows, failed
+
+
+def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscale]:
     label = args.variant if args.weights is None else args.weights.stem
     nets = {label: load_mren(args.scale, args.variant, device=device, path=args.weights)}
     if args.local is not None:
@@ -156,30 +204,14 @@ def run(args: argparse.Namespace) -> list[Row]:
     if args.onnx:
         from examples.mren.onnxfile import onnx_upscaler  # here only: who scores weights need not have onnxruntime
 
-        methods |= {file.name: onnx_upscaler(file, args.scale) for file in args.onnx}
-    found = {folder.resolve().name: list_images(folder) for folder in args.data}
-    for name, images in found.items():
-        if len(images) != IMAGES.get(name, len(images)):
-            number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
-            print(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.", file=sys.stderr)
-    files = [path for images in found.values() for path in images]
-    total = len(files) * len(methods)
-    rows = list(tqdm(evaluate(files, args.scale, methods), total=total, unit="score", desc=f"x{args.scale}"))
-    print(table(rows))
-    if args.csv is not None:
-        write_text(args.csv, to_csv(rows))
-    return rows
+        files = name_apart(args.onnx, suffixes=True)
+        methods |= {name: onnx_upscaler(file, args.scale) for name, file in files.items()}
+    return methods
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = _parse(argv)
-    try:
-        run(args)
-    except (ValueError, OSError, ImportError) as error:  # ImportError: no onnxruntime for --onnx
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(run, _parse, argv)
 
 
 if __name__ == "__main__":

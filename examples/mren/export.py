@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from examples.mren.files import whole_file
+from examples.mren.files import atomic_write
 from examples.mren.fold import fold_mren
-from examples.mren.model import CHANNELS, MREN, STAGES, Scale, load_mren, read_weights, weights_path
+from examples.mren.model import MREN, STAGES, VARIANTS, Scale, load_mren, read_weights, variant_of, weights_path
 
 if TYPE_CHECKING:
     from examples.mren.onnxfile import Session
@@ -87,7 +87,7 @@ def export_onnx(
 
     net = copy.deepcopy(net).cpu().eval()
     folded = fold_mren(net) if is_folded(fold, precision) else net
-    with whole_file(Path(file)) as scratch:
+    with atomic_write(Path(file)) as scratch:
         _write(_InHalf(folded) if precision == "float16" else folded, scratch)
         model = onnx.load(scratch)
         onnxfile.write_bicubic_as_convolution(model)  # a folded network has none any more
@@ -158,10 +158,9 @@ def _check(session: Session, net: nn.Module, tolerance: float) -> float:
 def describe(file: Path, precision: Precision, *, folded: bool) -> dict[str, str]:
     """What an exported file says about itself, for the weights it is made from."""
     config, _ = read_weights(file)
-    names = {channels: name for name, channels in CHANNELS.items()}
     return {
         "scale": str(config["scale"]),
-        "variant": names.get(config.get("channels", CHANNELS["mren"]), "other"),
+        "variant": variant_of(config) or "other",
         "precision": precision,
         "folded": "yes" if folded else "no",
         "values": "RGB between 0 and 1; clamp the output",
@@ -232,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the .onnx file")
     parser.add_argument("--scale", type=int, choices=tuple(STAGES), default=4)
-    parser.add_argument("--variant", choices=tuple(CHANNELS), default="mren")
+    parser.add_argument("--variant", choices=tuple(VARIANTS), default="mren")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own instead of the shipped ones")
     parser.add_argument("--precision", choices=get_args(Precision), default="float32")
     parser.add_argument(

@@ -1,30 +1,116 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files that are looked at before they are opened."""
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+
+# What os.link says where a filesystem has no second names for a file: FAT, some network drives, some containers.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 @contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
-    """Yield a scratch path beside ``file`` that takes its place if the block succeeds, and vanishes if not."""
+def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a scratch path beside ``file`` that takes its place if the block succeeds, and vanishes if not.
+
+    The scratch file has a hidden name, which no command takes for an input, and the permissions that the umask gives.
+
+    Args:
+        file: Where the result goes; missing folders are made.
+        overwrite: Whether a file that is there at the end may be replaced. Without it, one that another process made
+            in the meantime stays.
+
+    Raises:
+        FileExistsError: If there is a file and ``overwrite`` is false.
+        OSError: If the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_write(Path(folder, "note.txt")) as scratch:
+        ...         _ = scratch.write_text("whole")
+        ...     Path(folder, "note.txt").read_text()
+        'whole'
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}-", suffix=file.suffix)
-    os.close(handle)
-    scratch = Path(name)
+    # The name first, then the file: a signal between the two leaves nothing behind.
+    scratch = file.with_name(f".{secrets.token_hex(6)}{file.suffix[:16]}")
     try:
+        scratch.touch(exist_ok=False)
         yield scratch
-        scratch.chmod(0o644)  # mkstemp makes files that only their owner can read
-        scratch.replace(file)
+        if overwrite:
+            scratch.replace(file)
+        else:
+            _rename_to_new(scratch, file)
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with whole_file(file) as scratch:
-        scratch.write_text(text)
+def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
+    """Write a text file in UTF-8, whole or not at all; see :func:`atomic_write`."""
+    with atomic_write(file, overwrite=overwrite) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def check_regular(file: str | Path) -> None:
+    """Raise unless a path is that of a file with contents: reading a named pipe would wait for ever.
+
+    Raises:
+        FileNotFoundError: If nothing is there.
+        ValueError: If it is a folder, a pipe, a socket or a device.
+    """
+    mode = os.stat(file).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
+        kind = next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
+        raise ValueError(f"{file}: is {kind}, a file is needed.")
+
+
+def name_apart(files: Sequence[Path], *, suffixes: bool = False) -> dict[str, Path]:
+    """Short names for files, by which they can be told apart: the suffix and folders are added where needed.
+
+    Args:
+        files: The files, each once.
+        suffixes: Whether all names keep their suffix.
+
+    Raises:
+        ValueError: If a file is given twice.
+
+    Example:
+        >>> list(name_apart([Path("a/net.onnx"), Path("b/net.onnx"), Path("b/other.onnx")]))
+        ['a/net.onnx', 'b/net.onnx', 'other']
+    """
+    paths = [file.resolve() for file in files]
+    for file in paths:
+        if paths.count(file) > 1:
+            raise ValueError(f"{file}: is given twice.")
+    forms: list[Callable[[Path], str]] = [] if suffixes else [lambda path: path.stem]
+    longest = max((len(path.parts) for path in paths), default=0)
+    forms += [partial(_last_parts, count=count) for count in range(1, longest + 1)]
+    names: dict[str, Path] = {}
+    for file, path in zip(files, paths, strict=True):
+        name = next(form(path) for form in forms if sum(form(other) == form(path) for other in paths) == 1)
+        names[name] = file
+    return names
+
+
+def _last_parts(path: Path, count: int) -> str:
+    return "/".join(path.parts[-count:])
+
+
+def _rename_to_new(scratch: Path, file: Path) -> None:
+    """Give a file its final name, unless that is taken."""
+    try:
+        os.link(scratch, file)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Claim the name, then put the file there. Only here, where it must be, is the name empty for a moment.
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        scratch.replace(file)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from huggingface_hub import PyTorchModelHubMixin, constants
 
 from examples.mren.model import COMMUNICATIONS, MREN, Chain, Scale, save_weights
+from examples.mren.weightfile import check_arguments
 from sc_blocks.dracb import Relay
 from sc_blocks.scacb import Exchange, Parts
 
@@ -109,6 +110,10 @@ class HubMREN(
                 f"{model_id}: {constants.CONFIG_NAME} holds {', '.join(sorted(unknown))}; HubMREN takes "
                 f"{', '.join(sorted(taken))}. Was it written by another version?"
             )
+        try:
+            check_arguments(config)
+        except ValueError as error:
+            raise ValueError(f"{model_id}: {constants.CONFIG_NAME}: {error}.") from error
         for name in taken & given.keys() & config.keys():
             if given[name] != config[name]:
                 raise ValueError(

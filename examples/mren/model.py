@@ -1,23 +1,17 @@
-"""MREN, assembled from the blocks, and its weight files.
-
-A weight file is a ``.safetensors`` file whose metadata holds the constructor's arguments, so that loading it needs no
-second source and runs no code of the file's.
-"""
+"""MREN, assembled from the blocks, and loaded from its weight files; :mod:`examples.mren.weightfile` is about these."""
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from examples.mren.files import whole_file
+from examples.mren.weightfile import open_weights
+from examples.mren.weightfile import save_weights as save_weights  # part of what this module offers
 from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, _checks
 from sc_blocks.communication import CommunicationLike
 from sc_blocks.dracb import Relay
@@ -33,12 +27,11 @@ WEIGHTS = Path(__file__).parent / "weights"
 STAGES: dict[int, tuple[float, ...]] = {2: (2,), 3: (2, 1.5), 4: (2, 2)}
 DEVICES = ("auto", "cuda", "mps", "cpu")
 # Arguments of each variant. MREN-S is ours: the trunk of MREN with a narrow reconstruction.
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[Variant, dict[str, Any]] = {
     "mren": {"channels": 60},
     "mren_s": {"channels": 60, "reconstruct_channels": [24, 16]},
     "mren_l": {"channels": 84},
 }
-CHANNELS: dict[str, int] = {name: config["channels"] for name, config in VARIANTS.items()}
 # Channels that a weight file can name.
 COMMUNICATIONS = {"learnable": LearnableCommunication, "gated": GatedCommunication}
 
@@ -196,8 +189,20 @@ def weights_path(scale: Scale, variant: Variant = "mren") -> Path:
     return WEIGHTS / f"{variant}_x{scale}.safetensors"
 
 
+def variant_of(config: dict[str, Any]) -> Variant | None:
+    """The variant whose widths the arguments of a network have, if there is one.
+
+    Example:
+        >>> variant_of({"scale": 4, "channels": 84}), variant_of({"scale": 4, "channels": 12})
+        ('mren_l', None)
+    """
+    defaults: dict[str, Any] = {"channels": 60, "reconstruct_channels": None}
+    widths = {name: config.get(name, default) for name, default in defaults.items()}
+    return next((variant for variant, given in VARIANTS.items() if defaults | given == widths), None)
+
+
 def load_mren(
-    scale: Scale = 4,
+    scale: Scale | None = 4,
     variant: Variant = "mren",
     *,
     device: torch.device | str = "cpu",
@@ -206,7 +211,7 @@ def load_mren(
     """Load a trained network, ready to upscale.
 
     Args:
-        scale: 2, 3 or 4.
+        scale: 2, 3 or 4; ``None`` with a ``path`` for that of the file.
         variant: ``"mren"``, ``"mren_s"`` or ``"mren_l"``.
         device: Where the network goes.
         path: A weight file of your own, such as :mod:`examples.mren.train` writes, of any width; ``None`` for the
@@ -219,7 +224,7 @@ def load_mren(
         FileNotFoundError: If there are no such weights; the message lists those that are there.
         ValueError: If the file holds another scale, or is not one of ours.
     """
-    if scale not in STAGES:
+    if scale not in STAGES and (scale is not None or path is None):
         raise ValueError(f"load_mren: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
     if variant not in VARIANTS:
         raise ValueError(f"load_mren: variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
@@ -228,18 +233,15 @@ def load_mren(
         shipped = ", ".join(sorted(found.stem for found in WEIGHTS.glob("*.safetensors"))) or "none"
         raise FileNotFoundError(
             f"no weights at {file}. Shipped: {shipped}. Train your own with "
-            f"python -m examples.mren.train --data FOLDER --scale {scale}, then pass path= (or --weights)."
+            f"python -m examples.mren.train --data FOLDER --scale {scale or 4}, then pass path= (or --weights)."
         )
     config, state = read_weights(file)
-    expected = {"scale": scale} | (VARIANTS[variant] if path is None else {})
-    for name, wanted in expected.items():
-        if config.get(name) != wanted:
-            raise ValueError(f"{file}: was saved with {name}={config.get(name)!r}, asked for {name}={wanted!r}.")
-    try:
-        net = MREN(**config)
-        net.load_state_dict(state)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{file}: its weights do not fit its constructor arguments, {config}: {error}") from error
+    if scale is not None and config["scale"] != scale:
+        raise ValueError(f"{file}: was saved with scale={config['scale']!r}, asked for scale={scale!r}.")
+    if path is None and variant_of(config) != variant:
+        raise ValueError(f"{file}: was saved with {config}, which are not the arguments of {variant}.")
+    net = MREN(**config)
+    net.load_state_dict(state)
     return net.to(device).eval()
 
 
@@ -256,16 +258,6 @@ def pick_device(name: str) -> torch.device:
         there = ", ".join(device for device, is_there in present.items() if is_there)
         raise ValueError(f"--device {name}: this machine or this build of torch has none; there is {there}.")
     return torch.device(name)
-
-
-def save_weights(net: nn.Module, file: Path, config: dict[str, Any]) -> None:
-    """Write weights and constructor arguments to a ``.safetensors`` file, whole or not at all.
-
-    The network may be compiled or wrapped for several processes; its file is the same.
-    """
-    state = {_own_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
-    with whole_file(file) as scratch:
-        save_file(state, scratch, metadata={"format": "pt", "mren": json.dumps(config)})
 
 
 def warm_start(net: MREN, file: str | Path) -> list[str]:
@@ -294,23 +286,17 @@ def warm_start(net: MREN, file: str | Path) -> list[str]:
     return [name for name in own if name not in fitting]
 
 
-def read_weights(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The constructor's arguments and the tensors that a weight file holds.
+def read_weights(file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The constructor's arguments and the tensors that a weight file holds, which fit each other.
 
     Raises:
-        ValueError: If the file is unreadable, or not one of ours.
+        ValueError: If the file is unreadable, is not one of ours, or holds other tensors than its arguments ask for.
+        OSError: If it is not there.
     """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            state = {_own_name(name): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dict)
-    except Exception as error:
-        raise ValueError(f"{file}: not a readable .safetensors file ({error}).") from error
-    if "mren" not in metadata:
-        raise ValueError(f"{file}: holds no constructor arguments of MREN; was it written by examples.mren.train?")
-    return json.loads(metadata["mren"]), state
-
-
-def _own_name(name: str) -> str:
-    """The name of a parameter without what ``torch.compile`` and ``DistributedDataParallel`` put into it."""
-    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+    with open_weights(file) as opened:
+        try:
+            # Without memory for the tensors: these are only allocated if the file holds them.
+            expected = MREN(**opened.arguments, device="meta").state_dict()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: no network can be built of its arguments ({error})") from error
+        return opened.arguments, opened.read(expected)

@@ -11,7 +11,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +22,15 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from examples.mren.cli import UsageError, is_out_of_memory, one_line, run_command
+from examples.mren.files import name_apart
 from examples.mren.fold import BicubicConv
 from examples.mren.metrics import to_uint8
 
 Session = onnxruntime.InferenceSession
+
+# What repeats a part as often as a number in the file says. No export of ours has any.
+_REFUSED = {"Loop", "Scan", "If", "SequenceMap"}
 
 
 def write_bicubic_as_convolution(model: onnx.ModelProto) -> None:
@@ -98,14 +103,65 @@ def open_session(file: str | Path, *, threads: int = 0) -> Session:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        return Session(file, options, providers=["CPUExecutionProvider"])
+        model = onnx.load(file, load_external_data=False)
+        reason = _why_refused(model)
+        if reason is None:
+            # No fallback: it would print, and try the same provider once more.
+            return Session(file, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime has an exception of its own for each of its status codes
-        raise ValueError(f"{file}: onnxruntime cannot run it ({error}).") from error
+        if is_out_of_memory(error):
+            raise MemoryError from error
+        raise ValueError(f"{file}: onnxruntime cannot run it ({one_line(error)[:300]}).") from error
+    raise ValueError(f"{file}: {reason}; python -m examples.mren.export writes files that can be run.")
+
+
+def _why_refused(model: onnx.ModelProto) -> str | None:
+    """What in a file from anybody could take for ever, or reads other files, or is no network for images."""
+    for graph in _graphs(model):
+        for node in graph.node:
+            if node.op_type in _REFUSED:
+                return f"has the operator {node.op_type}, by which a small file can run for ever"
+        tensors = [*graph.initializer, *(t for node in graph.node for each in node.attribute for t in _tensors(each))]
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+            return "keeps its weights in other files, of which only itself may be read"
+    if len(model.graph.input) != 1 or len(model.graph.output) != 1:
+        return f"takes {len(model.graph.input)} inputs and gives {len(model.graph.output)}; one image each is needed"
+    taken = model.graph.input[0].type.tensor_type
+    kind = onnx.TensorProto.DataType.Name(taken.elem_type).lower()
+    if kind != "float":
+        return f"takes images of {kind}; float is needed, between 0 and 1"
+    if len(taken.shape.dim) != 4 or taken.shape.dim[1].dim_value not in (0, 3):
+        return "does not take images of shape (N, 3, H, W)"
+    return None
+
+
+def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """The graph of a model, those in its nodes, and its functions."""
+    waiting: list[Any] = [model.graph, *model.functions]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                waiting += [attribute.g] * attribute.HasField("g") + list(attribute.graphs)
+
+
+def _tensors(attribute: onnx.AttributeProto) -> list[onnx.TensorProto]:
+    return [attribute.t] * attribute.HasField("t") + list(attribute.tensors)
 
 
 def run_session(session: Session, x: Tensor) -> Tensor:
-    """What a session computes for images between 0 and 1, shape (N, 3, H, W)."""
-    (result,) = session.run(None, {"input": x.numpy()})
+    """What a session computes for images between 0 and 1, shape (N, 3, H, W).
+
+    Raises:
+        ValueError: If it fails.
+    """
+    try:
+        (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    except Exception as error:  # as above
+        if is_out_of_memory(error) or "bad_alloc" in str(error):
+            raise MemoryError from error
+        raise ValueError(f"onnxruntime fails at images of {tuple(x.shape)} ({one_line(error)[:300]})") from error
     return torch.from_numpy(cast(np.ndarray, result))
 
 
@@ -113,13 +169,27 @@ def onnx_upscaler(file: str | Path, scale: int) -> Callable[[Tensor], Tensor]:
     """An ONNX file as a function from uint8 images, shape (3, H, W), to enlarged uint8 images.
 
     Raises:
-        ValueError: If it cannot be run, or says that it is of another scale.
+        ValueError: If it cannot be run, takes images of one size only, or says that it is of another scale.
     """
     session = open_session(file)
-    told = session.get_modelmeta().custom_metadata_map.get("scale")
+    told = session.get_modelmeta().custom_metadata_map.get("scale", "none")
     if told != str(scale):
-        raise ValueError(f"{file}: is of scale {told}, asked for {scale}; was it written by examples.mren.export?")
-    return lambda lr: to_uint8(run_session(session, (lr.float() / 255)[None])[0])
+        raise ValueError(f"{file}: is of scale {told[:20]}, asked for {scale}; was it written by examples.mren.export?")
+    batch, _, *size = session.get_inputs()[0].shape
+    if any(isinstance(side, int) for side in size) or (batch not in (None, 1) and isinstance(batch, int)):
+        raise ValueError(f"{file}: takes images of one size only; examples.mren.export writes files for any size.")
+
+    def upscale(lr: Tensor) -> Tensor:
+        try:
+            result = run_session(session, (lr.float() / 255)[None])
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}.") from error
+        expected = (1, 3, lr.shape[1] * scale, lr.shape[2] * scale)
+        if result.shape != expected or not result.is_floating_point():
+            raise ValueError(f"{file}: gives {result.dtype} of {tuple(result.shape)}; float of {expected} is needed.")
+        return to_uint8(result[0].float())
+
+    return upscale
 
 
 def latencies(
@@ -136,14 +206,38 @@ def latencies(
     for round_number in range(rounds + 1):
         for file, session in sessions.items():
             start = clock()
-            run_session(session, x)
+            try:
+                run_session(session, x)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}.") from error
             if round_number > 0:  # the first round reserves memory
                 taken[file].append(clock() - start)
     return taken
 
 
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    if min(*args.size, args.rounds) < 1 or args.threads < 0:
+        raise UsageError("--size and --rounds must be at least 1, --threads at least 0.")
+    taken = latencies(args.files, tuple(args.size), rounds=args.rounds, threads=args.threads)
+    first = statistics.median(taken[args.files[0]])
+    size = " x ".join(map(str, (1, 3, *args.size)))
+    clock = "one thread, processor time" if args.threads == 1 else f"{args.threads or 'all'} threads, clock time"
+    print(f"onnxruntime {onnxruntime.__version__}, {size}, {clock}")
+    for name, file in name_apart(args.files, suffixes=True).items():
+        low, median, high = (float(np.quantile(taken[file], share)) for share in (0.25, 0.5, 0.75))
+        print(
+            f"{name}: {file.stat().st_size / 1e6:.2f} MB, {1e3 * median:.0f} ms "
+            f"({1e3 * low:.0f} to {1e3 * high:.0f}), ratio {median / first:.2f}"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    return run_command(run, _parser().parse_args, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m examples.mren.onnxfile",
@@ -155,25 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", nargs=2, type=int, default=(120, 160), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1, help="0 for as many as there are cores (%(default)s)")
-    args = parser.parse_args(argv)
-    try:
-        if min(*args.size, args.rounds) < 1 or args.threads < 0:
-            raise ValueError("--size and --rounds must be at least 1, --threads at least 0.")
-        taken = latencies(args.files, tuple(args.size), rounds=args.rounds, threads=args.threads)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    first = statistics.median(taken[args.files[0]])
-    size = " x ".join(map(str, (1, 3, *args.size)))
-    clock = "one thread, processor time" if args.threads == 1 else f"{args.threads or 'all'} threads, clock time"
-    print(f"onnxruntime {onnxruntime.__version__}, {size}, {clock}")
-    for file, seconds in taken.items():
-        low, median, high = (float(np.quantile(seconds, share)) for share in (0.25, 0.5, 0.75))
-        print(
-            f"{file.name}: {file.stat().st_size / 1e6:.2f} MB, {1e3 * median:.0f} ms "
-            f"({1e3 * low:.0f} to {1e3 * high:.0f}), ratio {median / first:.2f}"
-        )
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from examples.mren.files import whole_file
+from examples.mren.files import atomic_write
 
 
 @contextmanager
@@ -26,5 +26,5 @@ def svg_plot(target: Path) -> Iterator[Axes]:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-        with whole_file(target) as scratch:
+        with atomic_write(target) as scratch:
             figure.savefig(scratch, format="svg", metadata={"Date": None})

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.mren.ablate import TABLES, read_runs, tabulate
+from examples.mren.cli import run_command
 from examples.mren.files import write_text
 from examples.mren.model import WEIGHTS
 from examples.mren.plots import svg_plot
@@ -102,9 +103,12 @@ def tables() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    argparse.ArgumentParser(prog="python -m examples.mren.report", description=__doc__.partition("\n")[0]).parse_args(
-        argv
-    )
+    parser = argparse.ArgumentParser(prog="python -m examples.mren.report", description=__doc__.partition("\n")[0])
+    return run_command(run, parser.parse_args, argv)
+
+
+def run(_: argparse.Namespace) -> None:
+    """Run the command."""
     for name, text in tables().items():
         write_text(DOCS / name, text)
         print(DOCS / name)
@@ -116,7 +120,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipes = {file.name.removesuffix(".log.csv"): file for file in sorted(RESULTS.glob("*.log.csv"))}
     if recipes:
         draw_curves(recipes, DOCS / "recipes.svg", over="minutes")
-    return 0
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ from spandrel import (
 from spandrel.util import KeyCondition, get_seq_len
 from torch import Tensor
 
-from examples.mren.files import whole_file
+from examples.mren.files import atomic_write
 from examples.mren.model import MREN, read_weights
+from examples.mren.weightfile import parse_arguments
 
 # The tensor that holds the constructor's arguments: JSON, one character an element. ASCII outlives a cast to fp16.
 ARGUMENTS = "mren_arguments"
@@ -123,12 +124,9 @@ def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     if ARGUMENTS in state_dict:
         try:
-            arguments = json.loads(bytes(state_dict[ARGUMENTS].to(torch.uint8).tolist()))
+            return parse_arguments(bytes(state_dict[ARGUMENTS].to(torch.uint8).tolist()).decode())
         except ValueError as error:
             raise ValueError(f"MREN: {ARGUMENTS} must hold the constructor's arguments as JSON ({error}).") from error
-        if not isinstance(arguments, dict):
-            raise ValueError(f"MREN: {ARGUMENTS} must hold the constructor's arguments by name, got {arguments!r}.")
-        return arguments
 
     if "reconstruct.1.expand.weight" in state_dict:
         scale = 4
@@ -175,7 +173,7 @@ def write_for_spandrel(weights: str | Path, copy: str | Path) -> None:
     arguments, state = read_weights(weights)
     text = json.dumps(arguments)
     state[ARGUMENTS] = torch.tensor(list(text.encode("ascii")), dtype=torch.uint8)
-    with whole_file(copy) as scratch:
+    with atomic_write(copy) as scratch:
         save_file(state, scratch, metadata={"format": "pt", "mren": text})
 
 

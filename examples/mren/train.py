@@ -12,21 +12,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
 from examples.mren.checkpoint import checkpoints
+from examples.mren.cli import UsageError, run_command
 from examples.mren.data import list_images, load_pairs, split_held_out
 from examples.mren.files import write_text
 from examples.mren.model import MREN, STAGES, VARIANTS
 from examples.mren.recipes import RECIPES, Recipe
-from examples.mren.trainer import Progress, Trainer, TrainingError
+from examples.mren.trainer import Trainer
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -140,16 +145,51 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"--config: {error}") from error
 
 
-def train(args: argparse.Namespace) -> Progress:
-    """Run the command."""
+@contextmanager
+def _stopping_in_good_order(trainer: Trainer) -> Iterator[list[int]]:
+    """Let signals end a run with a checkpoint; yields the list of those received. A second signal ends it at once.
+
+    Machines that can be taken back, and schedulers whose time is up, send SIGTERM.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield received
+        return
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        trainer.interrupt()
+        signal.signal(number, before[number])
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    before = {number: signal.getsignal(number) for number in (getattr(signal, n) for n in names if hasattr(signal, n))}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Raise if the output folder holds something that this run would replace."""
+    there = [args.output / name for name in (f"{args.variant}_x{args.scale}.safetensors", "log.csv", "run.json")]
+    for path in [*checkpoints(args.output), *(file for file in there if file.exists())]:
+        raise UsageError(
+            f"{args.output} holds a run already ({path.name}); add --resume to go on with it, or choose another folder."
+        )
+
+
+def train(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
     started = time.monotonic()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = not args.deterministic  # the shapes of a training do not change
-    if not args.resume and checkpoints(args.output):
-        raise TrainingError(
-            f"{args.output} holds a run already; add --resume to go on with it, or choose another folder."
-        )
+    if not args.resume:
+        _check_output(args)
     recipe = _recipe(args)
     torch.use_deterministic_algorithms(args.deterministic)
     accelerator = Accelerator(
@@ -197,31 +237,40 @@ def train(args: argparse.Namespace) -> Progress:
     if args.dry_run:
         low, high = trainer.sampler.batch(0)
         accelerator.print(f"first batch: low resolution {tuple(low.shape)}, high resolution {tuple(high.shape)}")
-        return trainer.progress
-    args.output.mkdir(parents=True, exist_ok=True)
-    if args.resume:
-        accelerator.print(f"resumed at step {trainer.resume()}")
+        return 0
+    (args.output / "checkpoints").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(args.output / "checkpoints" / ".lock")
     if accelerator.is_main_process:
-        settings = trainer.progress.settings | {"recipe": args.recipe, "torch": torch.__version__}
-        write_text(args.output / "run.json", json.dumps(settings, indent=2) + "\n")
-    progress = trainer.run(validate_every=args.validate_every, max_minutes=args.max_minutes, started=started)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"{args.output}: another training writes there; wait for it, or choose another folder."
+            ) from None
+    try:
+        if args.resume:
+            accelerator.print(f"resumed at step {trainer.resume()}")
+        if accelerator.is_main_process:
+            settings = trainer.progress.settings | {"recipe": args.recipe, "torch": torch.__version__}
+            write_text(args.output / "run.json", json.dumps(settings, indent=2) + "\n")
+        with _stopping_in_good_order(trainer) as received:
+            progress = trainer.run(validate_every=args.validate_every, max_minutes=args.max_minutes, started=started)
+    finally:
+        lock.release()
+    if received:
+        accelerator.print(f"stopped at step {progress.step}; the same command with --resume goes on from there.")
+        return 128 + received[0]
     accelerator.print(
         f"step {progress.step} of {trainer.steps or 'some'}, {progress.seconds / 60:.1f} minutes, best validation "
         f"{progress.best_psnr:.2f} dB; weights in {args.output}"
     )
     accelerator.print(trainer.timing.describe(first.batch_size))
-    return progress
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = _parse(argv)
-    try:
-        train(args)
-    except (TrainingError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(train, _parse, argv)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ VALIDATION_SHARE = 0.03  # of its time at most, but for the last one
 MARGIN = 2.0  # seconds that such a run keeps for writing its last files
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ValueError):
     """Training cannot go on; the message says why and what to do."""
 
 

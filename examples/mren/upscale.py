@@ -2,84 +2,68 @@
 
     python -m examples.mren.upscale photo.jpg -o photo_x4.png
     python -m examples.mren.upscale folder more/*.png -o upscaled/
+    python -m examples.mren.upscale --recursive --skip-existing folder -o upscaled/
+    python -m examples.mren.upscale - -o - <photo.jpg >photo_x4.png
     python -m examples.mren.upscale
 
-Each file comes out as the kind that it was: gray, palette colours as RGB, transparency, 16-bit gray, colour profile.
-A folder is read one level deep. Files keep their names, and their formats where those can be written (otherwise PNG).
+Each file comes out as the kind that it was: gray, palette colours as RGB, transparency, 16 bits, colour profile, EXIF,
+XMP. Files keep their names, and their formats where those can be written (otherwise PNG).
 Without arguments a photograph is shrunk and upscaled again, and the comparison written to mren_sample.png.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import io
+import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO
 
 import torch
 import torch.nn.functional as F
+from PIL import ImageColor
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from examples.mren.cli import UsageError, describe, fail, note, run_command, whole_number
 from examples.mren.compare import write_sample
-from examples.mren.data import list_images
+from examples.mren.evaluate import LARGEST_WINDOW
 from examples.mren.fold import fold_mren
-from examples.mren.imagefile import FORMATS, Picture, bleed, check_writable, read_picture, write_picture
-from examples.mren.model import CHANNELS, DEVICES, STAGES, Scale, load_mren, pick_device
+from examples.mren.imagefile import (
+    FORMATS,
+    Picture,
+    bleed,
+    check_writable,
+    encode_picture,
+    lay_over,
+    read_picture,
+    read_size,
+    write_picture,
+)
+from examples.mren.jobs import Job, check_targets, file_target, plan
+from examples.mren.model import DEVICES, STAGES, VARIANTS, load_mren, pick_device
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
 TILE = 256  # folded, MREN takes about 0.2 GB for it at x4
 OVERLAP = 32
 SAMPLE = "mren_sample.png"
-
-
-class UsageError(Exception):
-    """What was asked for cannot be done; nothing was."""
+LONGEST_STREAM = 2**30  # bytes of standard input
 
 
 @dataclass(frozen=True)
-class Job:
-    """One file to upscale."""
+class Options:
+    """How files are upscaled and written."""
 
-    source: Path
-    target: Path
-
-
-def plan(inputs: Sequence[Path], output: str, *, overwrite: bool = False) -> list[Job]:
-    """Decide what goes where, and refuse before any work is done what would lose a file.
-
-    Args:
-        inputs: Image files and folders of them.
-        output: A file for a single input file; otherwise a folder, which need not exist.
-        overwrite: Whether files that exist may be replaced. An input never is.
-
-    Raises:
-        UsageError: If an input is missing, a folder holds no images, or two results or a result and another file would
-            have one name.
-    """
-    sources = _find_sources(inputs)
-    if len(inputs) == 1 and inputs[0].is_file():
-        targets = [_file_target(output, _target_name(sources[0]))]
-    else:
-        folder = Path(output)
-        if folder.is_file() or (not folder.exists() and folder.suffix.lower() in FORMATS):
-            raise UsageError(f"{output}: a folder is needed for several images; it is or looks like a file.")
-        targets = [folder / _target_name(source) for source in sources]
-
-    jobs = [Job(source, target) for source, target in zip(sources, targets, strict=True)]
-    first_of: dict[Path, Path] = {}
-    for job in jobs:
-        first = first_of.setdefault(job.target, job.source)
-        if first is not job.source:
-            raise UsageError(f"{first} and {job.source} would both become {job.target}; upscale them one by one.")
-        if job.target.exists() and any(job.target.samefile(source) for source in sources):
-            raise UsageError(f"{job.target}: is an input, which is never overwritten; choose another output.")
-    _refuse_existing(targets, overwrite=overwrite)
-    return jobs
+    tile: int = TILE
+    max_megapixels: float = 256
+    overwrite: bool = False
+    strip_metadata: bool = False
+    quality: int | None = None
+    background: tuple[int, int, int] | None = None
 
 
 def upscale(
@@ -116,32 +100,53 @@ def upscale(
         large = tiled(model, image[None], scale=scale, tile=tile, overlap=OVERLAP, on_tile=report)
         results.append(large[0].clamp_(0, 1))
     alpha = None if picture.alpha is None else _within_surroundings(results[1], picture.alpha, scale)
-    return Picture(results[0], alpha, picture.bits, picture.icc_profile)
+    return replace(picture, color=results[0], alpha=alpha)
 
 
-def upscale_file(net: nn.Module, job: Job, scale: int, *, tile: int = TILE, max_megapixels: float = 256) -> None:
-    """Read, upscale and write one file, with a progress bar where somebody watches.
+def upscale_file(
+    net: nn.Module,
+    job: Job,
+    scale: int,
+    options: Options = Options(),
+    *,
+    on_tile: Callable[[int, int], object] | None = None,
+) -> None:
+    """Read, upscale and write one file, and say what became of it.
 
     Raises:
         ValueError: If the file cannot be read, or the result not be written or would be too large.
+        FileExistsError: If a file came to be where the result goes.
         OSError: If the result cannot be written.
     """
-    picture = read_picture(job.source)
-    check_writable(job.target, picture, scale=scale)
-    height, width = (side * scale for side in picture.color.shape[1:])
-    if height * width > max_megapixels * 1e6:
+    source: Path | BinaryIO = _standard_input() if job.source is None else job.source
+    width, height = (side * scale for side in read_size(source))
+    if width * height > options.max_megapixels * 1e6:
         raise ValueError(
-            f"{job.source}: the result would have {width} x {height} pixels, "
-            f"{round(height * width / 1e6, 2):g} megapixels; --max-megapixels allows {max_megapixels:g}."
+            f"{job.name}: the result would have {width} x {height} pixels, "
+            f"{round(height * width / 1e6, 2):g} megapixels; --max-megapixels allows {options.max_megapixels:g}."
         )
-    with tqdm(desc=job.source.name, unit="tile", disable=None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        write_picture(job.target, upscale(net, picture, scale, tile=tile, on_tile=show))
-    print(f"{job.target}: {width} x {height}")
+    picture = read_picture(source)
+    if options.strip_metadata:
+        picture = replace(picture, metadata=picture.metadata.stripped())
+    target = Path(f"standard output{job.suffix}") if job.target is None else job.target
+    check_writable(target, picture, scale=scale, background=options.background is not None)
+    large = upscale(net, picture, scale, tile=options.tile, on_tile=on_tile)
+    if options.background is not None and not FORMATS[job.suffix.lower()].alpha:
+        large = lay_over(large, options.background)
+    if job.target is None:
+        encoded = io.BytesIO()
+        left_out = encode_picture(encoded, large, job.suffix, quality=options.quality)
+        sys.stdout.buffer.write(encoded.getbuffer())
+        sys.stdout.buffer.flush()
+    else:
+        left_out = write_picture(target, large, quality=options.quality, overwrite=options.overwrite)
+    height, width = large.color.shape[1:]
+    with tqdm.external_write_mode():
+        print(f"{target}: {width} x {height}", file=sys.stderr if job.target is None else sys.stdout)
+        for each in picture.notes:
+            note(f"{job.name}: {each}")
+        for each in left_out:
+            note(f"{target}: cannot hold {each}; left out")
 
 
 class _OnGray(nn.Module):
@@ -162,91 +167,110 @@ def _within_surroundings(large: Tensor, small: Tensor, scale: int) -> Tensor:
     return torch.minimum(torch.maximum(large, bounds[0]), bounds[1])
 
 
-def _find_sources(inputs: Sequence[Path]) -> list[Path]:
-    sources: list[Path] = []
-    for item in inputs:
-        if item.is_dir():
+def _standard_input() -> io.BytesIO:
+    content = sys.stdin.buffer.read(LONGEST_STREAM + 1)
+    if len(content) > LONGEST_STREAM:
+        raise ValueError(f"standard input: more than {LONGEST_STREAM} bytes; pass the name of a file.")
+    return io.BytesIO(content)
+
+
+def _count_pixels(job: Job) -> int:
+    """How much work a file is; nothing if it will be refused."""
+    try:
+        width, height = (1, 1) if job.source is None else read_size(job.source)
+    except (OSError, ValueError):
+        return 0
+    return width * height
+
+
+def upscale_all(net: nn.Module, jobs: Sequence[Job], scale: int, options: Options) -> int:
+    """Upscale files, with the time left where somebody watches; one that fails does not stop the others.
+
+    Returns:
+        The exit code: 1 if a file failed.
+    """
+    code = 0
+    pixels = [_count_pixels(job) for job in jobs]
+    with tqdm(total=sum(pixels), unit="pixel", unit_scale=True, disable=None) as bar:
+        done_before = 0
+        for job, size in zip(jobs, pixels, strict=True):
+            bar.set_description(Path(job.name).name)
+
+            def show(done: int, total: int, start: int = done_before, size: int = size) -> None:
+                bar.update(start + size * done // total - bar.n)
+
             try:
-                found = list_images(item)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-            others = sorted(path for path in item.iterdir() if path not in found and not path.name.startswith("."))
-            if others:
-                print(f"skipped, no images: {_listed(others)}", file=sys.stderr)
-            sources += found
-        elif item.is_file():
-            sources.append(item)
+                upscale_file(net, job, scale, options, on_tile=show)
+            except BrokenPipeError:
+                raise
+            # RuntimeError: no memory even for the smallest tile, or a fault of the device.
+            except (OSError, ValueError, RuntimeError, MemoryError) as error:
+                about_target = job.target is not None and str(job.target) in str(error)
+                with tqdm.external_write_mode():
+                    code = fail(_explain(error, job) if about_target else describe(error, job.name))
+            done_before += size
+            bar.update(done_before - bar.n)
+    return code
+
+
+def _explain(error: BaseException, job: Job) -> str:
+    if isinstance(error, FileExistsError):
+        return f"{job.target}: came to be in the meantime and is left as it is; pass --overwrite to replace it."
+    return describe(error)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code.
+
+    Raises:
+        UsageError: If nothing can be done.
+    """
+    if args.inputs and args.output is None:
+        raise UsageError("-o is needed: a file for a single image, otherwise a folder.")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    jobs: list[Job] = []
+    sample: Path | None = None
+    try:
+        if args.inputs:
+            jobs = plan(
+                args.inputs,
+                args.output,
+                overwrite=args.overwrite,
+                skip_existing=args.skip_existing,
+                recursive=args.recursive,
+                suffix=None if args.format is None else f".{args.format}",
+            )
+            if not jobs:
+                return 0
         else:
-            raise UsageError(f"{item}: no such file or folder.")
-    return sources
-
-
-def _target_name(source: Path) -> str:
-    return source.name if source.suffix.lower() in FORMATS else f"{source.stem}.png"
-
-
-def _file_target(output: str, name: str) -> Path:
-    """Where one result goes: ``output``, or a file of that name in it if it is a folder."""
-    path = Path(output)
-    if path.is_dir() or output.endswith(("/", os.sep)):
-        return path / name
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{output}: must end in one of {', '.join(FORMATS)}, or in / for a folder.")
-    return path
-
-
-def _refuse_existing(targets: Sequence[Path], *, overwrite: bool) -> None:
-    existing = [target for target in targets if target.exists()]
-    if existing and not overwrite:
-        raise UsageError(f"{_listed(existing)}: would be overwritten; pass --overwrite, or choose another output.")
-
-
-def _listed(paths: Sequence[Path], most: int = 3) -> str:
-    more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return ", ".join(str(path) for path in paths[:most]) + more
+            sample = file_target(args.output or SAMPLE, SAMPLE)
+            check_targets([sample], overwrite=args.overwrite)
+        device = pick_device(args.device)
+        scale = args.scale or (4 if args.weights is None else None)
+        net = load_mren(scale, args.variant, device=device, path=args.weights)
+    except (OSError, ValueError) as error:
+        raise UsageError(describe(error)) from error
+    if args.local is not None:
+        to_local(net, torch.zeros(1, 3, args.local, args.local, device=device))
+    model = fold_mren(net)
+    if sample is not None:
+        label = args.variant.upper().replace("_", "-") if args.weights is None else args.weights.stem
+        write_sample(model, net.scale, sample, label=label)
+    options = Options(
+        tile=args.tile,
+        max_megapixels=args.max_megapixels,
+        overwrite=args.overwrite,
+        strip_metadata=args.strip_metadata,
+        quality=args.quality,
+        background=args.background,
+    )
+    return upscale_all(model, jobs, net.scale, options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 if files failed, or 2 if nothing was done because of how it was called."""
-    args = _parser().parse_args(argv)
-    scale = cast(Scale, args.scale)
-    try:
-        if args.inputs and args.output is None:
-            raise UsageError("-o is needed: a file for a single image, otherwise a folder.")
-        if args.inputs:
-            jobs, sample = plan(args.inputs, args.output, overwrite=args.overwrite), None
-        else:
-            jobs, sample = [], _file_target(args.output or SAMPLE, SAMPLE)
-            _refuse_existing([sample], overwrite=args.overwrite)
-        device = pick_device(args.device)
-        net = load_mren(scale, args.variant, device=device, path=args.weights)
-    except (UsageError, OSError, ValueError) as error:
-        return _fail(error, code=2)
-    if args.local is not None:
-        to_local(net, torch.zeros(1, 3, args.local, args.local, device=device))
-    model = fold_mren(net)
-
-    label = args.variant.upper().replace("_", "-") if args.weights is None else args.weights.stem
-    code = 0
-    try:
-        if sample is not None:
-            write_sample(model, scale, sample, label=label)
-        for job in jobs:
-            try:
-                upscale_file(model, job, scale, tile=args.tile, max_megapixels=args.max_megapixels)
-            except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no memory even for the smallest tile
-                names_file = str(job.source) in str(error) or str(job.target) in str(error)
-                code = _fail(error if names_file else f"{job.source}: {error}")
-    except (OSError, ImportError) as error:  # of the sample: an unwritable folder, or no scikit-image
-        return _fail(error)
-    except KeyboardInterrupt:
-        return _fail("interrupted; no file is half written.", code=130)
-    return code
-
-
-def _fail(message: object, *, code: int = 1) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
+    return run_command(run, _parser().parse_args, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -257,33 +281,61 @@ def _parser() -> argparse.ArgumentParser:
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", nargs="*", type=Path, metavar="IN", help="image files, and folders of them")
-    parser.add_argument("-o", "--output", metavar="OUT", help="file for a single image, otherwise folder")
-    parser.add_argument("--scale", type=int, choices=tuple(STAGES), default=4)
-    parser.add_argument("--variant", choices=tuple(CHANNELS), default="mren")
+    parser.add_argument("inputs", nargs="*", metavar="IN", help="image files and folders of them; - for standard input")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="file for a single image, - for standard output, otherwise folder"
+    )
+    parser.add_argument("--scale", type=int, choices=tuple(STAGES), help="that of the weights, if left out; else 4")
+    parser.add_argument("--variant", choices=tuple(VARIANTS), default="mren")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own instead of the shipped ones")
     parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--threads", type=whole_number(1, 4096), metavar="N", help="of the processor; all, if left out")
     parser.add_argument(
-        "--tile", type=_whole_number(2 * OVERLAP), default=TILE, metavar="N", help="input pixels (default: %(default)s)"
+        "--tile", type=whole_number(2 * OVERLAP), default=TILE, metavar="N", help="input pixels (default: %(default)s)"
     )
     parser.add_argument(
         "--local",
-        type=_whole_number(1),
+        type=whole_number(1, LARGEST_WINDOW),
         metavar="SIDE",
         help="attend to windows, not to whole tiles; SIDE is that of the low-resolution patches it was trained on",
     )
-    parser.add_argument("--max-megapixels", type=float, default=256, metavar="N", help="of a result (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist; never an input")
+    parser.add_argument("--max-megapixels", type=_positive, default=256, metavar="N", help="of a result (%(default)s)")
+    parser.add_argument("--recursive", action="store_true", help="read folders in folders, too, and write alike")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace results that exist; never an input")
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="go on with a folder: leave out what has a result"
+    )
+    parser.add_argument(
+        "--format", choices=("png", "jpg", "webp", "tif", "avif"), help="to write; each file's own, if left out"
+    )
+    parser.add_argument(
+        "--quality", type=whole_number(1, 100), metavar="N", help="of JPEG (95), WebP and AVIF (90); WebP is lossy then"
+    )
+    parser.add_argument(
+        "--background", type=_color, metavar="COLOR", help="put behind transparency for JPEG: a name, or #rrggbb"
+    )
+    parser.add_argument(
+        "--strip-metadata", action="store_true", help="leave out EXIF, GPS, XMP, resolution and text; not the profile"
+    )
     return parser
 
 
-def _whole_number(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text}")
-        return int(text)
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text[:40]}")
+    return value
 
-    return parse
+
+def _color(text: str) -> tuple[int, int, int]:
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be the name of a colour, or #rrggbb, got {text[:40]}") from None
 
 
 if __name__ == "__main__":

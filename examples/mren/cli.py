@@ -1,0 +1,214 @@
+"""What the commands have in common: exit codes, errors of one line, signals, and terminals of any encoding.
+
+======  ==================================================================================
+code    meaning
+======  ==================================================================================
+0       all was done
+1       a file or a value was at fault; the rest was done
+2       nothing was done, because of how the command was called
+130     interrupted from the keyboard; 143 and 129 by SIGTERM and SIGHUP
+======  ==================================================================================
+
+Results are printed to stdout; progress, notes and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_LONGEST = 2000  # of a message; what a file holds may be quoted in one
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done; nothing was."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by a signal other than that of the keyboard."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def run_command(
+    run: Callable[[argparse.Namespace], object],
+    parse: Callable[[Sequence[str] | None], argparse.Namespace],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the arguments of a command, run it, and turn what can go wrong into a line and an exit code.
+
+    Args:
+        run: What the command does. If it returns an ``int``, that is the exit code. It raises :class:`UsageError` if
+            nothing was done because of how it was called, and ValueError, OSError or ImportError with a message for
+            users otherwise. Where memory runs out, that is said, too.
+        parse: Makes the arguments of a list of them, as :meth:`argparse.ArgumentParser.parse_args` does.
+        argv: The arguments; ``None`` for those of the process.
+
+    Returns:
+        The exit code, see above.
+
+    Raises:
+        SystemExit: With code 2 if the arguments are malformed, with 0 after ``--help``.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> def run(args):
+        ...     raise ValueError("x.png: is no image.")
+        >>> run_command(run, parser.parse_args, [])  # prints the error to stderr
+        1
+    """
+    print_any_character()
+    with signals_as_exceptions():
+        try:
+            result = run(parse(argv))
+            sys.stdout.flush()
+        except UsageError as error:
+            return fail(error, code=2)
+        except BrokenPipeError:  # who read the output, such as `head`, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (ValueError, OSError, ImportError) as error:
+            return fail(describe(error))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):  # a fault of ours, whose traceback is wanted
+                raise
+            return fail(describe(error))
+        except KeyboardInterrupt as stopped:
+            number = stopped.number if isinstance(stopped, Terminated) else signal.SIGINT
+            return fail("interrupted; no file is half written.", code=128 + number)
+    return result if isinstance(result, int) else 0
+
+
+def fail(message: object, *, code: int = 1) -> int:
+    """Print an error as one line to stderr; returns the exit code."""
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return code
+
+
+def note(message: object) -> None:
+    """Say something that is no error, as one line to stderr."""
+    print(one_line(message), file=sys.stderr)
+
+
+def one_line(message: object) -> str:
+    r"""A message as one line in which nothing can move the terminal's cursor, whatever a file or its name held.
+
+    Example:
+        >>> one_line("a\nb\x1b[2J")
+        'a b\\x1b[2J'
+    """
+    text = " ".join(str(message).split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+
+
+def describe(error: BaseException, file: object = None) -> str:
+    """An error in words, with the file that it is about if the error does not name it.
+
+    Example:
+        >>> describe(MemoryError(), "a.png")
+        'a.png: there is not enough memory; close other programs, or take a smaller --tile.'
+    """
+    text = str(error)
+    if is_out_of_memory(error):
+        text = "there is not enough memory; close other programs, or take a smaller --tile."
+    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}."
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}."
+    return text if file is None or str(file) in text else f"{file}: {text or type(error).__name__}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine, and not the file, is at fault."""
+    # torch on a CPU raises a plain RuntimeError, and safetensors wraps the system's.
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(words in str(error) for words in ("can't allocate memory", "out of memory", "Cannot allocate memory"))
+    )
+
+
+def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> None:
+    """Find out before hours of work whether a file could be written at the end.
+
+    Args:
+        file: Where a result shall go.
+        overwrite: Whether a file that is there may be replaced.
+        check_folder: Whether to try if its folder, or the nearest that exists, takes files.
+
+    Raises:
+        UsageError: If something is in the way, or the folder takes no files; the message names it.
+    """
+    try:
+        if file.is_dir():
+            raise UsageError(f"{file}: is a folder; name a file in it.")
+        if os.path.lexists(file) and not overwrite:
+            raise UsageError(f"{file}: would be overwritten; pass --overwrite, or choose another output.")
+        folder = file.parent
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        if not folder.is_dir():
+            raise UsageError(f"{file}: {folder} is a file, not a folder; choose another output.")
+        os.path.lexists(folder / file.name)  # a name that is too long for the filesystem raises here
+        if check_folder:
+            with tempfile.TemporaryFile(dir=folder):  # more than permissions: a filesystem may be read-only or full
+                pass
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be written ({error.strerror or error}); choose another output.") from error
+
+
+def print_any_character() -> None:
+    """Let stdout and stderr print what their encoding lacks as an escape: a name must not make a result a failure."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def signals_as_exceptions() -> Iterator[None]:
+    """Raise :class:`Terminated` on SIGTERM and SIGHUP, so that every ``finally`` is run, as on Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        for each in (*_SIGNALS, signal.SIGINT):  # a second one must not stop the cleaning up
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated(number)
+
+    # A signal that is ignored, as under nohup, stays so.
+    before = {each: signal.getsignal(each) or signal.SIG_DFL for each in (*_SIGNALS, signal.SIGINT)}
+    for each in _SIGNALS:
+        if before[each] == signal.SIG_DFL:
+            signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A parser's type: a whole number in a range."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= (most or int(text)):
+            limit = "" if most is None else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}{limit}, got {text[:40]}")
+        return int(text)
+
+    return parse

@@ -1,0 +1,294 @@
+"""Pictures written as image files, whole or not at all, in what each format can hold."""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+import tifffile
+import torch
+from PIL import Image, ImageCms, PngImagePlugin
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from examples.mren.files import atomic_write
+from examples.mren.imageread import srgb_profile
+from examples.mren.metadata import SUB_IFDS, Metadata
+from examples.mren.picture import Picture
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a file format can hold, and how it is written."""
+
+    name: str
+    longest_side: int
+    alpha: bool = True
+    gray: bool = True
+    sixteen_bits: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    lossy_options: dict[str, Any] | None = None
+    """Instead, for a picture that was compressed with loss before; ``None`` for a format that is never lossy."""
+
+
+_PNG = Format("PNG", 2**31 - 1, sixteen_bits=True)
+_TIFF = Format("TIFF", 2**31 - 1, sixteen_bits=True, options={"compression": "tiff_deflate"})
+_JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
+_JPEG = Format("JPEG", 65_500, alpha=False, options=_JPEG_OPTIONS, lossy_options=_JPEG_OPTIONS)
+# exact: colours under transparent pixels stay, for whoever scales the result again.
+_WEBP = Format(
+    "WebP", 16_383, gray=False, options={"lossless": True, "exact": True}, lossy_options={"quality": 95, "exact": True}
+)
+_AVIF_OPTIONS = {"quality": 90, "subsampling": "4:4:4"}
+_AVIF = Format("AVIF", 65_535, gray=False, options=_AVIF_OPTIONS, lossy_options=_AVIF_OPTIONS)
+
+FORMATS = {
+    ".png": _PNG,
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".jfif": _JPEG,
+    ".webp": _WEBP,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".avif": _AVIF,
+}
+
+_LONGEST_JPEG_SEGMENT = 65_000
+_XMP_TAG = 700
+_BYTE, _ASCII, _LONG = 1, 2, 4  # types of TIFF
+
+
+def check_writable(path: str | Path, picture: Picture, *, scale: int = 1, background: bool = False) -> None:
+    """Raise unless the format that a path's suffix stands for can hold a picture, enlarged by ``scale``.
+
+    Args:
+        path: Where it shall go.
+        picture: The picture.
+        scale: What it is still to be enlarged by.
+        background: Whether transparency may be laid over a background.
+
+    Raises:
+        ValueError: If it cannot, or no format has that suffix; the message names the path and what would work.
+    """
+    form = FORMATS.get(Path(path).suffix.lower())
+    if form is None:
+        raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}.")
+    if picture.alpha is not None and not form.alpha and not background:
+        raise ValueError(
+            f"{path}: {form.name} has no transparency, the picture has; write .png, .webp or .tif, or choose a "
+            "--background."
+        )
+    if picture.bits == 16 and not form.sixteen_bits:
+        kind = "16-bit gray" if picture.color.shape[0] == 1 else "16-bit colour"
+        raise ValueError(f"{path}: {form.name} has no {kind}, the picture is; write .png or .tif.")
+    if picture.metadata.has_unusual_colors and form is not _PNG:
+        raise ValueError(f"{path}: {form.name} cannot say which colours the picture has (its cICP chunk); write .png.")
+    longest = max(picture.color.shape[1:]) * scale
+    if longest > form.longest_side:
+        raise ValueError(
+            f"{path}: {form.name} ends at {form.longest_side} pixels a side, got {longest}; write .png or .tif."
+        )
+
+
+def write_picture(
+    path: str | Path, picture: Picture, *, quality: int | None = None, overwrite: bool = True
+) -> tuple[str, ...]:
+    """Write a picture in the format that the path's suffix stands for, whole or not at all.
+
+    Values are clamped to between 0 and 1.
+
+    Args:
+        path: Where to; missing folders are made.
+        picture: What to write. WebP and AVIF store gray as RGB.
+        quality: Of JPEG, WebP and AVIF, from 1 to 100; WebP becomes lossy by it. Without it JPEG and AVIF are written
+            nearly without loss, and WebP without any if the picture never had one.
+        overwrite: Whether a file that is there may be replaced.
+
+    Returns:
+        What of the picture's metadata the format cannot hold, in words.
+
+    Raises:
+        ValueError: If the format cannot hold the picture, see :func:`check_writable`.
+        FileExistsError: If a file is there that must not be replaced.
+        OSError: If the file cannot be written.
+    """
+    check_writable(path, picture)
+    with atomic_write(Path(path), overwrite=overwrite) as scratch, scratch.open("w+b") as file:
+        return encode_picture(file, picture, Path(path).suffix, quality=quality)
+
+
+def encode_picture(file: BinaryIO, picture: Picture, suffix: str, *, quality: int | None = None) -> tuple[str, ...]:
+    """Write a picture into an open file that can be sought in; see :func:`write_picture`."""
+    form = FORMATS[suffix.lower()]
+    if form is not _PNG and picture.metadata.gamma is not None:
+        picture = _decoded(picture, picture.metadata.gamma)
+    channels = picture.color if picture.alpha is None else torch.cat([picture.color, picture.alpha])
+    levels, kind = (65535, np.uint16) if picture.bits == 16 else (255, np.uint8)
+    values = channels.clamp(0, 1).mul_(levels).round_().permute(1, 2, 0).numpy().astype(kind)
+    values = values[:, :, 0] if values.shape[2] == 1 else values
+    metadata, icc_profile, left_out = _fitting(form, picture)
+    if form is _TIFF:
+        _write_tiff(file, np.ascontiguousarray(values), metadata, icc_profile)
+        return left_out
+    if picture.bits == 16 and values.ndim == 3:  # which Pillow cannot write
+        _write_deep_png(file, np.ascontiguousarray(values), metadata, icc_profile)
+        return left_out
+    image = Image.fromarray(values)
+    if not form.gray and icc_profile is not None and icc_profile[16:20] == b"GRAY":
+        image, icc_profile = _gray_to_srgb(image, icc_profile), srgb_profile()
+    options = form.lossy_options if form.lossy_options is not None and picture.lossy else form.options
+    if quality is not None and form.lossy_options is not None:
+        options = form.lossy_options | {"quality": quality}
+    image.save(file, format=form.name, **options, **_pillow_options(form, metadata, icc_profile))
+    return left_out
+
+
+def save_image(image: Image.Image, path: str | Path, *, overwrite: bool = True) -> None:
+    """Write a Pillow image in the format that the path's suffix stands for, whole or not at all."""
+    form = FORMATS[Path(path).suffix.lower()]
+    with atomic_write(Path(path), overwrite=overwrite) as scratch:
+        image.save(scratch, format=form.name, **form.options)
+
+
+def _fitting(form: Format, picture: Picture) -> tuple[Metadata, bytes | None, tuple[str, ...]]:
+    """What of a picture's metadata a format takes, and what it does not, in words."""
+    metadata, left_out = picture.metadata, []
+    if form is not _PNG:
+        if metadata.text:
+            left_out.append("its PNG text")
+        metadata = replace(metadata, text=(), color_chunks=())
+    if form is _JPEG:
+        for name in ("exif", "xmp"):
+            if len(getattr(metadata, name) or b"") > _LONGEST_JPEG_SEGMENT:
+                left_out.append(f"{name.upper()} of more than 64 KiB")
+                metadata = replace(metadata, **{name: None})
+    return metadata, picture.icc_profile, tuple(left_out)
+
+
+def _pillow_options(form: Format, metadata: Metadata, icc_profile: bytes | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if icc_profile is not None:
+        options["icc_profile"] = icc_profile
+    if metadata.dpi is not None and form in (_PNG, _JPEG):
+        options["dpi"] = metadata.dpi
+    if metadata.exif is not None:
+        options["exif"] = metadata.exif
+    if form is _PNG:
+        options["pnginfo"] = _png_info(metadata)
+    elif metadata.xmp is not None:
+        options["xmp"] = metadata.xmp
+    return options
+
+
+def _png_info(metadata: Metadata) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    for kind, content in metadata.color_chunks:
+        info.add(kind, content)
+    for key, text in metadata.text:
+        info.add_text(key, text)  # as iTXt where Latin-1 lacks a letter
+    if metadata.xmp is not None:
+        info.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
+    return info
+
+
+def _write_deep_png(file: BinaryIO, values: np.ndarray, metadata: Metadata, icc_profile: bytes | None) -> None:
+    """The pixels by libpng, and what is said of them by Pillow, in a PNG of one pixel of the same kind."""
+    pixels: bytes = imagecodecs.png_encode(values)
+    said = io.BytesIO()
+    mode = {2: "LA", 3: "RGB", 4: "RGBA"}[values.shape[2]]
+    Image.new(mode, (1, 1)).save(said, format="PNG", **_pillow_options(_PNG, metadata, icc_profile))
+    header = 8 + 25  # the signature and IHDR
+    file.write(pixels[:header])
+    for kind, chunk in _split_png(said.getvalue()):
+        if kind not in (b"IHDR", b"IDAT", b"IEND"):
+            file.write(chunk)
+    file.write(pixels[header:])
+
+
+def _split_png(png: bytes) -> list[tuple[bytes, bytes]]:
+    """The chunks of a PNG by their kind, each with its length and checksum."""
+    chunks: list[tuple[bytes, bytes]] = []
+    start = 8
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4], "big")
+        chunks.append((png[start + 4 : start + 8], png[start:end]))
+        start = end
+    return chunks
+
+
+def _write_tiff(file: BinaryIO, values: np.ndarray, metadata: Metadata, icc_profile: bytes | None) -> None:
+    """By tifffile: Pillow writes neither 16 bits per colour, nor EXIF into a compressed file."""
+    exif = Image.Exif()
+    if metadata.exif is not None:
+        exif.load(metadata.exif)
+    sub_ifds = {tag: dict(exif.get_ifd(tag)) for tag in SUB_IFDS if tag in exif}
+    tags = [(tag, *_tiff_value(value), True) for tag, value in exif.items() if tag not in SUB_IFDS]
+    # tifffile leaves these out. Their entries get the numbers before theirs, which nothing else has, and their own at
+    # the end, when it is known where the fields are.
+    tags += [(tag - 1, _LONG, 1, 0, True) for tag in sub_ifds]
+    if metadata.xmp is not None:
+        tags.append((_XMP_TAG, _BYTE, len(metadata.xmp), metadata.xmp, True))
+    color = values.ndim == 3 and values.shape[2] > 2
+    tifffile.imwrite(
+        file,
+        values,
+        bigtiff=False,
+        byteorder="<",
+        photometric="rgb" if color else "minisblack",
+        planarconfig="contig" if values.ndim == 3 else None,
+        extrasamples=["unassalpha"] if values.ndim == 3 and values.shape[2] in (2, 4) else None,
+        compression="zlib",
+        predictor=True,
+        iccprofile=icc_profile,
+        resolution=metadata.dpi,
+        resolutionunit=None if metadata.dpi is None else "inch",
+        extratags=tags,
+        metadata=None,
+        software=False,
+    )
+    for tag, fields in sub_ifds.items():
+        offset = file.seek(0, io.SEEK_END)
+        file.write(bytes(offset % 2))
+        listed = ImageFileDirectory_v2()
+        for key, value in fields.items():
+            listed[key] = value
+        file.write(listed.tobytes(offset + offset % 2))
+        file.seek(0)
+        with tifffile.TiffFile(file) as tiff:
+            entry = tiff.pages[0].tags[tag - 1].offset
+        file.seek(entry)
+        file.write(struct.pack("<HHII", tag, _LONG, 1, offset + offset % 2))
+
+
+def _tiff_value(value: Any) -> tuple[int, int, Any]:
+    """The type of a TIFF's field, how many it holds, and these."""
+    if isinstance(value, bytes):
+        return _BYTE, len(value), value
+    if isinstance(value, int):
+        return _LONG, 1, value
+    text = str(value).encode("utf-8", "replace") + b"\0"
+    return _ASCII, len(text), text
+
+
+def _decoded(picture: Picture, gamma: float) -> Picture:
+    """A picture that a PNG says was encoded with another exponent, in sRGB."""
+    linear = picture.color.clamp(0, 1).double() ** (1 / gamma)
+    encoded = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return replace(picture, color=encoded.float())
+
+
+def _gray_to_srgb(image: Image.Image, icc_profile: bytes) -> Image.Image:
+    """A gray image by its profile as RGB, for a format without gray."""
+    alpha = image.getchannel("A") if image.mode == "LA" else None
+    converted = ImageCms.profileToProfile(
+        image.convert("L"), io.BytesIO(icc_profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    if converted is None:  # only where it works in place
+        raise ValueError("the gray colour profile cannot be converted to sRGB")
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted

@@ -1,0 +1,189 @@
+"""What a command for many files reads and writes: which file becomes which, decided before any work is done."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.mren.cli import UsageError, check_target, note
+from examples.mren.files import check_regular
+from examples.mren.imagefile import FORMATS, IMAGE_SUFFIXES, is_image
+
+STREAM = "-"  # standard input, or output
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to read and one to write; ``None`` stands for standard input and output."""
+
+    source: Path | None
+    target: Path | None
+    suffix: str
+    """Of the format to write."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return "standard input" if self.source is None else str(self.source)
+
+
+def plan(
+    inputs: Sequence[str],
+    output: str,
+    *,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+    recursive: bool = False,
+    suffix: str | None = None,
+) -> list[Job]:
+    """Decide what goes where, and refuse before any work is done what would lose a file.
+
+    Args:
+        inputs: Image files and folders of them, and ``-`` for standard input.
+        output: A file for a single input file, or ``-`` for standard output; otherwise a folder, which need not exist.
+        overwrite: Whether files that exist may be replaced. An input never is.
+        skip_existing: Whether to leave out what is done already.
+        recursive: Whether to read folders in folders; the results lie in folders alike.
+        suffix: Of the format to write, instead of the one that each file has.
+
+    Raises:
+        UsageError: If an input is missing, a folder holds no images, two results or a result and another file would
+            have one name, or results could not be written.
+    """
+    if inputs.count(STREAM) > 1:
+        raise UsageError("-: standard input is one image.")
+    found = list(_find_sources(inputs, Path(output), recursive=recursive))
+    single = len(inputs) == 1 and (inputs[0] == STREAM or Path(inputs[0]).is_file())
+    if output == STREAM:
+        if not single:
+            raise UsageError("-o -: standard output is one image; choose a folder.")
+        if sys.stdout.isatty():
+            raise UsageError("-o -: is a terminal, which cannot show an image; send it to a file or a program.")
+        source = found[0][0]
+        own = ".png" if source is None else source.suffix.lower()
+        return [Job(source, None, suffix or (own if own in FORMATS else ".png"))]
+    if single:
+        source, relative = found[0]
+        targets = [_file_target(output, _target_name(relative, suffix), suffix)]
+    else:
+        folder = Path(output)
+        if folder.is_file() or (not folder.exists() and folder.suffix.lower() in FORMATS):
+            raise UsageError(f"{output}: a folder is needed for several images; it is or looks like a file.")
+        targets = [folder / _target_name(relative, suffix) for _, relative in found]
+    jobs = [Job(source, target, target.suffix) for (source, _), target in zip(found, targets, strict=True)]
+    _refuse_collisions(jobs)
+    if skip_existing:
+        for job in jobs:
+            if job.target is not None and job.target.exists():
+                note(f"skipped: {job.name}: {job.target} is there already")
+        jobs = [job for job in jobs if job.target is None or not job.target.exists()]
+    check_targets([job.target for job in jobs if job.target is not None], overwrite=overwrite)
+    return jobs
+
+
+def file_target(output: str, name: str) -> Path:
+    """Where one result goes: ``output``, or a file of that name in it if it is a folder."""
+    return _file_target(output, Path(name), None)
+
+
+def check_targets(targets: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise if a file would be overwritten unasked, or one could not be written.
+
+    Raises:
+        UsageError: As it says.
+    """
+    existing = [target for target in targets if target.is_file()]
+    if existing and not overwrite:
+        raise UsageError(
+            f"{_listed(existing)}: would be overwritten; pass --overwrite, or choose another output, or pass "
+            "--skip-existing to leave out what is there."
+        )
+    folders: set[Path] = set()
+    for target in targets:
+        check_target(target, overwrite=overwrite, check_folder=target.parent not in folders)
+        folders.add(target.parent)
+
+
+def _find_sources(inputs: Sequence[str], output: Path, *, recursive: bool) -> Iterator[tuple[Path | None, Path]]:
+    """Each source, with the path that its result has within the output."""
+    for item in inputs:
+        path = Path(item)
+        if item == STREAM:
+            yield None, Path("stdin.png")
+        elif path.is_dir():
+            images = list(_walk(path, output, recursive=recursive))
+            if not images:
+                wanted = ", ".join(f"*{suffix}" for suffix in IMAGE_SUFFIXES)
+                raise UsageError(f"{item}: no images; looked for {wanted}.")
+            for file in images:
+                yield file, file.relative_to(path)
+        elif not os.path.lexists(path):
+            raise UsageError(f"{item}: no such file or folder.")
+        else:
+            try:
+                check_regular(path)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{error} Pass - to read standard input.") from error
+            yield path, Path(path.name)
+
+
+def _walk(folder: Path, output: Path, *, recursive: bool) -> Iterator[Path]:
+    """The images of a folder; what is left out is said, but for hidden files."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if is_image(path):
+            yield path
+        elif path.is_dir() and recursive and not path.is_symlink():
+            if output.exists() and path.samefile(output):
+                note(f"skipped: {path}: is where the results go")
+            else:
+                yield from _walk(path, output, recursive=True)
+        elif path.is_dir():
+            note(f"skipped: {path}: is a folder" + ("" if recursive else "; --recursive reads it"))
+        elif path.is_file():
+            note(f"skipped: {path}: no image by its name")
+        else:
+            note(f"skipped: {path}: is no file with contents")
+
+
+def _target_name(relative: Path, suffix: str | None) -> Path:
+    if suffix is None:
+        suffix = relative.suffix if relative.suffix.lower() in FORMATS else ".png"
+    return relative.with_suffix(suffix)
+
+
+def _file_target(output: str, name: Path, suffix: str | None) -> Path:
+    path = Path(output)
+    if path.is_dir() or output.endswith(("/", os.sep)):
+        return path / name
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{output}: must end in one of {', '.join(FORMATS)}, or in / for a folder.")
+    if suffix is not None and FORMATS[path.suffix.lower()] is not FORMATS[suffix]:
+        raise UsageError(f"{output}: is not the name of a {suffix[1:]} file, which --format asks for.")
+    return path
+
+
+def _refuse_collisions(jobs: Sequence[Job]) -> None:
+    first_of: dict[Path | None, Job] = {}
+    for job in jobs:
+        first = first_of.setdefault(job.target, job)
+        if first is not job:
+            raise UsageError(f"{first.name} and {job.name} would both become {job.target}; upscale them one by one.")
+    sources = {_identity(job.source) for job in jobs if job.source is not None}
+    for job in jobs:
+        if job.target is not None and job.target.exists() and _identity(job.target) in sources:
+            raise UsageError(f"{job.target}: is an input, which is never overwritten; choose another output.")
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_dev, status.st_ino
+
+
+def _listed(paths: Sequence[Path], most: int = 3) -> str:
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(str(path) for path in paths[:most]) + more

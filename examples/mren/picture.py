@@ -1,0 +1,81 @@
+"""A picture in memory: colours, transparency, and what its file said of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from examples.mren.metadata import Metadata
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and what its file says of it."""
+
+    color: Tensor
+    """Values between 0 and 1, float32 of shape (1, H, W) for gray and (3, H, W) for RGB."""
+
+    alpha: Tensor | None = None
+    """Opacity between 0 and 1, float32 of shape (1, H, W); ``None`` where everything is opaque."""
+
+    bits: Literal[8, 16] = 8
+    """Per value, in the file."""
+
+    icc_profile: bytes | None = None
+    """Colour profile, as stored."""
+
+    metadata: Metadata = field(default_factory=Metadata)
+    """What else the file says."""
+
+    lossy: bool = False
+    """Whether the file was compressed with loss, so that one without would be large for nothing."""
+
+    notes: tuple[str, ...] = ()
+    """What the picture is not any more that its file was, in words for users."""
+
+
+def bleed(color: Tensor, alpha: Tensor) -> Tensor:
+    """Give every fully transparent pixel the colour of the nearest one that shows.
+
+    What stands there is arbitrary, mostly black, and any filter would draw it into the edge of what shows.
+
+    Args:
+        color: Shape (C, H, W).
+        alpha: Shape (1, H, W).
+
+    Example:
+        >>> bleed(torch.tensor([[[0.0, 0.0, 0.8, 0.6]]]), torch.tensor([[[0.0, 0.0, 0.5, 1.0]]]))
+        tensor([[[0.8000, 0.8000, 0.8000, 0.6000]]])
+    """
+    hidden = alpha[0] == 0
+    if not hidden.any() or hidden.all():
+        return color
+    nearest: Any = distance_transform_edt(hidden.numpy(), return_distances=False, return_indices=True)
+    rows, columns = torch.from_numpy(nearest).long()
+    return color[:, rows, columns]
+
+
+def lay_over(picture: Picture, background: tuple[int, int, int]) -> Picture:
+    """A picture without transparency, as it looks over a background of one colour.
+
+    Args:
+        picture: The picture.
+        background: Red, green and blue between 0 and 255.
+
+    Example:
+        >>> half = Picture(torch.zeros(1, 1, 1), alpha=torch.full((1, 1, 1), 0.5))
+        >>> lay_over(half, (255, 255, 255)).color
+        tensor([[[0.5000]]])
+    """
+    if picture.alpha is None:
+        return picture
+    behind = torch.tensor(background).view(3, 1, 1) / 255
+    if len(set(background)) == 1:
+        behind = behind[: picture.color.shape[0]]
+    color = picture.color * picture.alpha + behind * (1 - picture.alpha)
+    icc_profile = picture.icc_profile if color.shape == picture.color.shape else None  # of gray, and now in colour
+    return replace(picture, color=color, alpha=None, icc_profile=icc_profile)

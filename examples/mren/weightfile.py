@@ -1,0 +1,191 @@
+"""Weight files: ``.safetensors`` whose metadata holds the constructor's arguments, as JSON.
+
+A file may come from anybody. Nothing in it is executed; what it says is held to known names, types and ranges, and to
+the names, shapes and types of its tensors, before anything as large as it claims to be is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from examples.mren.cli import is_out_of_memory, one_line
+from examples.mren.files import atomic_write, check_regular
+
+KEY = "mren"  # in the metadata
+_LONGEST_TEXT = 10_000  # of the arguments
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+def _is_int(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_pair_of_widths(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_int(width, 1, 1024) for width in value)
+
+
+# What a file may say, and in which words a message asks for it. The limits are far above what was ever trained.
+_ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "scale": ("one of 2, 3, 4", lambda value: _is_int(value, 2, 4)),
+    "channels": ("a whole number from 1 to 1024", lambda value: _is_int(value, 1, 1024)),
+    "num_blocks": ("a whole number from 1 to 256", lambda value: _is_int(value, 1, 256)),
+    "parts": ("text", lambda value: isinstance(value, str)),
+    "exchange": ("text or null", lambda value: value is None or isinstance(value, str)),
+    "residual": ("true or false", lambda value: isinstance(value, bool)),
+    "communication": (
+        "a number, text or null",
+        lambda value: value is None or isinstance(value, str) or _is_number(value),
+    ),
+    "chain": ("text", lambda value: isinstance(value, str)),
+    "gate": ("true or false", lambda value: isinstance(value, bool)),
+    "relay": ("text", lambda value: isinstance(value, str)),
+    "reconstruct_channels": (
+        "null or a list of two whole numbers from 1 to 1024",
+        lambda value: value is None or _is_pair_of_widths(value),
+    ),
+}
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """The constructor's arguments that a file holds, of known names, types and ranges.
+
+    Raises:
+        ValueError: If the text is anything else; the message says what.
+
+    Example:
+        >>> parse_arguments('{"scale": 4, "channels": 60}')
+        {'scale': 4, 'channels': 60}
+    """
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError(f"its arguments are {len(text)} characters long, more than any network needs")
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its arguments are no JSON object ({error})") from error
+    check_arguments(arguments)
+    return arguments
+
+
+def check_arguments(arguments: object) -> None:
+    """Raise unless these are arguments of MREN as a file can hold them.
+
+    Raises:
+        ValueError: If there is none of the scale, an unknown one, or one of another type or range.
+    """
+    if not isinstance(arguments, dict):
+        raise ValueError(f"its JSON must hold arguments by name, got {_quoted(arguments)}")
+    for name, value in arguments.items():
+        if name not in _ARGUMENTS:
+            raise ValueError(f"unexpected keyword argument {_quoted(name)}; MREN takes {', '.join(_ARGUMENTS)}")
+        wanted, is_valid = _ARGUMENTS[name]
+        if not is_valid(value):
+            raise ValueError(f"{name} must be {wanted}; got {_quoted(value)}")
+    if "scale" not in arguments:
+        raise ValueError("its arguments have no scale")
+
+
+class WeightFile:
+    """A weight file that is open: its arguments, and the shapes of tensors that are not read yet."""
+
+    def __init__(self, path: Path, opened: Any, arguments: dict[str, Any]) -> None:
+        self.path = path
+        self.arguments = arguments
+        self._opened = opened
+        self._stored = {own_name(name): name for name in opened.keys()}  # noqa: SIM118 (no dict)
+
+    def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors, if they are those of a network.
+
+        Args:
+            expected: The network's state dict, which may be on the device ``meta``.
+
+        Raises:
+            ValueError: If names, shapes or types differ, or a value is not finite.
+        """
+        missing, unknown = expected.keys() - self._stored.keys(), self._stored.keys() - expected.keys()
+        if missing or unknown:
+            found = [f"{verb} {_some(names)}" for verb, names in (("lacks", missing), ("has", unknown)) if names]
+            raise ValueError(f"{self._misfit()}: it {' and '.join(found)}.")
+        state: dict[str, Tensor] = {}
+        for name, stored in self._stored.items():
+            about = self._opened.get_slice(stored)
+            shape, kind = tuple(about.get_shape()), about.get_dtype()
+            if shape != tuple(expected[name].shape):
+                raise ValueError(f"{self._misfit()}: {name} is {shape}, not {tuple(expected[name].shape)}.")
+            if kind not in _FLOATS:
+                raise ValueError(f"{self.path}: {name} is of type {one_line(kind)[:20]}, weights are floating-point.")
+        for name, stored in self._stored.items():
+            state[name] = self._opened.get_tensor(stored)
+            if not state[name].isfinite().all():
+                raise ValueError(f"{self.path}: {name} holds NaN or infinite values; weights are finite.")
+        return state
+
+    def _misfit(self) -> str:
+        return f"{self.path}: its weights do not fit its constructor arguments, {_quoted(self.arguments)}"
+
+
+@contextmanager
+def open_weights(file: str | Path) -> Iterator[WeightFile]:
+    """Open a weight file and parse its arguments; no tensor is read.
+
+    Raises:
+        ValueError: If it is unreadable, or holds no valid arguments; the message names the file.
+        OSError: If it is not there.
+    """
+    file = Path(file)
+    check_regular(file)
+    try:
+        opened = safe_open(file, framework="pt")
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError from error
+        raise ValueError(f"{file}: not a readable .safetensors file ({one_line(error)[:200]}).") from error
+    with opened:
+        metadata = opened.metadata() or {}
+        if KEY not in metadata:
+            raise ValueError(f"{file}: holds no constructor arguments of MREN; was it written by examples.mren.train?")
+        try:
+            arguments = parse_arguments(metadata[KEY])
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}; was it written by examples.mren.train?") from error
+        yield WeightFile(file, opened, arguments)
+
+
+def save_weights(net: nn.Module, file: Path, config: dict[str, Any]) -> None:
+    """Write weights and constructor arguments to a ``.safetensors`` file, whole or not at all.
+
+    The network may be compiled or wrapped for several processes; its file is the same.
+    """
+    state = {own_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
+    with atomic_write(file) as scratch:
+        save_file(state, scratch, metadata={"format": "pt", KEY: json.dumps(config)})
+
+
+def own_name(name: str) -> str:
+    """The name of a parameter without what ``torch.compile`` and ``DistributedDataParallel`` put into it."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+
+
+def _quoted(value: object) -> str:
+    text = one_line(repr(value))
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _some(names: set[str]) -> str:
+    """The first of some names; a file can hold any number of any length."""
+    first = _quoted(min(names))[:80]
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"

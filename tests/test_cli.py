@@ -1,0 +1,186 @@
+"""The manners that all commands share: exit codes, errors of one line, signals, files written whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from examples.mren import files
+from examples.mren.cli import UsageError, check_target, one_line, run_command
+from examples.mren.files import atomic_write, check_regular, name_apart
+
+ROOT = Path(__file__).parents[1]
+needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process can handle")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UsageError("-o is needed."), 2, "-o is needed."),
+        (ValueError("a.png: damaged\nin two\x1b[2Jlines"), 1, "a.png: damaged in two\\x1b[2Jlines"),
+        (OSError(28, "No space left on device", "a.png"), 1, "a.png: No space left on device."),
+        (ImportError("no skimage"), 1, "no skimage"),
+        (MemoryError(), 1, "not enough memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            1,
+            "not enough memory",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_an_error_is_one_line_and_a_code(error: BaseException, code: int, words: str, capsys) -> None:
+    def run(_: argparse.Namespace) -> None:
+        raise error
+
+    assert run_command(run, argparse.ArgumentParser().parse_args, []) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    def run(_: argparse.Namespace) -> None:
+        raise RuntimeError("an error in the program")
+
+    with pytest.raises(RuntimeError, match="in the program"):
+        run_command(run, argparse.ArgumentParser().parse_args, [])
+
+
+def test_handlers_of_signals_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(lambda _: 0, argparse.ArgumentParser().parse_args, []) == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_message_has_an_end() -> None:
+    assert len(one_line("x" * 10_000_000)) < 3000
+
+
+PROGRAM = """
+import argparse, sys, time
+from pathlib import Path
+from examples.mren.cli import run_command
+from examples.mren.files import atomic_write
+
+def run(args):
+    with atomic_write(args.file) as scratch:
+        scratch.write_text("half")
+        print("writing", flush=True)
+        time.sleep(60)
+
+parser = argparse.ArgumentParser()
+parser.add_argument("file", type=Path)
+sys.exit(run_command(run, parser.parse_args))
+"""
+
+
+@needs_signals
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGHUP", 1), 129)]
+)
+def test_a_signal_leaves_no_scratch_file(number: int, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "out.txt")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert said == "error: interrupted; no file is half written.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_the_terminal_cannot_show_is_printed_as_an_escape() -> None:
+    program = (
+        "import argparse, sys; from examples.mren.cli import run_command; "
+        "sys.exit(run_command(lambda _: print('日本.png: 4 x 4'), argparse.ArgumentParser().parse_args))"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode("cp1252").strip() == r"\u65e5\u672c.png: 4 x 4"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_permissions_follow_the_umask(overwrite: bool, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with atomic_write(tmp_path / "out", overwrite=overwrite) as scratch:
+            scratch.write_text("mine")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_file_that_came_meanwhile_stays(links: bool, tmp_path: Path, monkeypatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(files.os, "link", no_links)
+    with atomic_write(tmp_path / "first", overwrite=False) as scratch:
+        scratch.write_text("ours")
+    assert (tmp_path / "first").read_text() == "ours"
+
+    def write() -> None:
+        with atomic_write(tmp_path / "second", overwrite=False) as scratch:
+            scratch.write_text("ours")
+            (tmp_path / "second").write_text("theirs")
+
+    with pytest.raises(FileExistsError):
+        write()
+    assert (tmp_path / "second").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_a_target_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder").mkdir()
+    for name, words in {
+        "file": "would be overwritten; pass --overwrite",
+        "folder": "is a folder",
+        "file/x.png": "is a file, not a folder",
+        "n" * 300 + ".png": "cannot be written",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            check_target(tmp_path / name, overwrite=False)
+    check_target(tmp_path / "new" / "and newer" / "x.png", overwrite=False)
+    check_target(tmp_path / "file", overwrite=True)
+    check_target(tmp_path / ("n" * 251 + ".png"), overwrite=False)
+    with atomic_write(tmp_path / ("n" * 251 + ".png")) as scratch:
+        scratch.write_text("the scratch file's name must not be longer")
+    assert {path.name[:4] for path in tmp_path.iterdir()} == {"file", "fold", "nnnn"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="is a named pipe, a file is needed"):
+        check_regular(tmp_path / "x.png")
+    assert time.monotonic() - started < 5
+
+
+def test_files_of_one_name_are_told_apart() -> None:
+    given = [Path("a/net.onnx"), Path("b/net.onnx"), Path("c/x.png"), Path("c/x.jpg"), Path("other.onnx")]
+    names = name_apart(given)
+    assert list(names.values()) == given
+    assert list(names) == ["a/net.onnx", "b/net.onnx", "x.png", "x.jpg", "other"]
+    with pytest.raises(ValueError, match="given twice"):
+        name_apart([Path("a.png"), Path("./a.png")])

@@ -1,0 +1,520 @@
+"""Image files of every kind: read right, or refused by name; and what they say besides their pixels is kept."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+import zlib
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image, ImageCms, PngImagePlugin
+
+from examples.mren.data import list_images, read_rgb
+from examples.mren.imagefile import Picture, check_writable, lay_over, read_picture, read_size, write_picture
+from examples.mren.imageread import IMAGE_SUFFIXES, srgb_profile
+from tests.images import photo
+
+HEIGHT, WIDTH = 12, 17
+
+
+def rgb() -> Image.Image:
+    return Image.fromarray(photo(HEIGHT, WIDTH).permute(1, 2, 0).numpy())
+
+
+def deep(channels: int) -> np.ndarray:
+    """Values of which 8 bits would not do."""
+    values = np.random.default_rng(0).integers(0, 65_536, (HEIGHT, WIDTH, channels), dtype=np.uint16)
+    return values[:, :, 0] if channels == 1 else values
+
+
+def values_of(picture: Picture) -> np.ndarray:
+    """All channels of a picture as its file has them."""
+    channels = picture.color if picture.alpha is None else torch.cat([picture.color, picture.alpha])
+    levels = 2**picture.bits - 1
+    return (channels * levels).round().permute(1, 2, 0).numpy().astype(np.uint16 if picture.bits == 16 else np.uint8)
+
+
+def png_with(chunks: dict[bytes, bytes], image: Image.Image | None = None) -> bytes:
+    """A PNG with chunks that Pillow does not write by itself."""
+    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    for kind, content in chunks.items():
+        info.add(kind, content)
+    (image or rgb()).save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["gray", "16-bit gray", "palette", "rgb", "rgba", "16-bit rgb"])
+def test_a_turned_tiff_is_upright(kind: str, orientation: int, tmp_path: Path) -> None:
+    file = tmp_path / "turned.tif"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if kind == "16-bit rgb":
+        stored = deep(3)
+        tifffile.imwrite(file, stored, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    else:
+        image = {
+            "gray": lambda: rgb().convert("L"),
+            "16-bit gray": lambda: Image.fromarray(deep(1)),
+            "palette": lambda: rgb().quantize(16),
+            "rgb": rgb,
+            "rgba": lambda: rgb().convert("RGBA"),
+        }[kind]()
+        image.save(file, exif=exif)
+        stored = np.array(image.convert("RGB") if kind == "palette" else image)
+    stored = stored.reshape(HEIGHT, WIDTH, -1)
+    upright = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: np.fliplr(np.rot90(a, -1)),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.fliplr(np.rot90(a, 1)),
+        8: lambda a: np.rot90(a, 1),
+    }[orientation](stored)
+    np.testing.assert_array_equal(values_of(read_picture(file)), upright)
+
+
+# Depth
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_come_in_and_go_out(channels: int, suffix: str, tmp_path: Path) -> None:
+    values = deep(channels)
+    if suffix == ".png":
+        (tmp_path / "in.png").write_bytes(imagecodecs.png_encode(values))
+    else:
+        extra = {"extrasamples": ["unassalpha"]} if channels in (2, 4) else {}
+        kind = "rgb" if channels > 2 else "minisblack"
+        tifffile.imwrite(tmp_path / "in.tif", values, photometric=kind, planarconfig="contig", **extra)
+    picture = read_picture(tmp_path / f"in{suffix}")
+    assert picture.bits == 16
+    np.testing.assert_array_equal(values_of(picture), values.reshape(HEIGHT, WIDTH, -1))
+    for target in (tmp_path / "out.png", tmp_path / "out.tif"):
+        write_picture(target, picture)
+        np.testing.assert_array_equal(values_of(read_picture(target)), values.reshape(HEIGHT, WIDTH, -1))
+    # Other programs' readers see the same.
+    png = imagecodecs.png_decode((tmp_path / "out.png").read_bytes())
+    np.testing.assert_array_equal(png, values)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), values)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_deep_tiffs_of_every_layout(compression: str | None, planar: str, order: str, tmp_path: Path) -> None:
+    values = deep(3)
+    stored = values if planar == "contig" else np.moveaxis(values, -1, 0)
+    tifffile.imwrite(
+        tmp_path / "in.tif", stored, photometric="rgb", planarconfig=planar, compression=compression, byteorder=order
+    )
+    np.testing.assert_array_equal(values_of(read_picture(tmp_path / "in.tif")), values)
+
+
+def test_a_deep_colour_that_stands_for_transparency(tmp_path: Path) -> None:
+    values = deep(3)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in {
+        b"IHDR": header,
+        b"tRNS": values[0, 0].astype(">u2").tobytes(),
+        b"IDAT": rows,
+        b"IEND": b"",
+    }.items():
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    (tmp_path / "in.png").write_bytes(content)
+    picture = read_picture(tmp_path / "in.png")
+    assert picture.alpha is not None
+    assert picture.alpha[0, 0, 0] == 0
+    assert picture.alpha.sum() == HEIGHT * WIDTH - 1
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "words"),
+    [
+        (lambda p: tifffile.imwrite(p, deep(1).astype(np.int16), photometric="minisblack"), "a.tif", "signed whole"),
+        (lambda p: tifffile.imwrite(p, deep(1).astype(np.int8), photometric="minisblack"), "a.tif", "signed whole"),
+        (lambda p: tifffile.imwrite(p, deep(3).astype(np.float32), photometric="rgb"), "a.tif", "floating-point"),
+        (
+            lambda p: tifffile.imwrite(p, deep(1).astype(np.float16), photometric="minisblack"),
+            "a.tif",
+            "floating-point",
+        ),
+        (lambda p: tifffile.imwrite(p, deep(1).astype(np.uint32), photometric="minisblack"), "a.tif", "32 bits"),
+        (
+            lambda p: tifffile.imwrite(p, deep(1) >> 4, photometric="minisblack", bitspersample=12),
+            "a.tif",
+            "12 bits",
+        ),
+        (lambda p: tifffile.imwrite(p, np.stack([deep(3)] * 2), photometric="rgb"), "a.tif", "holds 2 pictures"),
+        (lambda p: p.write_bytes(b"P6\n2 2\n65535\n" + bytes(24)), "a.ppm", "more than 8 bits"),
+        (lambda p: p.write_bytes(b"P5\n2 2\n65535\n" + bytes(8)), "a.pgm", "more than 8 bits"),
+        (lambda p: p.write_bytes(b"P6\n2 2\n1023\n" + bytes(24)), "a.png", "more than 8 bits"),
+        (lambda p: rgb().convert("CMYK").save(p), "a.jpg", "CMYK.*without a profile"),
+        (lambda p: rgb().save(p, format="EPS"), "a.png", "content is none of PNG"),
+        (lambda p: rgb().save(p, format="ICO"), "a.png", "content is none of PNG"),
+        (lambda p: p.write_bytes(b""), "a.png", "not a readable image"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_by_name(make, name: str, words: str, tmp_path: Path) -> None:
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name}: .*{words}"):
+        read_picture(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: "):
+        read_rgb(tmp_path / name)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_training_and_scoring_refuse_sixteen_bits(channels: int, suffix: str, tmp_path: Path) -> None:
+    write_picture(tmp_path / f"a{suffix}", Picture(torch.rand(channels, 4, 5), bits=16))
+    with pytest.raises(ValueError, match=r"a\..*more than 8 bits per value"):
+        read_rgb(tmp_path / f"a{suffix}")
+
+
+def test_scoring_sees_what_pillow_sees(tmp_path: Path) -> None:
+    for mode in ("L", "RGB", "P", "RGBA", "LA", "1"):
+        image = rgb().quantize(8) if mode == "P" else rgb().convert(mode)
+        image.save(tmp_path / "a.png")
+        np.testing.assert_array_equal(
+            read_rgb(tmp_path / "a.png").permute(1, 2, 0).numpy(), np.array(image.convert("RGB"))
+        )
+
+
+# Formats
+
+
+def test_the_first_picture_of_an_animation_is_taken_and_said(tmp_path: Path) -> None:
+    for suffix in (".gif", ".png", ".webp"):
+        first, second = Image.new("RGB", (9, 8), "red"), Image.new("RGB", (9, 8), "blue")
+        first.save(tmp_path / f"a{suffix}", save_all=True, append_images=[second])
+        picture = read_picture(tmp_path / f"a{suffix}")
+        assert picture.notes == ("the first of its 2 pictures is taken",)
+        assert picture.color[0].mean() > 0.9 > 0.1 > picture.color[2].mean()
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jfif", ".avif", ".heic", ".ppm", ".bmp", ".webp"])
+def test_formats_by_their_suffix(suffix: str, tmp_path: Path) -> None:
+    if suffix == ".heic":
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    file = tmp_path / f"a{suffix}"
+    rgb().save(file, **({"format": "JPEG"} if suffix == ".jfif" else {}))
+    assert suffix in IMAGE_SUFFIXES
+    assert list_images(tmp_path) == [file]
+    assert read_size(file) == (WIDTH, HEIGHT)
+    difference = values_of(read_picture(file)).astype(int) - np.array(rgb())
+    assert np.abs(difference).mean() < 40
+
+
+def test_heic_without_its_package_says_which(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(ValueError, match=r"a\.heic: HEIC, which needs pillow-heif; .*\[heif\]"):
+        read_picture(tmp_path / "a.heic")
+
+
+def test_hidden_files_and_pipes_are_no_images(tmp_path: Path) -> None:
+    rgb().save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7")
+    (tmp_path / ".0123.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    __import__("os").mkfifo(tmp_path / "pipe.png")
+    assert list_images(tmp_path) == [tmp_path / "a.png"]
+
+
+# Bombs
+
+
+def test_the_size_is_looked_at_before_anything_is_decoded(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 50_000, 3_000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in {b"IHDR": header, b"IDAT": zlib.compress(bytes(1000)), b"IEND": b""}.items():
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.png: has 50000 x 3000 pixels, 150 megapixels"):
+        read_picture(tmp_path / "a.png", max_pixels=10**8)
+    (tmp_path / "b.png").write_bytes(content.replace(struct.pack(">I", 50_000), struct.pack(">I", 90_000)))
+    with pytest.raises(ValueError, match=r"b\.png: "):
+        read_picture(tmp_path / "b.png")
+
+
+def test_a_tiff_whose_tiles_are_larger_than_itself_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", deep(3), photometric="rgb", tile=(16, 16), compression="zlib")
+    content = (tmp_path / "a.tif").read_bytes()
+    for tag in (322, 323):  # width and length of a tile
+        old = struct.pack("<HHII", tag, 4, 1, 16)
+        assert content.count(old) == 1
+        content = content.replace(old, struct.pack("<HHII", tag, 4, 1, 2**15 * 3))
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.tif: .*tiles far larger"):
+        read_picture(tmp_path / "a.tif")
+
+
+# What files say
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/" '
+    b'tiff:Orientation="6" dc:title="A title"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def camera_exif(orientation: int = 6) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010F], exif[0x0110], exif[0x8298] = "Maker", "Model", "Who made it"
+    exif[0x8769] = {0x829A: (1, 250), 0x9003: "2026:01:02 03:04:05", 0xA002: WIDTH, 0xA003: HEIGHT}
+    exif[0x8825] = {1: "N", 2: (47.0, 30.0, 0.0)}
+    return exif
+
+
+def check_exif(exif: Image.Exif) -> None:
+    assert 0x0112 not in exif or exif[0x0112] == 1, "turned already"
+    assert (exif[0x010F], exif[0x0110], exif[0x8298]) == ("Maker", "Model", "Who made it")
+    camera = exif.get_ifd(0x8769)
+    assert camera[0x9003] == "2026:01:02 03:04:05"
+    assert 0xA002 not in camera, "the old width"
+    assert exif.get_ifd(0x8825)[1] == "N"
+
+
+@pytest.mark.parametrize("source", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("target", [".jpg", ".png", ".webp", ".tif", ".avif"])
+def test_exif_xmp_resolution_and_profile_are_kept(source: str, target: str, tmp_path: Path) -> None:
+    options = {"exif": camera_exif(), "icc_profile": srgb_profile()}
+    if source in (".jpg", ".webp"):
+        options["xmp"] = XMP
+    if source == ".png":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
+    if source == ".tif":  # written by Pillow, which takes EXIF as bytes only
+        options["exif"][700] = XMP
+        options["exif"] = options["exif"].tobytes()
+    if source != ".webp":
+        options["dpi"] = (300, 300)
+    rgb().save(tmp_path / f"in{source}", **options)
+    picture = read_picture(tmp_path / f"in{source}")
+    assert picture.color.shape[1:] == (WIDTH, HEIGHT), "turned"
+    assert write_picture(tmp_path / f"out{target}", picture) == ()
+    with Image.open(tmp_path / f"out{target}") as result:
+        check_exif(result.getexif())
+        xmp = result.info.get("xmp") or result.info.get("XML:com.adobe.xmp") or result.tag_v2[700]
+        assert b"A title" in (xmp.encode() if isinstance(xmp, str) else xmp)
+        assert b'Orientation="6"' not in (xmp.encode() if isinstance(xmp, str) else xmp)
+        assert result.info["icc_profile"] == srgb_profile()
+        if source != ".webp" and target in (".jpg", ".png", ".tif"):
+            assert result.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+    stripped = Picture(picture.color, icc_profile=picture.icc_profile, metadata=picture.metadata.stripped())
+    write_picture(tmp_path / f"bare{target}", stripped)
+    content = (tmp_path / f"bare{target}").read_bytes()
+    assert not any(word in content for word in (b"Maker", b"A title", b"2026:01:02"))
+
+
+def test_deep_colour_keeps_what_its_format_can_hold(tmp_path: Path) -> None:
+    rgb().save(tmp_path / "in.jpg", exif=camera_exif(), icc_profile=srgb_profile(), dpi=(300, 300), xmp=XMP)
+    flat = read_picture(tmp_path / "in.jpg")
+    picture = Picture(flat.color, None, 16, flat.icc_profile, flat.metadata)
+    assert write_picture(tmp_path / "out.png", picture) == ()
+    assert write_picture(tmp_path / "out.tif", picture) == ()
+    for name in ("out.png", "out.tif"):
+        again = read_picture(tmp_path / name)
+        assert again.bits == 16
+        assert again.icc_profile == srgb_profile()
+        assert b"A title" in (again.metadata.xmp or b"")
+        assert again.metadata.dpi == pytest.approx((300, 300), abs=0.1)
+        assert again.metadata.exif is not None
+        exif = Image.Exif()
+        exif.load(again.metadata.exif)
+        check_exif(exif)
+
+
+def test_text_of_a_png_is_kept_in_a_png_and_said_elsewhere(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Author", "Ångström")
+    info.add_itxt("Title", "日本")
+    rgb().save(tmp_path / "in.png", pnginfo=info)
+    picture = read_picture(tmp_path / "in.png")
+    assert write_picture(tmp_path / "out.png", picture) == ()
+    with Image.open(tmp_path / "out.png") as result:
+        assert result.text == {"Author": "Ångström", "Title": "日本"}
+    assert write_picture(tmp_path / "out.jpg", picture) == ("its PNG text",)
+
+
+def test_damaged_metadata_does_not_cost_the_picture(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    rgb().save(file, format="JPEG", exif=camera_exif(1))
+    content = bytearray(file.getvalue())
+    start = content.index(b"Exif\0\0") + 14
+    content[start : start + 60] = bytes(range(200, 256)) + b"\xff" * 4
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert read_picture(tmp_path / "a.jpg").color.shape == (3, HEIGHT, WIDTH)
+
+
+def test_too_long_metadata_is_left_out_of_a_jpeg_and_said(tmp_path: Path) -> None:
+    rgb().save(tmp_path / "in.webp", xmp=b"<x>" + b" " * 100_000 + b"</x>")
+    picture = read_picture(tmp_path / "in.webp")
+    assert write_picture(tmp_path / "out.jpg", picture) == ("XMP of more than 64 KiB",)
+    assert read_picture(tmp_path / "out.jpg").color.shape == (3, HEIGHT, WIDTH)
+
+
+# Colours
+
+
+def cmyk_profile() -> bytes:
+    """A small profile of a press that does not exist: white paper, and inks that darken and colour."""
+    corners = []
+    for c, m, y, k in itertools.product((0, 1), repeat=4):  # the last varies fastest
+        light = (1 - k) * (1 - 0.3 * (c + m + y) / 1.5)
+        corners += [
+            round(255 * light),
+            round(128 + 60 * (m - c) * (1 - k)),
+            round(128 + 60 * (y - (c + m) / 2) * (1 - k)),
+        ]
+    identity = bytes(range(256))
+    matrix = struct.pack(">9i", *(65_536 if i % 4 == 0 else 0 for i in range(9)))
+    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + matrix + identity * 4 + bytes(corners) + identity * 3
+    table += bytes(-len(table) % 4)
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63_190, 65_536, 54_061)
+    tags = {b"wtpt": white, b"A2B0": table}
+    offset, listing, content = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        listing += name + struct.pack(">II", offset + len(content), len(data))
+        content += data
+    header = struct.pack(
+        ">I4sI4s4s4s", 128 + len(listing) + len(content), b"none", 0x02400000, b"prtr", b"CMYK", b"Lab "
+    )
+    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + struct.pack(">3i", 63_190, 65_536, 54_061)
+    return header.ljust(128, b"\0") + listing + content
+
+
+def test_cmyk_is_converted_by_its_profile_and_said(tmp_path: Path) -> None:
+    image = Image.new("CMYK", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 255, 0), (0, 0, 4, 8))
+    image.paste((0, 0, 0, 255), (4, 0, 8, 4))
+    for suffix in (".jpg", ".tif"):
+        options = {"quality": 100} if suffix == ".jpg" else {}
+        image.save(tmp_path / f"a{suffix}", icc_profile=cmyk_profile(), **options)
+        picture = read_picture(tmp_path / f"a{suffix}")
+        assert picture.notes == ("CMYK is converted to sRGB by its profile",)
+        assert picture.icc_profile == srgb_profile()
+        yellow, black, white = (picture.color[:, y, x] for y, x in ((4, 1), (1, 6), (6, 6)))
+        assert white.min() > 0.97
+        assert black.max() < 0.1
+        assert yellow[2] < yellow[0] - 0.2
+
+
+def test_lab_is_converted_and_said(tmp_path: Path) -> None:
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    ImageCms.applyTransform(rgb(), to_lab).save(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.notes == ("Lab is converted to sRGB by its profile",)
+    assert np.abs(values_of(picture).astype(int) - np.array(rgb())).mean() < 3
+
+
+def gray_profile() -> bytes:
+    """That of linear gray."""
+    curve = b"curv\0\0\0\0" + struct.pack(">I", 0)
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63_190, 65_536, 54_061)
+    tags = {b"wtpt": white, b"kTRC": curve}
+    offset, listing, content = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        listing += name + struct.pack(">II", offset + len(content), len(data))
+        content += data
+    header = struct.pack(
+        ">I4sI4s4s4s", 128 + len(listing) + len(content), b"none", 0x02400000, b"mntr", b"GRAY", b"XYZ "
+    )
+    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + struct.pack(">3i", 63_190, 65_536, 54_061)
+    return header.ljust(128, b"\0") + listing + content
+
+
+def test_a_profile_of_gray_does_not_end_up_in_colour(tmp_path: Path) -> None:
+    rgb().quantize(16).save(tmp_path / "palette.png", icc_profile=gray_profile())
+    picture = read_picture(tmp_path / "palette.png")
+    assert picture.icc_profile is None
+    assert picture.notes == ("its colour profile is not one of RGB, and left out",)
+
+    Image.new("L", (8, 8), 55).save(tmp_path / "gray.png", icc_profile=gray_profile())
+    gray = read_picture(tmp_path / "gray.png")
+    assert gray.icc_profile == gray_profile()
+    write_picture(tmp_path / "gray.tif", gray)
+    with Image.open(tmp_path / "gray.tif") as result:
+        assert (result.mode, result.info["icc_profile"]) == ("L", gray_profile())
+    write_picture(tmp_path / "gray.webp", gray)  # has no gray
+    with Image.open(tmp_path / "gray.webp") as result:
+        assert result.info["icc_profile"] == srgb_profile()
+        # 55 of 255 of the light is 0.2157, in sRGB 0.502.
+        assert abs(result.convert("RGB").getpixel((4, 4))[0] - 128) <= 2
+
+
+def test_gamma_of_a_png_is_kept_or_converted(tmp_path: Path) -> None:
+    gamma = struct.pack(">I", 100_000)  # linear
+    (tmp_path / "in.png").write_bytes(png_with({b"gAMA": gamma}, Image.new("RGB", (8, 8), (55, 55, 55))))
+    picture = read_picture(tmp_path / "in.png")
+    write_picture(tmp_path / "out.png", picture)
+    with Image.open(tmp_path / "out.png") as result:
+        assert result.info["gamma"] == 1
+        assert result.getpixel((4, 4)) == (55, 55, 55)
+    write_picture(tmp_path / "out.tif", picture)
+    with Image.open(tmp_path / "out.tif") as result:
+        assert abs(result.getpixel((4, 4))[0] - 128) <= 1
+    usual = struct.pack(">I", 45_455)
+    (tmp_path / "usual.png").write_bytes(png_with({b"gAMA": usual}, Image.new("RGB", (8, 8), (55, 55, 55))))
+    write_picture(tmp_path / "usual.tif", read_picture(tmp_path / "usual.png"))
+    with Image.open(tmp_path / "usual.tif") as result:
+        assert result.getpixel((4, 4)) == (55, 55, 55)
+
+
+def test_hdr_stays_in_a_png(tmp_path: Path) -> None:
+    pq = bytes([9, 16, 0, 1])  # BT.2020 with the curve of PQ
+    (tmp_path / "in.png").write_bytes(png_with({b"cICP": pq}))
+    picture = read_picture(tmp_path / "in.png")
+    write_picture(tmp_path / "out.png", picture)
+    assert b"cICP" + pq in (tmp_path / "out.png").read_bytes()
+    write_picture(tmp_path / "deep.png", Picture(picture.color, None, 16, None, picture.metadata.stripped()))
+    assert b"cICP" + pq in (tmp_path / "deep.png").read_bytes()
+    for suffix in (".jpg", ".tif", ".webp"):
+        with pytest.raises(ValueError, match=r"cannot say which colours .* write \.png"):
+            check_writable(tmp_path / f"out{suffix}", picture)
+
+
+def test_transparency_over_a_background() -> None:
+    color, alpha = torch.zeros(1, 1, 3), torch.tensor([[[0.0, 0.5, 1.0]]])
+    white = lay_over(Picture(color, alpha), (255, 255, 255))
+    assert white.alpha is None
+    assert torch.equal(white.color, torch.tensor([[[1.0, 0.5, 0.0]]]))
+    red = lay_over(Picture(color, alpha, icc_profile=gray_profile()), (255, 0, 0))
+    assert red.color.shape == (3, 1, 3)
+    assert red.icc_profile is None
+    assert torch.equal(red.color[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_webp_is_as_lossy_as_what_it_came_from(tmp_path: Path) -> None:
+    rgb().resize((200, 150)).save(tmp_path / "in.jpg")
+    rgb().resize((200, 150)).save(tmp_path / "in.png")
+    sizes = {}
+    for source in ("in.jpg", "in.png"):
+        picture = read_picture(tmp_path / source)
+        write_picture(tmp_path / "out.webp", picture)
+        sizes[source] = (tmp_path / "out.webp").stat().st_size
+        again = read_picture(tmp_path / "out.webp")
+        assert again.lossy == picture.lossy == (source == "in.jpg")
+        if source == "in.png":
+            np.testing.assert_array_equal(values_of(again), values_of(picture))
+    assert sizes["in.jpg"] < sizes["in.png"] / 2
+    write_picture(tmp_path / "low.webp", picture, quality=10)
+    assert (tmp_path / "low.webp").stat().st_size < sizes["in.jpg"]
