@@ -271,16 +271,13 @@ def warm_start(net: MREN, file: str | Path) -> list[str]:
         The names of the parameters for which the file has nothing that fits: those stay as they were.
 
     Raises:
-        ValueError: If nothing fits, the network of the file has another width, or the file is not one of ours.
+        ValueError: If the network of the file has another width, or the file is not one of ours.
     """
     _, given = read_weights(Path(file))
     own = net.state_dict()
     fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
-    if not fitting:
-        raise ValueError(f"{file}: none of its {len(given)} tensors fits a network of {len(own)}; is it as wide?")
     if "head.weight" not in fitting:  # of another width next to nothing fits
-        wanted = own["head.weight"].shape[0]
-        width = given["head.weight"].shape[0] if "head.weight" in given else "no"
+        width, wanted = (state["head.weight"].shape[0] for state in (given, own))
         raise ValueError(f"{file}: has {width} channels, the network {wanted}; begin from one that is as wide.")
     net.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
