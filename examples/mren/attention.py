@@ -4,9 +4,9 @@
     python -m examples.mren.attention photo.jpg -o attention.pdf --weights own.safetensors --blocks 1 3 6
 
 One row for each MREB, one column for each of its DRACBs. On the left the masks, averaged over their channels; on the
-right the same masks minus those of a copy of the network without communication between the DRACBs, W = 0. Printed is how
-alike the maps of neighbouring DRACBs are, before and after communication. Without a picture a photograph is used that
-scikit-image ships.
+right the same masks minus those of a copy of the network without communication between the DRACBs, W = 0. The command
+prints how alike the maps of neighbouring DRACBs are, before and after communication. Without a picture it uses a
+photograph that scikit-image ships.
 """
 
 from __future__ import annotations
