@@ -267,11 +267,12 @@ def _read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) ->
     page: Any = tiff.pages[0]
     size = (page.imagewidth, page.imagelength)
     _check_size(size, max_pixels)
-    if page.photometric.name == "MINISWHITE":
+    photometric = getattr(page.photometric, "name", f"kind {page.photometric}")
+    if photometric == "MINISWHITE":
         raise RefusedError("16-bit gray counted from white; save it counted from black")
-    if page.photometric.name not in ("MINISBLACK", "RGB"):
-        raise RefusedError(f"16 bits per value of {page.photometric.name}; save it as gray or RGB")
-    colors = 1 if page.photometric.name == "MINISBLACK" else 3
+    if photometric not in ("MINISBLACK", "RGB"):
+        raise RefusedError(f"16 bits per value of {photometric}; save it as gray or RGB")
+    colors = 1 if photometric == "MINISBLACK" else 3
     # The parts that it is stored in may be larger than the picture; those of a real file hardly are.
     if max(page.tilewidth, 1) * max(page.tilelength, 1) > size[0] * size[1] + 2**24:
         raise RefusedError("is stored in tiles far larger than itself")
