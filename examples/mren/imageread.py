@@ -10,11 +10,10 @@ A file may come from anybody: its size is looked at before it is decoded, and on
 from __future__ import annotations
 
 import io
-import logging
 import os
 import struct
 import sys
-import warnings
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -59,6 +58,9 @@ _UPRIGHT: dict[int, Any] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: np.rot90(pixels, 1),
 }
+
+
+_stderr_is_taken = threading.Lock()  # images may be read in several threads
 
 
 class RefusedError(ValueError):
@@ -160,16 +162,13 @@ def _reading(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
         check_regular(source)
     else:
         name = "standard input"
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it logs is raised, too, where it matters
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata, and of a size that was checked
-            if isinstance(source, (str, Path)):
-                # Not by its path: Pillow maps such files into memory, and misreads those that are turned.
-                with open(source, "rb") as file:
-                    yield file
-            else:
-                yield source
+        if isinstance(source, (str, Path)):
+            # Not by its path: Pillow maps such files into memory, and misreads those that are turned.
+            with open(source, "rb") as file:
+                yield file
+        else:
+            yield source
     except RefusedError as error:
         raise RefusedError(f"{name}: {error}.") from error
     except Image.DecompressionBombError as error:
@@ -346,15 +345,16 @@ def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
 @contextmanager
 def _libtiff_is_quiet() -> Iterator[None]:
     """Keep libtiff, which has no exceptions, from printing to stderr what Pillow raises anyway."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with _stderr_is_taken:
+        sys.stderr.flush()
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def _is_lossless_webp(file: BinaryIO) -> bool:
