@@ -133,6 +133,13 @@ def test_an_image_that_cannot_be_scored_costs_only_itself(tmp_path: Path, weight
         assert {row["image"] for row in csv.DictReader(opened)} == {good.stem}
 
 
+def test_an_image_that_is_too_large_is_not_decoded(tmp_path: Path, weights: Path, capsys) -> None:
+    write_photos(tmp_path / "set", [(48, 48), (1200, 1000)])
+    arguments = ["--data", str(tmp_path / "set"), "--scale", "2", "--weights", str(weights), "--max-megapixels", "1"]
+    assert main(arguments) == 1
+    assert "1.png: has 1000 x 1200 pixels, 1.2 megapixels; 1 are allowed" in capsys.readouterr().err
+
+
 def test_scores_are_not_replaced_unasked(tmp_path: Path, weights: Path, capsys) -> None:
     write_photos(tmp_path / "set", [(48, 48)])
     scores = tmp_path / "scores.csv"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import struct
+import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagecodecs
@@ -221,7 +224,7 @@ def test_formats_by_their_suffix(suffix: str, tmp_path: Path) -> None:
 
 
 def test_heic_without_its_package_says_which(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     with pytest.raises(ValueError, match=r"a\.heic: HEIC, which needs pillow-heif; .*\[heif\]"):
         read_picture(tmp_path / "a.heic")
@@ -232,8 +235,24 @@ def test_hidden_files_and_pipes_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7")
     (tmp_path / ".0123.png").touch()
     (tmp_path / "folder.png").mkdir()
-    __import__("os").mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.png")
     assert list_images(tmp_path) == [tmp_path / "a.png"]
+
+
+def test_images_may_be_read_in_several_threads(tmp_path: Path, capfd) -> None:
+    files = [tmp_path / f"{number}.tif" for number in range(24)]
+    for file in files:
+        rgb().save(file, compression="tiff_lzw")
+    files[7].write_bytes(files[7].read_bytes()[:300])
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda file: values_of(read_picture(file)) if file != files[7] else None, files))
+    for number, values in enumerate(results):
+        if number != 7:
+            np.testing.assert_array_equal(values, np.array(rgb()))
+    with pytest.raises(ValueError, match=r"7\.tif"):
+        read_picture(files[7])
+    os.write(2, b"stderr is as it was")
+    assert capfd.readouterr().err == "stderr is as it was"
 
 
 # Bombs

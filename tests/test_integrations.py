@@ -476,6 +476,15 @@ def test_the_hub_names_wrong_arguments_and_weights(tmp_path: Path) -> None:
         HubMREN.from_pretrained(tmp_path, scale=2)
 
 
+@pytest.mark.parametrize("change", [{"num_blocks": 10**5}, {"channels": 20_000}, {"scale": 2.0}, {"gate": "yes"}])
+def test_the_hub_builds_nothing_that_a_stranger_claims(tmp_path: Path, change: dict[str, object]) -> None:
+    HubMREN(2, **SMALL).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=rf"config\.json: {next(iter(change))} must be"):
+        HubMREN.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("communication", [GatedCommunication, LearnableCommunication(3), ["gated"]], ids=repr)
 def test_the_hub_refuses_what_a_file_cannot_hold(communication: Any) -> None:
     with pytest.raises(TypeError, match="HubMREN: communication must be a number, 'learnable', 'gated' or None"):

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import signal
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +73,7 @@ def run_command(
         1
     """
     print_any_character()
+    silence_decoders()
     with signals_as_exceptions():
         try:
             result = run(parse(argv))
@@ -176,6 +179,14 @@ def print_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def silence_decoders() -> None:
+    """Keep Pillow and tifffile from printing lines of their own about damaged metadata; what matters they raise."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logger = logging.getLogger("tifffile")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
 
 
 @contextmanager

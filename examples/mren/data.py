@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.mren.imageread import IMAGE_SUFFIXES, is_image, read_pixels
+from examples.mren.imageread import IMAGE_SUFFIXES, MAX_PIXELS, is_image, read_pixels
 
 
 def imresize(image: Tensor, scale: float) -> Tensor:
@@ -98,13 +98,18 @@ def list_images(folder: str | Path) -> list[Path]:
     return files
 
 
-def read_rgb(path: str | Path) -> Tensor:
+def read_rgb(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read an image file as uint8 RGB, shape (3, H, W); gray is repeated, opacity left out.
 
+    Args:
+        path: The file.
+        max_pixels: How many it may have; a larger one is refused before it is decoded.
+
     Raises:
-        ValueError: If the file is no image, is damaged, or has more than 8 bits per value; the message names it.
+        ValueError: If the file is no image, is damaged or too large, or has more than 8 bits per value; the message
+            names it.
     """
-    pixels = read_pixels(path)
+    pixels = read_pixels(path, max_pixels=max_pixels)
     if pixels.values.dtype != np.uint8:
         raise ValueError(f"{path}: not a readable image (more than 8 bits per value; convert it to 8 first).")
     values = torch.from_numpy(pixels.values).permute(2, 0, 1)

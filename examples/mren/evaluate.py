@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.mren.cli import check_target, describe, fail, note, run_command, whole_number
-from examples.mren.data import imresize, list_images, mod_crop, read_rgb
+from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
 from examples.mren.files import name_apart, write_text
 from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import DEVICES, STAGES, VARIANTS, load_mren, pick_device
@@ -63,17 +63,20 @@ def network_upscaler(net: nn.Module, device: torch.device | str, *, tile: int | 
     return upscale
 
 
-def evaluate(files: Sequence[Path], scale: int, methods: dict[str, Upscale]) -> Iterator[Row]:
+def evaluate(
+    files: Sequence[Path], scale: int, methods: dict[str, Upscale], *, max_pixels: int = MAX_PIXELS
+) -> Iterator[Row]:
     """Shrink each image, enlarge it by each method, score the result against the image.
 
     Args:
         files: High-resolution images; each row is filed under the name of its folder.
         scale: How much smaller the low-resolution images are.
         methods: Name to function from a uint8 image to one ``scale`` times as large.
+        max_pixels: How many an image may have.
     """
     for path in files:
         dataset = path.resolve().parent.name
-        hr = mod_crop(read_rgb(path), scale)
+        hr = mod_crop(read_rgb(path, max_pixels=max_pixels), scale)
         lr = imresize(hr, 1 / scale)
         for name, upscale in methods.items():
             yield Row(dataset, path.stem, name, score(upscale(lr), hr, scale))
@@ -136,6 +139,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--onnx", type=Path, nargs="+", default=[], metavar="FILE", help="score exported files, too")
     parser.add_argument("--csv", type=Path, help="file for the scores of every image")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --csv if it is there")
+    parser.add_argument(
+        "--max-megapixels",
+        type=whole_number(1),
+        default=64,
+        metavar="N",
+        help="of an image",
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     return parser.parse_args(argv)
 
@@ -160,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
             number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
             note(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.")
     files = [path for images in found.values() for path in images]
-    rows, failed = score_all(files, args.scale, methods)
+    rows, failed = score_all(files, args.scale, methods, max_pixels=args.max_megapixels * 10**6)
     if failed:
         note(f"{len(files) - failed} of {len(files)} images are scored; means are theirs.")
     if rows:
@@ -170,7 +180,9 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def score_all(files: Sequence[Path], scale: int, methods: dict[str, Upscale]) -> tuple[list[Row], int]:
+def score_all(
+    files: Sequence[Path], scale: int, methods: dict[str, Upscale], *, max_pixels: int = MAX_PIXELS
+) -> tuple[list[Row], int]:
     """Score images; one that cannot be scored is named, and the others are.
 
     Returns:
@@ -180,7 +192,7 @@ def score_all(files: Sequence[Path], scale: int, methods: dict[str, Upscale]) ->
     failed = 0
     for path in tqdm(files, unit="image", desc=f"x{scale}", disable=None):
         try:
-            rows += list(evaluate([path], scale, methods))
+            rows += list(evaluate([path], scale, methods, max_pixels=max_pixels))
         # RuntimeError: no memory, or a fault of the device.
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failed += 1

@@ -10,10 +10,10 @@ A file may come from anybody: its size is looked at before it is decoded, and on
 from __future__ import annotations
 
 import io
-import logging
 import os
+import struct
 import sys
-import warnings
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -58,6 +58,9 @@ _UPRIGHT: dict[int, Any] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: np.rot90(pixels, 1),
 }
+
+
+_stderr_is_taken = threading.Lock()  # images may be read in several threads
 
 
 class RefusedError(ValueError):
@@ -159,16 +162,13 @@ def _reading(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
         check_regular(source)
     else:
         name = "standard input"
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it logs is raised, too, where it matters
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata, and of a size that was checked
-            if isinstance(source, (str, Path)):
-                # Not by its path: Pillow maps such files into memory, and misreads those that are turned.
-                with open(source, "rb") as file:
-                    yield file
-            else:
-                yield source
+        if isinstance(source, (str, Path)):
+            # Not by its path: Pillow maps such files into memory, and misreads those that are turned.
+            with open(source, "rb") as file:
+                yield file
+        else:
+            yield source
     except RefusedError as error:
         raise RefusedError(f"{name}: {error}.") from error
     except Image.DecompressionBombError as error:
@@ -267,11 +267,12 @@ def _read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) ->
     page: Any = tiff.pages[0]
     size = (page.imagewidth, page.imagelength)
     _check_size(size, max_pixels)
-    if page.photometric.name == "MINISWHITE":
+    photometric = getattr(page.photometric, "name", f"kind {page.photometric}")
+    if photometric == "MINISWHITE":
         raise RefusedError("16-bit gray counted from white; save it counted from black")
-    if page.photometric.name not in ("MINISBLACK", "RGB"):
-        raise RefusedError(f"16 bits per value of {page.photometric.name}; save it as gray or RGB")
-    colors = 1 if page.photometric.name == "MINISBLACK" else 3
+    if photometric not in ("MINISBLACK", "RGB"):
+        raise RefusedError(f"16 bits per value of {photometric}; save it as gray or RGB")
+    colors = 1 if photometric == "MINISBLACK" else 3
     # The parts that it is stored in may be larger than the picture; those of a real file hardly are.
     if max(page.tilewidth, 1) * max(page.tilelength, 1) > size[0] * size[1] + 2**24:
         raise RefusedError("is stored in tiles far larger than itself")
@@ -344,15 +345,16 @@ def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
 @contextmanager
 def _libtiff_is_quiet() -> Iterator[None]:
     """Keep libtiff, which has no exceptions, from printing to stderr what Pillow raises anyway."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with _stderr_is_taken:
+        sys.stderr.flush()
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def _is_lossless_webp(file: BinaryIO) -> bool:
@@ -370,8 +372,9 @@ def _space(icc_profile: bytes | None) -> bytes:
 
 
 def srgb_profile() -> bytes:
-    """The colour profile of sRGB."""
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    """The colour profile of sRGB, which does not depend on the day: one file in gives one file out."""
+    made_now = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return made_now[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + made_now[36:]
 
 
 def _to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
