@@ -30,6 +30,7 @@ from types import FrameType
 from typing import NoReturn
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "could not create a primitive")
 _LONGEST = 2000  # of a message; what a file holds may be quoted in one
 
 
@@ -137,11 +138,11 @@ def describe(error: BaseException, file: object = None) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the machine, and not the file, is at fault."""
-    # torch on a CPU raises a plain RuntimeError, and safetensors wraps the system's.
+    # torch on a CPU raises a plain RuntimeError, oneDNN in it says less, and safetensors wraps the system's.
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or any(words in str(error) for words in ("can't allocate memory", "out of memory", "Cannot allocate memory"))
+        or any(words in str(error) for words in _OUT_OF_MEMORY)
     )
 
 
@@ -184,6 +185,7 @@ def print_any_character() -> None:
 def silence_decoders() -> None:
     """Keep Pillow and tifffile from printing lines of their own about damaged metadata; what matters they raise."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.filterwarnings("ignore", message="tqdm:disabling monitor")  # where there is no memory for its thread
     logger = logging.getLogger("tifffile")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
