@@ -215,14 +215,22 @@ class GatedCommunication(nn.Module):
             raise ValueError(
                 f"GatedCommunication: init must lie strictly between 0 and 1, got {init}; the paper's is 0.2."
             )
-        self.weigh = _ConstantConv2d(2 * channels, channels, 1, device=device, dtype=dtype)
-        self.weigh.constant = math.log(init / (1 - init))
+        self.weigh = nn.Conv2d(2 * channels, channels, 1, device=device, dtype=dtype)
+        # Whoever resets parameters module by module, in any order, gets what the constructor gives. Not a subclass of
+        # nn.Conv2d: many tools go by the exact type.
+        self.weigh.reset_parameters = self._reset_weigh
         self.gate = nn.Sigmoid()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the gate to ``init`` everywhere."""
-        self.weigh.reset_parameters()
+        nn.init.zeros_(self.weigh.weight)
+        if self.weigh.bias is not None:
+            nn.init.constant_(self.weigh.bias, math.log(self.init / (1 - self.init)))
+
+    def _reset_weigh(self) -> None:
+        nn.Conv2d.reset_parameters(self.weigh)  # draws as many random numbers as the constructor did
+        self.reset_parameters()
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
         _checks.check_feature_map("GatedCommunication", current, self.channels, name="current")
@@ -232,21 +240,6 @@ class GatedCommunication(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, init={self.init}"
-
-
-class _ConstantConv2d(nn.Conv2d):
-    """A convolution whose initial output is a constant.
-
-    It is a class of its own so that resetting the parameters module by module, in any order, gives that constant. Its
-    constructor is that of nn.Conv2d, because tools such as peft build layers of the type that they find.
-    """
-
-    constant = 0.0
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.constant_(self.bias, self.constant)
 
 
 class AdaptedCommunication(nn.Module):
