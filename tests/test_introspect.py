@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -448,6 +449,17 @@ def test_compiled(how: str, warm: bool) -> None:
     torch.testing.assert_close(model(x), out)
     if how != "inside":
         assert list(attention) == list(expected)
+
+
+def test_the_compiler_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Importing it takes seconds, and whoever has compiled something has done so already.
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    block, x = WSILBV(8), torch.rand(1, 8, 5, 7)
+    with capture_attention(block) as attention:
+        block(x)
+    to_local(block, x)
+    assert attention
+    assert "torch._dynamo" not in sys.modules
 
 
 # Costs, module by module
