@@ -1,0 +1,182 @@
+r"""RBWA rewritten: the enlargement after the convolution, and the last two convolutions as one.
+
+- **Bilinear enlargement by a whole factor and the 3x3 convolution behind it** are both convolutions, of the input with
+  zeros put between its pixels, so they commute: a transposed convolution at low resolution, then a fixed blur of each
+  channel. That takes a quarter of the multiplications at a factor of 2.
+- **Two 3x3 convolutions without an activation between them** are one of 5x5, the convolution of their kernels. It pays if
+  the second has few channels. A square of pixels is computed at once, as channels, because a few channels would leave
+  most of a processor's vector unit idle.
+
+Neither holds for the outermost pixels of the result, where the convolutions read zeros and the rewritten ones do not.
+Those pixels are computed as the block is written, from narrow bands of the map.
+
+The kernels are computed from the parameters in each call, so they always belong to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sc_blocks._checks import check_feature_map
+from sc_blocks.deploy.strips import VALUES, in_strips, runs_on_cpu, strip_height
+from sc_blocks.rbwa import RBWA
+
+# Blurs of larger factors would cost more than they save.
+FACTORS = (2, 3, 4, 5)
+# Pixels of a batch below which the outermost ones cost more time than is saved on the others.
+LEAST_PIXELS = 48 * 48
+
+
+class FoldedRBWA(RBWA):
+    """An RBWA that computes the same in another order, with the narrow convolution behind it if it is given one."""
+
+    least_pixels, values = LEAST_PIXELS, VALUES
+
+    def forward(self, x: Tensor, tail: nn.Conv2d | None = None) -> Tensor:
+        check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
+        on_cpu = runs_on_cpu(x)
+        if on_cpu and x.shape[0] * x.shape[2] * x.shape[3] < self.least_pixels:
+            return super().forward(x) if tail is None else tail(super().forward(x))
+        expanded = self._expanded(x)
+        if not on_cpu or self.attention.local is not None:
+            return self._last(self.act(self.attention(expanded)), lambda rows: rows, tail)
+        # The gated map would be as large again; it is made a strip at a time.
+        contrast, peak = _contrast_and_peak(expanded, self.attention.eps, self.values)
+        gate = self.attention.gate(self.attention.shared(contrast) + self.attention.shared(peak))
+        return self._last(expanded, lambda rows: self.act(rows * gate), tail)
+
+    def _expanded(self, x: Tensor) -> Tensor:
+        """``self.expand(self.resize(x))``."""
+
+        def plain(x: Tensor) -> Tensor:
+            return self.expand(self.resize(x))
+
+        if self.scale_factor not in FACTORS:
+            return plain(x)
+        factor = int(self.scale_factor)
+        line, padding = _enlarging_line(factor)
+        blur = self.expand.weight.new_tensor(line)
+        blur = (blur[:, None] * blur).expand(self.out_channels, 1, -1, -1)
+        weight = self.expand.weight.flip(2, 3).transpose(0, 1)
+
+        def commuted(rows: Tensor) -> Tensor:
+            if runs_on_cpu(rows):  # depthwise and transposed convolutions are much faster so
+                rows = rows.contiguous(memory_format=torch.channels_last)
+            around = F.pad(rows, (1, 1, 1, 1), mode="replicate")
+            spread = F.conv_transpose2d(around, weight, stride=factor, padding=padding)
+            return F.conv2d(spread, blur, self.expand.bias, groups=self.out_channels)
+
+        inner = in_strips(commuted, x, halo=1, scale=factor, values=self.values)
+        return _with_frame(inner, x, plain, 2)
+
+    def _last(self, x: Tensor, prepare: Callable[[Tensor], Tensor], tail: nn.Conv2d | None) -> Tensor:
+        """``tail(self.project(prepare(x)))``."""
+        if tail is None:
+            return in_strips(lambda rows: self.project(prepare(rows)), x, halo=1, values=self.values)
+        side = merged_side(self)
+        weight, bias = _merged(self.project, tail, side)
+
+        def merged(rows: Tensor) -> Tensor:
+            return F.pixel_shuffle(F.conv2d(prepare(rows), weight, bias, stride=side, padding=2), side)
+
+        inner = in_strips(merged, x, halo=side, values=self.values)
+        return _with_frame(inner, x, lambda band: tail(self.project(prepare(band))), 3)
+
+
+class NarrowConv(nn.Conv2d):
+    """A 3x3 convolution directly behind a :class:`FoldedRBWA`, with whose last one it may be merged."""
+
+
+class FoldedSequential(nn.Sequential):
+    """A row of modules in which an RBWA is called together with the narrow convolution behind it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        merged = None
+        for module, following in pairwise([*self, None]):
+            if module is merged:
+                merged = None
+            elif isinstance(module, FoldedRBWA) and isinstance(following, NarrowConv):
+                merged = following
+                input = module(input, merged)
+            else:
+                input = module(input)
+        return input
+
+
+def merged_side(block: RBWA) -> int:
+    """Side of the squares of pixels to compute at once, of which every result's size is a multiple; 0 for none."""
+    numerator = round(block.scale_factor * block.size_multiple)
+    enlarges = block.scale_factor > 1  # the frame of a result must be narrower than half of it
+    return next((side for side in (2, 3, 5) if numerator % side == 0), 0) if enlarges else 0
+
+
+def why_not_merged(block: RBWA, tail: nn.Conv2d) -> str | None:
+    """Why a convolution is not merged with the last one of an RBWA, or ``None``."""
+    side, width = merged_side(block), block.out_channels
+    if side == 0:
+        return f"no square of pixels fits scale_factor={block.scale_factor}"
+    # Multiplications for each pixel; as many of them take longer in larger kernels.
+    together, apart = (side + 4) ** 2 * width * tail.out_channels, 9 * width * (width + tail.out_channels)
+    return None if 3 * together < 2 * apart else f"{tail.out_channels} channels are too many to gain anything"
+
+
+def _enlarging_line(factor: int) -> tuple[list[float], int]:
+    """What pixels with zeros between them count for an enlarged one, in one direction.
+
+    Returns:
+        The counts, and how many pixels the transposed convolution makes too many on each side of a map that has one
+        more pixel all around.
+    """
+    # Of the output pixel that lies `distance` before the first one of an input pixel.
+    counts = {d: 1 - abs(d + (factor - 1) / 2) / factor for d in range(-2 * factor, factor + 1)}
+    reached = [d for d in counts if counts[d] > 0]
+    return [counts[d] for d in reached], factor + 1 + reached[0]
+
+
+def _merged(first: nn.Conv2d, second: nn.Conv2d, side: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution with that stride that makes the pixels of a square as channels."""
+    exact = torch.promote_types(first.weight.dtype, torch.float32)
+    weight, then = first.weight.to(exact), second.weight.to(exact)
+    kernel = F.conv2d(weight.transpose(0, 1), then.flip(2, 3), padding=2).transpose(0, 1)
+    squares = [
+        F.pad(kernel, (column, side - 1 - column, row, side - 1 - row)) for row in range(side) for column in range(side)
+    ]
+    bias = then.new_zeros(second.out_channels) if second.bias is None else second.bias.to(exact)
+    if first.bias is not None:
+        bias = bias + then.sum((2, 3)) @ first.bias.to(exact)
+    merged = torch.stack(squares, dim=1).flatten(0, 1)
+    return merged.to(first.weight.dtype), bias.repeat_interleave(side * side).to(first.weight.dtype)
+
+
+def _with_frame(inner: Tensor, x: Tensor, plain: Callable[[Tensor], Tensor], band: int) -> Tensor:
+    """Give a fresh map the outermost pixels that ``plain`` makes of the ``band`` outermost pixels of ``x``."""
+    inner[:, :, :1] = plain(x[:, :, :band])[:, :, :1]
+    inner[:, :, -1:] = plain(x[:, :, -band:])[:, :, -1:]
+    inner[..., :1] = plain(x[..., :band])[..., :1]
+    inner[..., -1:] = plain(x[..., -band:])[..., -1:]
+    return inner
+
+
+def _contrast_and_peak(x: Tensor, eps: float, values: int) -> tuple[Tensor, Tensor]:
+    """The statistics of :class:`~sc_blocks.WSILBV` over the whole map, without maps in between.
+
+    Means and variances of strips are joined as Chan, Golub and LeVeque do (1979), so that nothing is lost to
+    cancellation.
+    """
+    shares: list[float] = []
+    means: list[Tensor] = []
+    variances: list[Tensor] = []
+    for rows in x.split(strip_height(x, values), dim=2):
+        exact = rows.to(torch.promote_types(x.dtype, torch.float32))
+        shares.append(rows.shape[2] / x.shape[2])
+        means.append(exact.mean((2, 3), keepdim=True))
+        variances.append((exact - means[-1]).square_().mean((2, 3), keepdim=True))
+    share, each = means[0].new_tensor(shares).view(-1, 1, 1, 1, 1), torch.stack(means)
+    mean = (share * each).sum(0)
+    variance = (share * (torch.stack(variances) + (each - mean).square())).sum(0)
+    return (mean + torch.sqrt(variance + eps)).to(x.dtype), x.amax((2, 3), keepdim=True)
