@@ -13,7 +13,7 @@ from sc_blocks.communication import (
 )
 from sc_blocks.dracb import DRACB, DRACBChain
 from sc_blocks.mreb import MREB
-from sc_blocks.rbwa import RBWA, call_with_tail
+from sc_blocks.rbwa import RBWA
 from sc_blocks.scacb import SCACB
 from sc_blocks.wsilb import WSILB, WSILBV, to_global, to_local
 
@@ -30,7 +30,6 @@ __all__ = [
     "LearnableCommunication",
     "LinearCommunication",
     "NoCommunication",
-    "call_with_tail",
     "to_global",
     "to_local",
 ]

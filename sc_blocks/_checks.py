@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 
@@ -112,3 +113,24 @@ def check_same_shape(block: str, reference: Tensor, other: Any, *, reference_nam
             f"{block}: {name} must have the shape of {reference_name}, {tuple(reference.shape)}, got "
             f"{tuple(other.shape)}; {hint}."
         )
+
+
+def check_previous_map(block: str, previous: Any, *, takes_map: bool) -> None:
+    """Raise unless a previous attention map was given exactly if the block was built to take one."""
+    if takes_map and previous is None:
+        raise ValueError(
+            f"{block}: a block built with takes_map=True needs the last attention map of the block before it; pass "
+            "that as previous, or build the block with takes_map=False."
+        )
+    if previous is not None and not takes_map:
+        raise ValueError(
+            f"{block}: takes no previous attention map, got one; leave previous out, or build the block with "
+            "takes_map=True."
+        )
+
+
+# Leaves for torch.fx: a traced network still checks its inputs. Only calls through this module are recorded, so blocks
+# write _checks.check_feature_map(...).
+torch.fx.wrap("check_feature_map")
+torch.fx.wrap("check_same_shape")
+torch.fx.wrap("check_previous_map")

@@ -19,13 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks._checks import (
-    check_choice,
-    check_feature_map,
-    check_finite_number,
-    check_positive_int,
-    check_same_shape,
-)
+from sc_blocks import _checks
 
 Resample = Literal["bilinear", "nearest"]
 
@@ -96,11 +90,11 @@ class LinearCommunication(nn.Module):
 
     def __init__(self, weight: float = PAPER_WEIGHT) -> None:
         super().__init__()
-        self.weight = check_finite_number("LinearCommunication", "weight", weight, hint=_HINT)
+        self.weight = _checks.check_finite_number("LinearCommunication", "weight", weight, hint=_HINT)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
         _check_maps("LinearCommunication", previous, current)
-        return torch.add(current, previous, alpha=self.weight)
+        return current + self.weight * previous
 
     def extra_repr(self) -> str:
         return f"{self.weight}"
@@ -113,7 +107,7 @@ class LearnableCommunication(nn.Module):
         channels: Width of the maps.
         per_channel: Whether each channel has a weight of its own; otherwise there is one for all.
         init: Where the weights start.
-        device: Where the parameter is created.
+        device: Device of the parameter.
         dtype: Type of the parameter.
 
     Shape:
@@ -149,9 +143,9 @@ class LearnableCommunication(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = check_positive_int("LearnableCommunication", "channels", channels)
+        self.channels = _checks.check_positive_int("LearnableCommunication", "channels", channels)
         self.per_channel = per_channel
-        self.init = check_finite_number("LearnableCommunication", "init", init, hint=_HINT)
+        self.init = _checks.check_finite_number("LearnableCommunication", "init", init, hint=_HINT)
         self.weight = nn.Parameter(torch.empty(channels if per_channel else 1, 1, 1, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -160,7 +154,7 @@ class LearnableCommunication(nn.Module):
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        check_feature_map("LearnableCommunication", current, self.channels, name="current")
+        _checks.check_feature_map("LearnableCommunication", current, self.channels, name="current")
         _check_maps("LearnableCommunication", previous, current)
         # .to(): under autocast the maps are of lower precision than the weight, and the result must not be promoted.
         return current + self.weight.to(current.dtype) * previous
@@ -181,7 +175,7 @@ class GatedCommunication(nn.Module):
     Args:
         channels: Width of the maps.
         init: The gate's value before training, strictly between 0 and 1.
-        device: Where the parameters are created.
+        device: Device of the parameters.
         dtype: Type of the parameters.
 
     Shape:
@@ -214,30 +208,51 @@ class GatedCommunication(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = check_positive_int("GatedCommunication", "channels", channels)
-        self.init = check_finite_number("GatedCommunication", "init", init, hint=_HINT)
+        self.channels = _checks.check_positive_int("GatedCommunication", "channels", channels)
+        self.init = _checks.check_finite_number("GatedCommunication", "init", init, hint=_HINT)
         if not 0 < init < 1:
             raise ValueError(
                 f"GatedCommunication: init must lie strictly between 0 and 1, got {init}; the paper's is 0.2."
             )
-        self.weigh = nn.Conv2d(2 * channels, channels, 1, device=device, dtype=dtype)
+        self.weigh = _ConstantConv2d(2 * channels, channels, math.log(init / (1 - init)), device=device, dtype=dtype)
         self.gate = nn.Sigmoid()
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Make the gate ``init`` everywhere."""
-        nn.init.zeros_(self.weigh.weight)
-        if self.weigh.bias is not None:
-            nn.init.constant_(self.weigh.bias, math.log(self.init / (1 - self.init)))
+        self.weigh.reset_parameters()
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        check_feature_map("GatedCommunication", current, self.channels, name="current")
+        _checks.check_feature_map("GatedCommunication", current, self.channels, name="current")
         _check_maps("GatedCommunication", previous, current)
         gate = self.gate(self.weigh(torch.cat([previous, current], dim=1)))
         return current + gate * previous
 
     def extra_repr(self) -> str:
         return f"{self.channels}, init={self.init}"
+
+
+class _ConstantConv2d(nn.Conv2d):
+    """A 1x1 convolution that starts as a constant.
+
+    A class of its own, so that whoever resets the parameters module by module, in whatever order, gets that constant.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        constant: float,
+        *,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.constant = constant  # before nn.Conv2d resets the parameters
+        super().__init__(in_channels, out_channels, 1, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, self.constant)
 
 
 class AdaptedCommunication(nn.Module):
@@ -260,7 +275,7 @@ class AdaptedCommunication(nn.Module):
             - ``"nearest"``: the nearest position;
             - ``None``: not at all; then another size is an error.
         bias: Whether the projection has a bias.
-        device: Where the parameters are created.
+        device: Device of the parameters.
         dtype: Type of the parameters.
 
     Shape:
@@ -297,9 +312,11 @@ class AdaptedCommunication(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.previous_channels = check_positive_int("AdaptedCommunication", "previous_channels", previous_channels)
-        self.channels = check_positive_int("AdaptedCommunication", "channels", channels)
-        check_choice("AdaptedCommunication", "resample", resample, (*get_args(Resample), None))
+        self.previous_channels = _checks.check_positive_int(
+            "AdaptedCommunication", "previous_channels", previous_channels
+        )
+        self.channels = _checks.check_positive_int("AdaptedCommunication", "channels", channels)
+        _checks.check_choice("AdaptedCommunication", "resample", resample, (*get_args(Resample), None))
         self.resample: Resample | None = resample
         self.project = (
             nn.Conv2d(previous_channels, channels, 1, bias=bias, device=device, dtype=dtype)
@@ -309,8 +326,8 @@ class AdaptedCommunication(nn.Module):
         self.communication = build_communication(communication, channels, device=device, dtype=dtype)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        check_feature_map("AdaptedCommunication", previous, self.previous_channels, name="previous")
-        check_feature_map("AdaptedCommunication", current, self.channels, name="current")
+        _checks.check_feature_map("AdaptedCommunication", previous, self.previous_channels, name="previous")
+        _checks.check_feature_map("AdaptedCommunication", current, self.channels, name="current")
         adapted = self.project(previous)
         if self.resample is not None:
             align_corners = False if self.resample == "bilinear" else None
@@ -334,7 +351,7 @@ def build_communication(
         communication: A module with ``forward(previous, current)``, used as it is; a factory ``channels -> module``,
             the channel classes among them; a number, the weight of a :class:`LinearCommunication`; or ``None``.
         channels: Width of the maps, handed to a factory.
-        device: Where the module goes.
+        device: Device of the module.
         dtype: Type of the module's parameters.
 
     Returns:
@@ -372,7 +389,7 @@ def build_communication(
 
 
 def _check_maps(block: str, previous: Tensor, current: Tensor) -> None:
-    check_same_shape(
+    _checks.check_same_shape(
         block,
         current,
         previous,

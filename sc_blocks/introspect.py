@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sc_blocks._checks import check_positive_int
-from sc_blocks._folded import FoldedMREB
-from sc_blocks._folded_rbwa import FoldedRBWA
 from sc_blocks.communication import GatedCommunication
+from sc_blocks.deploy.rbwa import FoldedRBWA
 from sc_blocks.dracb import DRACB
-from sc_blocks.scacb import ChannelAffine
 from sc_blocks.wsilb import WSILB, WSILBV
 
 
@@ -82,7 +80,7 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
     """
     network = _uncompiled("capture_attention", model)
     modules = _named_modules(network)
-    folded = tuple(_join(name, "") for name, module in modules if isinstance(module, (FoldedMREB, FoldedRBWA)))
+    folded = tuple(_join(name, "") for name, module in modules if isinstance(module, FoldedRBWA))
     yields = {block: (name, _parts(block)) for name, block in modules if not name.startswith(folded)}
     available = [_join(name, part) for name, parts in yields.values() for part in parts]
     if not available:
@@ -273,10 +271,7 @@ def complexity(model: nn.Module, input_size: Sequence[int]) -> Complexity:
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         charge()
-        name = running.pop()
-        if isinstance(module, ChannelAffine):
-            # A depthwise 1x1 convolution that is computed as a scale and shift: the counter sees convolutions only.
-            macs[name] += output.numel()
+        running.pop()
 
     with ExitStack() as stack:
         stack.enter_context(_hooks_reached())

@@ -1,4 +1,4 @@
-r"""The multilevel refinement enhancement block, put together from the blocks of this package.
+r"""The multilevel refinement enhancement block, built from the other blocks of this package.
 
 Source: section 3.4 and figure 4 of the MREN paper.
 """
@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sc_blocks._checks import check_feature_map, check_positive_int, check_width
-from sc_blocks._pointwise import mix_channels
+from sc_blocks import _checks
 from sc_blocks.communication import PAPER_WEIGHT, CommunicationLike
 from sc_blocks.dracb import DRACBChain, Relay
 from sc_blocks.scacb import SCACB, Exchange, Parts
@@ -19,10 +18,10 @@ from sc_blocks.wsilb import WSILBV
 
 
 class MREB(nn.Module):
-    r"""Multilevel refinement enhancement block: a row of SCACBs, each stage distilled and refined on the way.
+    r"""Multilevel refinement enhancement block: a row of SCACBs whose stages are distilled, refined and fused.
 
     With :math:`x_0 = x` and :math:`x_l = \mathrm{SCACB}_l(x_{l-1})`, a :class:`~sc_blocks.DRACBChain` refines the input
-    and every stage, and what it keeps is fused, attended to and added to the input:
+    and the output of every SCACB. The refined features are fused, pass an attention and are added to the input:
 
     .. math::
         y = x + \mathrm{WSILBV}\bigl( W [\, y_0, y_1, \dots, y_n \,] \bigr), \qquad
@@ -31,10 +30,11 @@ class MREB(nn.Module):
     Args:
         channels: Width of the input and of the output, at least 6.
         distilled_channels: Width that each stage is distilled to; ``None`` for ``channels // 4``, the paper's.
-        num_stages: Number :math:`n` of SCACBs; one DRACB more taps them.
+        num_stages: Number :math:`n` of SCACBs; the chain has one DRACB more, for the input.
         communication: How attention maps reach the next stage, see :class:`~sc_blocks.DRACB`.
-        continued: Whether the chain goes on from that of a block before, see :meth:`carry`. Then the block is no map
-            from one tensor to one tensor, but takes two.
+        takes_map: Whether the block takes the last attention map of the block before it as a second input, so that its
+            chain continues that one.
+        returns_map: Whether the block returns its last attention map too, for a block that takes one.
         gate: Of the DRACBs, see there.
         relay: Of the DRACBs, see there.
         parts: Of the SCACBs, see :class:`~sc_blocks.SCACB`.
@@ -43,16 +43,20 @@ class MREB(nn.Module):
         act_layer: Called without arguments to build each activation.
         gate_layer: Called without arguments to build each gate.
         bias: Whether the convolutions have biases.
-        device: Where the parameters are created.
+        device: Device of the parameters.
         dtype: Type of the parameters.
 
     Shape:
-        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
+        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`;
+        - previous: with ``takes_map``, and only then, the map of the block before,
+          :math:`(N, C', H, W)` with :math:`C'` = ``distilled_channels``;
+        - attention map: with ``returns_map``, the second output, of the shape of ``previous``.
 
     Any value range; the output is not bounded.
 
     Raises:
-        ValueError: If an argument is out of range or an input has the wrong shape.
+        ValueError: If an argument is out of range, an input has the wrong shape, or ``previous`` is missing or was not
+            expected.
         TypeError: If an argument is of another type or an input is not floating-point.
 
     Number of parameters:
@@ -71,6 +75,13 @@ class MREB(nn.Module):
         torch.Size([1, 60, 24, 17])
         >>> sum(p.numel() for p in block.parameters())
         34035
+
+        One chain through two blocks:
+
+        >>> first, second = MREB(60, returns_map=True), MREB(60, takes_map=True)
+        >>> out, attention_map = first(torch.rand(1, 60, 24, 17))
+        >>> second(out, attention_map).shape
+        torch.Size([1, 60, 24, 17])
     """
 
     def __init__(
@@ -80,7 +91,8 @@ class MREB(nn.Module):
         distilled_channels: int | None = None,
         num_stages: int = 3,
         communication: CommunicationLike = PAPER_WEIGHT,
-        continued: bool = False,
+        takes_map: bool = False,
+        returns_map: bool = False,
         gate: bool = True,
         relay: Relay = "raw",
         parts: Parts = "both",
@@ -93,11 +105,11 @@ class MREB(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = check_positive_int("MREB", "channels", channels)
-        self.num_stages = check_positive_int("MREB", "num_stages", num_stages)
+        self.channels = _checks.check_positive_int("MREB", "channels", channels)
+        self.num_stages = _checks.check_positive_int("MREB", "num_stages", num_stages)
         if distilled_channels is None:
-            distilled_channels = check_width("MREB", channels // 4, channels=channels, reduction=4, at_least=4)
-        self.distilled_channels = check_positive_int("MREB", "distilled_channels", distilled_channels)
+            distilled_channels = _checks.check_width("MREB", channels // 4, channels=channels, reduction=4, at_least=4)
+        self.distilled_channels = _checks.check_positive_int("MREB", "distilled_channels", distilled_channels)
 
         self.stages = nn.ModuleList(
             SCACB(
@@ -117,7 +129,8 @@ class MREB(nn.Module):
             distilled_channels,
             num_stages + 1,
             communication=communication,
-            continued=continued,
+            takes_map=takes_map,
+            returns_map=returns_map,
             gate=gate,
             relay=relay,
             gate_layer=gate_layer,
@@ -130,51 +143,22 @@ class MREB(nn.Module):
             channels, act_layer=act_layer, gate_layer=gate_layer, bias=bias, device=device, dtype=dtype
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.carry(x)[0]
+    def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        _checks.check_feature_map("MREB", x, self.channels)
+        _checks.check_previous_map("MREB", previous, takes_map=self.refine.takes_map)
+        features = [x]
+        for stage in self.stages:
+            features.append(stage(features[-1]))
+        if self.refine.returns_map:
+            refined, attention_map = self.refine(features, previous)
+            return self._correct(x, refined), attention_map
+        return self._correct(x, self.refine(features, previous))
 
-    def carry(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run the block, and return the last attention map too, for a block after it that continues the chain.
-
-        Called like this, the block's own forward hooks do not run; those of its parts do.
-
-        Args:
-            x: As for the block.
-            previous: The map that the block before returned, of ``distilled_channels``; if the block was built with
-                ``continued=True``, and only then.
-
-        Returns:
-            The output of the block, and the map of its last stage.
-
-        Raises:
-            ValueError: If ``previous`` is missing or too much, or a shape is wrong.
-            TypeError: If an input is not floating-point.
-
-        Example:
-            >>> import torch
-            >>> from sc_blocks import MREB
-            >>> first, second = MREB(60), MREB(60, continued=True)
-            >>> out, attention_map = second.carry(*first.carry(torch.rand(1, 60, 24, 17)))
-            >>> out.shape, attention_map.shape
-            (torch.Size([1, 60, 24, 17]), torch.Size([1, 15, 24, 17]))
-        """
-        check_feature_map("MREB", x, self.channels)
-        if (previous is None) == self.refine.continued:
-            raise ValueError(
-                "MREB: a block built with continued=True needs the attention map of the block before; call carry(x, "
-                "previous) with what that one's carry returned."
-                if previous is None
-                else "MREB: takes no previous attention map, got one; build it with continued=True."
-            )
-        # Stepped, not given all features at once: each is free as soon as the next stage has read it.
-        refined, attention_map = self.refine.step(0, x, previous)
-        kept = [refined]
-        features = x
-        for number, stage in enumerate(self.stages, start=1):
-            features = stage(features)
-            refined, attention_map = self.refine.step(number, features, attention_map)
-            kept.append(refined)
-        return x + self.attention(mix_channels(self.fuse, torch.cat(kept, dim=1))), attention_map
+    def _correct(self, x: Tensor, refined: tuple[Tensor, ...]) -> Tensor:
+        return x + self.attention(self.fuse(torch.cat(refined, dim=1)))
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, distilled_channels={self.distilled_channels}, num_stages={self.num_stages}"
+        return (
+            f"{self.channels}, distilled_channels={self.distilled_channels}, num_stages={self.num_stages}, "
+            f"takes_map={self.refine.takes_map}, returns_map={self.refine.returns_map}"
+        )

@@ -1,6 +1,6 @@
 r"""Reconstruction with attention: enlarge, mix, attend.
 
-Source: section 3.5 and figure 1 of the MREN paper. The counts settle the layers; where the activation stands is our
+Source: section 3.5 and figure 1 of the MREN paper. The counts determine the layers. The place of the activation is our
 reading, after the reconstruction of the authors' earlier PMDN.
 """
 
@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks import _enlarge, _merge
-from sc_blocks._checks import build_layer, check_feature_map, check_positive_int
-from sc_blocks._eager import unheard
+from sc_blocks import _checks
 from sc_blocks.wsilb import WSILBV
 
 
@@ -32,13 +29,13 @@ class RBWA(nn.Module):
         in_channels: Width of the input.
         out_channels: Width of the output, at least ``reduction``; ``None`` for that of the input.
         scale_factor: What height and width are multiplied by: any ratio of whole numbers up to 1000. The size of an
-            input must be a multiple of :attr:`size_multiple`, so that the result has a whole size: 2 for a factor of
-            1.5.
+            input must be a multiple of :attr:`size_multiple`, so that the result has a whole size: of 2 for a
+            factor of 1.5.
         reduction: Of the attention, see :class:`~sc_blocks.WSILBV`.
         act_layer: Called without arguments to build :math:`\phi`, and the activation inside the attention.
         gate_layer: Of the attention, see :class:`~sc_blocks.WSILBV`.
         bias: Whether the convolutions have biases.
-        device: Where the parameters are created.
+        device: Device of the parameters.
         dtype: Type of the parameters.
 
     Shape:
@@ -85,8 +82,8 @@ class RBWA(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = check_positive_int("RBWA", "in_channels", in_channels)
-        self.out_channels = check_positive_int(
+        self.in_channels = _checks.check_positive_int("RBWA", "in_channels", in_channels)
+        self.out_channels = _checks.check_positive_int(
             "RBWA", "out_channels", in_channels if out_channels is None else out_channels
         )
         self.scale_factor = scale_factor
@@ -103,7 +100,7 @@ class RBWA(nn.Module):
             device=device,
             dtype=dtype,
         )
-        self.act = build_layer("RBWA", "act_layer", act_layer, device=device, dtype=dtype)
+        self.act = _checks.build_layer("RBWA", "act_layer", act_layer, device=device, dtype=dtype)
         self.project = conv(self.out_channels, self.out_channels)
 
     @property
@@ -118,16 +115,9 @@ class RBWA(nn.Module):
         return self._ratio.denominator
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(self._attended(x))
-
-    def _attended(self, x: Tensor) -> Tensor:
-        """Everything but the last convolution."""
-        check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
-        if self._ratio in _enlarge.FACTORS and _enlarge.pays(self.expand, x):
-            expanded = _enlarge.enlarge_then_convolve(x, self.expand, self._ratio.numerator)
-        else:
-            expanded = self.expand(self.resize(x))
-        return self.act(self.attention(expanded))
+        _checks.check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
+        expanded = self.expand(self.resize(x))
+        return self.project(self.act(self.attention(expanded)))
 
     def resize(self, x: Tensor) -> Tensor:
         """The bilinear enlargement alone."""
@@ -141,52 +131,6 @@ class RBWA(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, scale_factor={self.scale_factor}"
-
-
-def call_with_tail(block: nn.Module, tail: nn.Module, x: Tensor) -> Tensor:
-    """Compute ``tail(block(x))``, on a CPU in less time where that is an RBWA and a convolution to few channels.
-
-    A network that enlarges commonly ends so: with an RBWA, or a row of modules that ends in one, and a 3x3 convolution
-    to an image. The last convolution of the RBWA and the one behind it are then computed as one of 5x5. Whatever else
-    is given is called one after the other, and so is everything where somebody could tell: modules with hooks, in half
-    precision, in graphs that are recorded; and maps so small that nothing is gained.
-
-    Args:
-        block: Any module.
-        tail: The module behind it.
-        x: The input of ``block``.
-
-    Returns:
-        What ``tail`` makes of what ``block`` makes of ``x``.
-
-    Raises:
-        TypeError: If ``block`` or ``tail`` is no module. What they themselves raise comes through.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from sc_blocks import RBWA, call_with_tail
-        >>> enlarge, to_image, x = RBWA(60, 30), nn.Conv2d(30, 3, 3, padding=1), torch.rand(1, 60, 48, 48)
-        >>> torch.allclose(call_with_tail(enlarge, to_image, x), to_image(enlarge(x)), atol=1e-5)
-        True
-    """
-    for name, module in (("block", block), ("tail", tail)):
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"call_with_tail: {name} must be a torch.nn.Module, got {type(module).__name__}; for example "
-                "call_with_tail(RBWA(60), nn.Conv2d(60, 3, 3, padding=1), x)."
-            )
-    before: list[nn.Module] = list(block) if type(block) is nn.Sequential else [block]
-    last = before.pop() if before else None
-    if type(last) is not RBWA or not (unheard(block) and unheard(last)):
-        return tail(block(x))
-    for module in before:
-        x = module(x)
-    attended = last._attended(x)  # pyright: ignore[reportPrivateUsage]
-    side = last._ratio.numerator  # pyright: ignore[reportPrivateUsage]
-    if side in _merge.SIDES and _merge.pays(last.project, tail, attended, side):
-        return _merge.convolve_twice(attended, last.project, cast(nn.Conv2d, tail), side)
-    return tail(last.project(attended))
 
 
 def _whole_number_ratio(scale_factor: float | Fraction) -> Fraction:

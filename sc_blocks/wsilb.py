@@ -19,10 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks._checks import build_layer, check_feature_map, check_finite_number, check_positive_int, check_width
-from sc_blocks._statistics import contrast_and_peak
+from sc_blocks import _checks
 
 Window = tuple[int, int]
 
@@ -43,14 +44,14 @@ class _WeightSharing(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_finite_number(name, "eps", eps, hint="the default is 1e-6")
+        _checks.check_finite_number(name, "eps", eps, hint="the default is 1e-6")
         if eps < 0:
             raise ValueError(f"{name}: eps must be 0 or more, got {eps}; the default is 1e-6.")
         self.channels = channels
         self.local = local
         self.eps = eps
         self.shared = shared
-        self.gate = build_layer(name, "gate_layer", gate_layer, device=device, dtype=dtype)
+        self.gate = _checks.build_layer(name, "gate_layer", gate_layer, device=device, dtype=dtype)
 
     @property
     def local(self) -> Window | None:
@@ -62,8 +63,11 @@ class _WeightSharing(nn.Module):
         self._local = None if window is None else _check_window(type(self).__name__, window)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_feature_map(type(self).__name__, x, self.channels)
-        contrast, peak = contrast_and_peak(x, self.local, self.eps)
+        _checks.check_feature_map(type(self).__name__, x, self.channels)
+        if self.local is None:
+            contrast, peak = map_statistics(x, self.eps)
+        else:
+            contrast, peak = window_statistics(x, self.local, self.eps)
         return x * self.gate(self.shared(contrast) + self.shared(peak))
 
 
@@ -84,7 +88,7 @@ class WSILB(_WeightSharing):
             gradient on flat channels.
         gate_layer: Called without arguments to build :math:`\sigma`.
         bias: Whether the convolution has a bias.
-        device: Where the parameters are created.
+        device: Device of the parameters.
         dtype: Type of the parameters.
 
     Shape:
@@ -123,7 +127,7 @@ class WSILB(_WeightSharing):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_positive_int("WSILB", "channels", channels)
+        _checks.check_positive_int("WSILB", "channels", channels)
         shared = nn.Conv2d(channels, channels, 1, bias=bias, device=device, dtype=dtype)
         super().__init__(channels, shared, local=local, eps=eps, gate_layer=gate_layer, device=device, dtype=dtype)
 
@@ -145,7 +149,7 @@ class WSILBV(_WeightSharing):
         act_layer: Called without arguments to build :math:`\phi`.
         gate_layer: As in :class:`WSILB`.
         bias: Whether the convolutions have biases.
-        device: Where the parameters are created.
+        device: Device of the parameters.
         dtype: Type of the parameters.
 
     Shape:
@@ -185,13 +189,15 @@ class WSILBV(_WeightSharing):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_positive_int("WSILBV", "channels", channels)
-        check_positive_int("WSILBV", "reduction", reduction)
-        width = check_width("WSILBV", channels // reduction, channels=channels, reduction=reduction, at_least=reduction)
+        _checks.check_positive_int("WSILBV", "channels", channels)
+        _checks.check_positive_int("WSILBV", "reduction", reduction)
+        width = _checks.check_width(
+            "WSILBV", channels // reduction, channels=channels, reduction=reduction, at_least=reduction
+        )
         shared = nn.Sequential(
             OrderedDict(
                 squeeze=nn.Conv2d(channels, width, 1, bias=bias, device=device, dtype=dtype),
-                act=build_layer("WSILBV", "act_layer", act_layer, device=device, dtype=dtype),
+                act=_checks.build_layer("WSILBV", "act_layer", act_layer, device=device, dtype=dtype),
                 expand=nn.Conv2d(width, channels, 1, bias=bias, device=device, dtype=dtype),
             )
         )
@@ -283,4 +289,80 @@ def _check_window(block: str, window: Sequence[int]) -> Window:
     if not isinstance(window, (tuple, list)) or len(window) != 2:
         raise TypeError(f"{block}: local must be (height, width) or None, got {window!r}; for example local=(72, 72).")
     height, width = window
-    return check_positive_int(block, "local height", height), check_positive_int(block, "local width", width)
+    return (
+        _checks.check_positive_int(block, "local height", height),
+        _checks.check_positive_int(block, "local width", width),
+    )
+
+
+def map_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Contrast (mean plus standard deviation) and peak of each channel of a map.
+
+    Args:
+        x: The map, :math:`(N, C, H, W)`.
+        eps: Added to the variance under the root.
+
+    Returns:
+        Both statistics, each :math:`(N, C, 1, 1)`.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks.wsilb import map_statistics
+        >>> contrast, peak = map_statistics(torch.tensor([[[[0.0, 2.0, 4.0, 6.0]]]]), 0.0)
+        >>> contrast.item(), peak.item()
+        (5.2360..., 6.0)
+    """
+    # Mean of squared deviations, not torch.std: it exports to plain reductions at any input size.
+    exact = _at_least_float32(x)
+    mean = exact.mean((2, 3), keepdim=True)
+    deviation = exact - mean
+    variance = (deviation * deviation).mean((2, 3), keepdim=True)
+    return (mean + torch.sqrt(variance + eps)).to(x.dtype), x.amax((2, 3), keepdim=True)
+
+
+def window_statistics(x: Tensor, window: Window, eps: float) -> tuple[Tensor, Tensor]:
+    """The statistics of :func:`map_statistics` of a window around each position.
+
+    Near a border the window is the nearest one that lies inside the map.
+
+    Args:
+        x: The map, :math:`(N, C, H, W)`.
+        window: Height and width of the window.
+        eps: Added to the variance under the root.
+
+    Returns:
+        Both statistics, each :math:`(N, C, H, W)`; :math:`(N, C, 1, 1)` if the window is as large as the map.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks.wsilb import window_statistics
+        >>> contrast, peak = window_statistics(torch.tensor([[[[0.0, 2.0, 4.0, 6.0]]]]), (1, 3), 0.0)
+        >>> peak
+        tensor([[[[4., 4., 6., 6.]]]])
+    """
+    if window[0] >= x.shape[2] and window[1] >= x.shape[3]:
+        return map_statistics(x, eps)
+    exact = _at_least_float32(x)
+    # E[x^2] - E[x]^2 of values shifted towards zero, which takes most of the cancellation out of the difference. The
+    # result does not depend on the shift, and so neither does the gradient.
+    shift = exact.detach().mean((2, 3), keepdim=True)
+    centred = exact - shift
+    mean = _pool(F.avg_pool2d, centred, window)
+    variance = (_pool(F.avg_pool2d, centred.square(), window) - mean.square()).clamp_min(0)
+    return (mean + shift + torch.sqrt(variance + eps)).to(x.dtype), _pool(F.max_pool2d, x, window)
+
+
+def _pool(pool: Callable[..., Tensor], x: Tensor, window: Window) -> Tensor:
+    height, width = min(window[0], x.shape[2]), min(window[1], x.shape[3])
+    pooled = pool(pool(x, (height, 1), stride=1), (1, width), stride=1)  # separable: height + width steps a position
+    top, left = (height - 1) // 2, (width - 1) // 2
+    return F.pad(pooled, (left, width - 1 - left, top, height - 1 - top), mode="replicate")
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# Leaves for torch.fx, because what they do depends on the size and the type of the map.
+torch.fx.wrap("window_statistics")
+torch.fx.wrap("_at_least_float32")

@@ -77,10 +77,11 @@ class Carried(nn.Module):
 
     def __init__(self, channels: int, **options) -> None:
         super().__init__()
-        self.first, self.second = MREB(channels, **options), MREB(channels, continued=True, **options)
+        self.first = MREB(channels, returns_map=True, **options)
+        self.second = MREB(channels, takes_map=True, returns_map=True, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat(self.second.carry(*self.first.carry(x)), dim=1)
+        return torch.cat(self.second(*self.first(x)), dim=1)
 
 
 def linked(*widths: int, previous: int, step: int = 1, **options) -> Linked:

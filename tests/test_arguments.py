@@ -71,7 +71,8 @@ CHANGES: dict[type, tuple[dict, dict]] = {
             "length": 2,
             "communication": 0.3,
             "resample": "nearest",
-            "continued": True,
+            "takes_map": True,
+            "returns_map": True,
             "gate": False,
             "relay": "fused",
             "gate_layer": nn.Tanh,
@@ -113,7 +114,8 @@ CHANGES: dict[type, tuple[dict, dict]] = {
             "distilled_channels": 4,
             "num_stages": 2,
             "communication": 0.3,
-            "continued": True,
+            "takes_map": True,
+            "returns_map": True,
             "gate": False,
             "relay": "fused",
             "parts": "channel",
@@ -168,10 +170,12 @@ def results(block: type, arguments: dict) -> list[Tensor]:
     if isinstance(module, DRACBChain):
         sizes = ((6, 8), (3, 4), (5, 5))
         features = [make(2, width, *size) for width, size in zip(module.in_channels, sizes, strict=False)]
-        return state + module(features, make(2, module.out_channels[0], 6, 8) if module.continued else None)
+        out = module(features, make(2, module.out_channels[0], 6, 8) if module.takes_map else None)
+        return [*state, *(*out[0], out[1])] if module.returns_map else [*state, *out]
     if isinstance(module, MREB):
         x, previous = make(2, module.channels, 6, 8), make(2, module.distilled_channels, 6, 8)
-        return state + list(module.carry(x, previous if module.refine.continued else None))
+        out = module(x, previous if module.refine.takes_map else None)
+        return [*state, *out] if module.refine.returns_map else [*state, out]
     if isinstance(module, DRACB):
         return state + list(module(make(2, module.in_channels, 6, 8), make(2, module.out_channels, 6, 8)))
     if "Communication" in block.__name__:
@@ -223,7 +227,6 @@ VOCABULARY = {
     "act_layer": {nn.GELU},
     "bias": {True},
     "communication": {0.2},
-    "continued": {False},
     "device": {None},
     "distilled_channels": {None},
     "dtype": {None},
@@ -240,7 +243,9 @@ VOCABULARY = {
     "relay": {"raw"},
     "resample": {None, "bilinear"},  # a chain resamples on demand, an adapter always
     "residual": {True},
+    "returns_map": {False},
     "scale_factor": {2},
+    "takes_map": {False},
 }
 
 
@@ -532,7 +537,7 @@ def test_chain_misused() -> None:
             lambda: chain.step(1, x),
             r"stage 1 needs the attention map that step\(0, ...\) returned; call step\(1, x, prev",
         ),
-        (lambda: chain.step(0, x, map_), r"stage 0 takes no previous map, got one; call step\(0, x\)"),
+        (lambda: chain.step(0, x, map_), r"takes no previous attention map, got one; leave previous out"),
         (lambda: chain.step(0, map_), r"DRACB: x must have 12 channels .*got 4"),
         (lambda: chain.step(1, x, x), r"previous must have the shape of current"),
     ]:

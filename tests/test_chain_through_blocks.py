@@ -1,4 +1,4 @@
-"""A chain that goes on from another: through the MREBs of MREN, by `carry`, and what that leaves as it was."""
+"""One chain through several blocks: what `takes_map` and `returns_map` do, in MREN and outside it."""
 
 from __future__ import annotations
 
@@ -29,50 +29,56 @@ def small(**options) -> MREN:
     return perturb(MREN(2, channels=12, num_blocks=3, **options)).eval()
 
 
-def test_a_block_carries_what_it_returns() -> None:
-    block, x = MREB(12), torch.rand(2, 12, 5, 6)
-    out, attention_map = block.carry(x)
-    assert torch.equal(out, block(x))
+def test_a_block_returns_the_map_of_its_last_stage() -> None:
+    block, x = MREB(12, returns_map=True), torch.rand(2, 12, 5, 6)
+    plain = MREB(12)
+    plain.load_state_dict(block.state_dict())
     with capture_attention(block, ["refine.links.3.map"]) as captured:
-        block(x)
+        out, attention_map = block(x)
+    assert torch.equal(out, plain(x))
     assert torch.equal(attention_map, captured["refine.links.3.map"])
 
 
-def test_a_continued_chain_is_the_rest_of_a_longer_one() -> None:
+def test_two_chains_are_one_longer_chain() -> None:
     whole = DRACBChain(12, 4, 4)
-    halves = [DRACBChain(12, 4, 2), DRACBChain(12, 4, 2, continued=True)]
+    halves = [DRACBChain(12, 4, 2, returns_map=True), DRACBChain(12, 4, 2, takes_map=True)]
     halves[0].load_state_dict({f"links.{i}.{n}": t for i in (0, 1) for n, t in whole.links[i].state_dict().items()})
     halves[1].load_state_dict({f"links.{i}.{n}": t for i in (0, 1) for n, t in whole.links[2 + i].state_dict().items()})
     features = [torch.rand(1, 12, 5, 6) for _ in range(4)]
-    first = halves[0](features[:2])
-    _, attention_map = halves[0].step(1, features[1], halves[0].step(0, features[0])[1])
+    first, attention_map = halves[0](features[:2])
     joined = [*first, *halves[1](features[2:], attention_map)]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(joined, whole(features), strict=True))
 
 
-def test_the_first_link_of_a_continued_chain_has_a_channel_of_its_own() -> None:
+def test_the_first_link_of_a_chain_that_takes_a_map_has_a_channel_of_its_own() -> None:
     channels = [link.communication for link in DRACBChain(12, 4, 3, communication=LearnableCommunication).links]
-    continued = DRACBChain(12, 4, 3, communication=LearnableCommunication, continued=True)
+    second = DRACBChain(12, 4, 3, communication=LearnableCommunication, takes_map=True)
     assert [type(channel).__name__ for channel in channels] == ["NoCommunication", *["LearnableCommunication"] * 2]
-    assert len({id(link.communication) for link in continued.links}) == 3
-    assert all(isinstance(link.communication, LearnableCommunication) for link in continued.links)
+    assert len({id(link.communication) for link in second.links}) == 3
+    assert all(isinstance(link.communication, LearnableCommunication) for link in second.links)
     # The chain before may have ended at another size.
-    resampled = DRACBChain(12, 4, 2, resample="bilinear", continued=True)
+    resampled = DRACBChain(12, 4, 2, resample="bilinear", takes_map=True)
     assert isinstance(resampled.links[0].communication, AdaptedCommunication)
     refined = resampled([torch.rand(1, 12, 6, 6), torch.rand(1, 12, 6, 6)], torch.rand(1, 4, 3, 3))
     assert refined[0].shape == (1, 4, 6, 6)
 
 
-def test_the_chain_of_the_network_is_the_blocks_stepped_by_hand() -> None:
+def test_the_chain_of_the_network_is_its_blocks_called_by_hand() -> None:
     net, x = small(chain="network"), image()
-    features, attention_map = net.head(x), None
-    for block in net.body:
-        features, attention_map = block.carry(features, attention_map)
-    assert torch.equal(net.body(net.head(x)), features)
-    # And it is another function than that of chains which end with their blocks, with the same weights.
+    first, second, third = net.body
+    features, attention_map = first(net.head(x))
+    features, attention_map = second(features, attention_map)
+    assert torch.equal(net.body(net.head(x)), third(features, attention_map))
+    # Chains that end with their blocks are another function of the same weights.
     apart = MREN(2, channels=12, num_blocks=3).eval()
     apart.load_state_dict(net.state_dict())
     assert not torch.allclose(net(x), apart(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_short_networks(num_blocks: int) -> None:
+    net = MREN(2, channels=12, num_blocks=num_blocks, chain="network")
+    assert net(image()).shape == (1, 3, 14, 18)
 
 
 def test_without_communication_the_two_are_one() -> None:
@@ -96,10 +102,9 @@ def test_channels_with_parameters_get_one_for_each_block_but_the_first() -> None
 
 
 def test_a_block_learns_from_what_the_next_one_makes_of_its_map() -> None:
-    first, second = perturb(MREB(12, communication=0.2)), perturb(MREB(12, continued=True, communication=0.2))
-    _, attention_map = first.carry(torch.rand(1, 12, 5, 6))
-    out, _ = second.carry(torch.rand(1, 12, 5, 6), attention_map)
-    out.sum().backward()
+    first, second = perturb(MREB(12, returns_map=True)), perturb(MREB(12, takes_map=True))
+    _, attention_map = first(torch.rand(1, 12, 5, 6))
+    second(torch.rand(1, 12, 5, 6), attention_map).sum().backward()
     gradient = first.refine.links[3].distill.weight.grad
     assert gradient is not None
     assert gradient.abs().max() > 0
@@ -131,19 +136,19 @@ def test_folding_keeps_the_chain() -> None:
 
 def test_words_about_maps_that_are_missing_or_too_many() -> None:
     x, attention_map = torch.rand(1, 12, 5, 6), torch.rand(1, 3, 5, 6)
-    continued = MREB(12, continued=True)
-    for call in (lambda: continued(x), lambda: continued.carry(x)):
-        with pytest.raises(ValueError, match=r"MREB: .*continued=True needs the attention map .*carry\(x, previous\)"):
+    second, chain = MREB(12, takes_map=True), DRACBChain(12, 3, 2, takes_map=True)
+    for call in (lambda: second(x), lambda: chain([x, x]), lambda: chain.step(0, x)):
+        with pytest.raises(ValueError, match="built with takes_map=True needs the last attention map"):
             call()
-    with pytest.raises(ValueError, match=r"MREB: takes no previous attention map, got one; .*continued=True"):
-        MREB(12).carry(x, attention_map)
-    chain = DRACBChain(12, 3, 2, continued=True)
-    with pytest.raises(ValueError, match=r"DRACBChain: stage 0 of a continued chain needs the last attention map"):
-        chain([x, x])
-    with pytest.raises(ValueError, match=r"stage 0 takes no previous map, got one; .*continued=True"):
-        DRACBChain(12, 3, 2)([x, x], attention_map)
+    for call in (
+        lambda: MREB(12)(x, attention_map),
+        lambda: DRACBChain(12, 3, 2)([x, x], attention_map),
+        lambda: DRACBChain(12, 3, 2).step(0, x, attention_map),
+    ):
+        with pytest.raises(ValueError, match=r"takes no previous attention map, got one; .*takes_map=True"):
+            call()
     with pytest.raises(ValueError, match="previous must have the shape of current"):
-        continued.carry(x, torch.rand(1, 4, 5, 6))
+        second(x, torch.rand(1, 4, 5, 6))
     with pytest.raises(ValueError, match="MREN: chain must be one of 'block', 'network'"):
         MREN(2, chain="all")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sc_blocks import WSILB, WSILBV, _statistics
+from sc_blocks import WSILB, WSILBV
 from tests.blocks import Case, each_case, perturb
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -143,16 +143,3 @@ def test_half_precision_gradients_on_large_maps(dtype: torch.dtype, local: tuple
     x = (torch.rand(1, 4, 256, 256) * 600 - 300).to(dtype).requires_grad_()
     WSILBV(4, local=local, dtype=dtype)(x).mean().backward()
     assert x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("strip", [1, 1 << 19], ids=["row by row", "at once"])
-def test_gradients_of_the_statistics_in_strips(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As autograd has them for the plain formula, where several values are the peak too."""
-    monkeypatch.setattr(_statistics, "STRIP", strip)
-    x = torch.randint(-2, 3, (2, 3, 7, 5)).double().requires_grad_()
-    weights = torch.randn(2, 2, 3, 1, 1, dtype=torch.float64).unbind()
-    ours, plain = _statistics.contrast_and_peak(x, None, 1e-6), _statistics._contrast_and_peak(x, 1e-6)
-    for actual, expected in zip(ours, plain, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
-    (actual,), (expected,) = torch.autograd.grad(ours, x, weights), torch.autograd.grad(plain, x, weights)
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-13)

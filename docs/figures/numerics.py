@@ -15,8 +15,8 @@ from torch import Tensor
 from docs.figures.plotting import KINDS, LINESTYLES, WIDTH, command, line, pair, read_numbers, write, write_numbers
 from examples.mren.fold import fold_mren
 from examples.mren.model import load_mren
-from sc_blocks._statistics import contrast_and_peak
 from sc_blocks.deploy import fold
+from sc_blocks.wsilb import map_statistics
 
 NAME = "numerics"
 MEANS = [0.0, *(float(10**exponent) for exponent in range(6))]
@@ -62,7 +62,7 @@ def overflow() -> list[dict[str, float | None]]:
     rows = []
     for spread in (10.0, 100.0, 200.0, 300.0, 1000.0):
         x = (noise * spread).half()
-        contrast, _ = contrast_and_peak(x, None, 1e-6)
+        contrast, _ = map_statistics(x, 1e-6)
         naive = x.mean((2, 3)) + two_pass(x)
         rows.append({"spread": spread, "naive": naive.item() if naive.isfinite() else None, "ours": contrast.item()})
     return rows

@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from examples.mren.files import whole_file
-from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, call_with_tail
-from sc_blocks._checks import check_choice, check_feature_map, check_positive_int
+from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, _checks
 from sc_blocks.communication import CommunicationLike
 from sc_blocks.dracb import Relay
 from sc_blocks.scacb import Exchange, Parts
@@ -39,13 +38,14 @@ COMMUNICATIONS = {"learnable": LearnableCommunication, "gated": GatedCommunicati
 
 
 class ChainedMREBs(nn.Sequential):
-    """MREBs one after the other, along which one chain of DRACBs runs on: each takes the last map of the one before."""
+    """MREBs with one chain of DRACBs through all of them: each block takes the last map of the one before."""
 
     def forward(self, x: Tensor) -> Tensor:
-        attention_map = None
-        for block in self:
-            x, attention_map = block.carry(x, attention_map)
-        return x
+        first, *middle, last = self
+        x, attention_map = first(x)
+        for block in middle:
+            x, attention_map = block(x, attention_map)
+        return last(x, attention_map)
 
 
 class MREN(nn.Module):
@@ -105,11 +105,11 @@ class MREN(nn.Module):
         super().__init__()
         if scale not in STAGES:
             raise ValueError(f"MREN: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
-        check_positive_int("MREN", "num_blocks", num_blocks)
+        _checks.check_positive_int("MREN", "num_blocks", num_blocks)
         if isinstance(communication, str):
-            check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
+            _checks.check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
             communication = COMMUNICATIONS[communication]
-        check_choice("MREN", "chain", chain, get_args(Chain))
+        _checks.check_choice("MREN", "chain", chain, get_args(Chain))
         self.scale = scale
         conv = partial(nn.Conv2d, kernel_size=3, padding=1, device=device, dtype=dtype)
         block = partial(
@@ -127,8 +127,10 @@ class MREN(nn.Module):
 
         widths = [channels, channels, channels // 2][: len(STAGES[scale]) + 1]
         self.head = conv(3, channels)
-        if chain == "network":
-            self.body = ChainedMREBs(*(block(continued=number > 0) for number in range(num_blocks)))
+        if chain == "network" and num_blocks > 1:
+            self.body = ChainedMREBs(
+                *(block(takes_map=n > 0, returns_map=n < num_blocks - 1) for n in range(num_blocks))
+            )
         else:
             self.body = nn.Sequential(*(block() for _ in range(num_blocks)))
         self.reconstruct = nn.Sequential(
@@ -140,10 +142,10 @@ class MREN(nn.Module):
         self.tail = conv(widths[-1], 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_feature_map("MREN", x, 3)
+        _checks.check_feature_map("MREN", x, 3)
         shallow = self.head(x)
         deep = self.body(shallow) + shallow
-        residual = call_with_tail(self.reconstruct, self.tail, deep)
+        residual = self.tail(self.reconstruct(deep))
         enlarged = F.interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False)
         return residual + enlarged
 

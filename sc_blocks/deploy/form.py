@@ -99,11 +99,13 @@ def why_not_conv3x3(conv: nn.Module) -> str | None:
     )
 
 
-def own_form(module: nn.Module) -> str | None:
-    """What keeps a container from being called as its class says, or ``None``; its hooks may do what they like."""
-    if "forward" in vars(module):
-        return "has a forward of its own"
-    return patched_method(type(module))
+def why_not_called_in_order(row: nn.Sequential) -> str | None:
+    """What keeps a container from calling its modules in order, and nothing else, or ``None``."""
+    if type(row) is not nn.Sequential:
+        return f"stands in a {type(row).__name__}, not in an nn.Sequential"
+    if "forward" in vars(row):
+        return "stands in a Sequential that has forward of its own"
+    return None if patched_method(nn.Sequential) is None else "stands in a Sequential whose class was changed"
 
 
 def _other_type(module: nn.Module, wanted: type[nn.Module]) -> str:

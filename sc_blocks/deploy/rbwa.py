@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks._checks import check_feature_map
+from sc_blocks import _checks
 from sc_blocks.deploy.strips import VALUES, in_strips, runs_on_cpu, strip_height
 from sc_blocks.rbwa import RBWA
 
@@ -38,7 +38,7 @@ class FoldedRBWA(RBWA):
     least_pixels, values = LEAST_PIXELS, VALUES
 
     def forward(self, x: Tensor, tail: nn.Conv2d | None = None) -> Tensor:
-        check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
+        _checks.check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
         on_cpu = runs_on_cpu(x)
         if on_cpu and x.shape[0] * x.shape[2] * x.shape[3] < self.least_pixels:
             return super().forward(x) if tail is None else tail(super().forward(x))
@@ -100,7 +100,7 @@ class FoldedSequential(nn.Sequential):
         for module, following in pairwise([*self, None]):
             if module is merged:
                 merged = None
-            elif isinstance(module, FoldedRBWA) and isinstance(following, NarrowConv):
+            elif isinstance(module, FoldedRBWA) and isinstance(following, NarrowConv) and merged_side(module):
                 merged = following
                 input = module(input, merged)
             else:
