@@ -55,7 +55,9 @@ class FoldedMREN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = self.head(x)
         features = self.body(features) + features
-        return self.reconstruct(features) + self.enlarge(x)
+        # The folded reconstruction works in this order of memory inside, and hands it on from stage to stage.
+        enlarged = self.reconstruct(features.contiguous(memory_format=torch.channels_last))
+        return self.enlarge(x) + enlarged
 
 
 def fold_mren(net: MREN) -> FoldedMREN:

@@ -11,11 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sc_blocks.deploy.form import why_not_called_in_order, why_not_conv3x3, why_not_rbwa, why_not_scacb
+from sc_blocks.deploy.form import why_not_called_in_order, why_not_conv3x3, why_not_rbwa, why_not_scacb, why_not_wsilbv
 from sc_blocks.deploy.rbwa import FACTORS, FoldedRBWA, FoldedSequential, NarrowConv, why_not_merged
-from sc_blocks.deploy.strips import StripSCACB
+from sc_blocks.deploy.strips import StripSCACB, StripWSILBV
 from sc_blocks.rbwa import RBWA
 from sc_blocks.scacb import SCACB
+from sc_blocks.wsilb import WSILBV
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
     with torch.no_grad():
         expected = folded(*args)
         _apply(changes)
-        rewritten = [part for part in changes if isinstance(part, (FoldedRBWA, StripSCACB))]
+        rewritten = [part for part in changes if isinstance(part, (FoldedRBWA, StripSCACB, StripWSILBV))]
         for part in rewritten:  # as on a large map, however small the example is
             part.values, part.least_pixels = 1, 0
         _check_same(folded(*args), expected, tolerance)
@@ -137,10 +138,12 @@ def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldRep
             report.left[names[module]] = why_not
 
     for module in names:
-        if isinstance(module, (FoldedRBWA, StripSCACB)):
+        if isinstance(module, (FoldedRBWA, StripSCACB, StripWSILBV)):
             report.left[names[module]] = "is folded already"
         elif isinstance(module, SCACB):
             consider(module, StripSCACB, "in strips", why_not_scacb(module))
+        elif isinstance(module, WSILBV):
+            consider(module, StripWSILBV, "statistics in strips", why_not_wsilbv(module))
         elif isinstance(module, RBWA):
             first = "convolves before it enlarges, and " if module.scale_factor in FACTORS else ""
             consider(module, FoldedRBWA, f"{first}in strips", why_not_rbwa(module))

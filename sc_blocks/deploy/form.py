@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sc_blocks.rbwa import RBWA
 from sc_blocks.scacb import SCACB
+from sc_blocks.wsilb import WSILBV
 
 # Without parameters, and the same for every value: they may be applied to a part of a map.
 ELEMENTWISE = frozenset(
@@ -60,6 +61,25 @@ def why_not_scacb(block: nn.Module) -> str | None:
             residual=block.residual,
             act_layer=_Activation,
             bias=_has_bias(block.compress),
+            device="meta",
+        ),
+    )
+
+
+def why_not_wsilbv(block: nn.Module) -> str | None:
+    """What keeps a module from being a WSILBV as its class says, or ``None``."""
+    if not isinstance(block, WSILBV) or type(block) is not WSILBV:
+        return _other_type(block, WSILBV)
+    return _difference(
+        block,
+        lambda: WSILBV(
+            block.channels,
+            reduction=block.reduction,
+            local=block.local,
+            eps=block.eps,
+            act_layer=_Activation,
+            gate_layer=_Activation,
+            bias=_has_bias(block.shared.squeeze),
             device="meta",
         ),
     )

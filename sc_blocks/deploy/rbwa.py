@@ -23,13 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sc_blocks import _checks
-from sc_blocks.deploy.strips import VALUES, in_strips, runs_on_cpu, strip_height
+from sc_blocks.deploy.strips import VALUES, gate_in_strips, in_strips, memory_format, runs_on_cpu
 from sc_blocks.rbwa import RBWA
 
 # Blurs of larger factors would cost more than they save.
 FACTORS = (2, 3, 4, 5)
 # Pixels of a batch below which the outermost ones cost more time than is saved on the others.
 LEAST_PIXELS = 48 * 48
+# Transposed and depthwise convolutions on a CPU are fastest so.
+NHWC = torch.channels_last
 
 
 class FoldedRBWA(RBWA):
@@ -39,16 +41,16 @@ class FoldedRBWA(RBWA):
 
     def forward(self, x: Tensor, tail: nn.Conv2d | None = None) -> Tensor:
         _checks.check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
-        on_cpu = runs_on_cpu(x)
-        if on_cpu and x.shape[0] * x.shape[2] * x.shape[3] < self.least_pixels:
+        if not runs_on_cpu(x):
+            return self._last(self.act(self.attention(self._expanded(x))), tail, _same, None)
+        if x.shape[0] * x.shape[2] * x.shape[3] < self.least_pixels:
             return super().forward(x) if tail is None else tail(super().forward(x))
-        expanded = self._expanded(x)
-        if not on_cpu or self.attention.local is not None:
-            return self._last(self.act(self.attention(expanded)), lambda rows: rows, tail)
+        expanded, layout = self._expanded(x), memory_format(x)
+        if self.attention.local is not None:
+            return self._last(self.act(self.attention(expanded)), tail, _same, layout)
         # The gated map would be as large again; it is made a strip at a time.
-        contrast, peak = _contrast_and_peak(expanded, self.attention.eps, self.values)
-        gate = self.attention.gate(self.attention.shared(contrast) + self.attention.shared(peak))
-        return self._last(expanded, lambda rows: self.act(rows * gate), tail)
+        gate = gate_in_strips(self.attention, expanded, self.values)
+        return self._last(expanded, tail, lambda rows: self.act(rows * gate), layout)
 
     def _expanded(self, x: Tensor) -> Tensor:
         """``self.expand(self.resize(x))``."""
@@ -65,27 +67,40 @@ class FoldedRBWA(RBWA):
         weight = self.expand.weight.flip(2, 3).transpose(0, 1)
 
         def commuted(rows: Tensor) -> Tensor:
-            if runs_on_cpu(rows):  # depthwise and transposed convolutions are much faster so
-                rows = rows.contiguous(memory_format=torch.channels_last)
+            if runs_on_cpu(rows):
+                rows = rows.contiguous(memory_format=NHWC)
             around = F.pad(rows, (1, 1, 1, 1), mode="replicate")
             spread = F.conv_transpose2d(around, weight, stride=factor, padding=padding)
             return F.conv2d(spread, blur, self.expand.bias, groups=self.out_channels)
 
-        inner = in_strips(commuted, x, halo=1, scale=factor, values=self.values)
+        inner = in_strips(commuted, x, NHWC, halo=1, scale=factor, values=self.values)
         return _with_frame(inner, x, plain, 2)
 
-    def _last(self, x: Tensor, prepare: Callable[[Tensor], Tensor], tail: nn.Conv2d | None) -> Tensor:
-        """``tail(self.project(prepare(x)))``."""
+    def _last(
+        self,
+        x: Tensor,
+        tail: nn.Conv2d | None,
+        prepare: Callable[[Tensor], Tensor],
+        layout: torch.memory_format | None,
+    ) -> Tensor:
+        """``tail(self.project(prepare(x)))``, in the given layout or in that of the convolution."""
+
+        def laid_out(result: Tensor) -> Tensor:
+            return result if layout is None else result.contiguous(memory_format=layout)
+
+        def projected(rows: Tensor) -> Tensor:
+            return laid_out(self.project(prepare(rows)))
+
         if tail is None:
-            return in_strips(lambda rows: self.project(prepare(rows)), x, halo=1, values=self.values)
+            return in_strips(projected, x, layout or NHWC, halo=1, values=self.values)
         side = merged_side(self)
         weight, bias = _merged(self.project, tail, side)
 
         def merged(rows: Tensor) -> Tensor:
-            return F.pixel_shuffle(F.conv2d(prepare(rows), weight, bias, stride=side, padding=2), side)
+            return laid_out(F.pixel_shuffle(F.conv2d(prepare(rows), weight, bias, stride=side, padding=2), side))
 
-        inner = in_strips(merged, x, halo=side, values=self.values)
-        return _with_frame(inner, x, lambda band: tail(self.project(prepare(band))), 3)
+        inner = in_strips(merged, x, layout or NHWC, halo=side, values=self.values)
+        return _with_frame(inner, x, lambda band: tail(projected(band)), 3)
 
 
 class NarrowConv(nn.Conv2d):
@@ -162,21 +177,5 @@ def _with_frame(inner: Tensor, x: Tensor, plain: Callable[[Tensor], Tensor], ban
     return inner
 
 
-def _contrast_and_peak(x: Tensor, eps: float, values: int) -> tuple[Tensor, Tensor]:
-    """The statistics of :class:`~sc_blocks.WSILBV` over the whole map, without maps in between.
-
-    Means and variances of strips are joined as Chan, Golub and LeVeque do (1979), so that nothing is lost to
-    cancellation.
-    """
-    shares: list[float] = []
-    means: list[Tensor] = []
-    variances: list[Tensor] = []
-    for rows in x.split(strip_height(x, values), dim=2):
-        exact = rows.to(torch.promote_types(x.dtype, torch.float32))
-        shares.append(rows.shape[2] / x.shape[2])
-        means.append(exact.mean((2, 3), keepdim=True))
-        variances.append((exact - means[-1]).square_().mean((2, 3), keepdim=True))
-    share, each = means[0].new_tensor(shares).view(-1, 1, 1, 1, 1), torch.stack(means)
-    mean = (share * each).sum(0)
-    variance = (share * (torch.stack(variances) + (each - mean).square())).sum(0)
-    return (mean + torch.sqrt(variance + eps)).to(x.dtype), x.amax((2, 3), keepdim=True)
+def _same(rows: Tensor) -> Tensor:
+    return rows
