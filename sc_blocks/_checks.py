@@ -1,8 +1,8 @@
-"""Argument and input checks, so that every block words its errors the same way.
+"""Checks of arguments and inputs, with one wording for all blocks.
 
-Each message names the block, the argument, what it needs, what came, and something that would work.
-Nothing here reads tensor values, only shapes and types, so the checks survive ``torch.compile`` and ``torch.export``
-and cost no synchronisation with a device.
+Each message names the block and the argument, says what is needed and what came, and gives something that would work.
+The checks read shapes and types, never the values of tensors. So they work under ``torch.compile`` and ``torch.export``
+and need no synchronisation with a device.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def build_layer(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Module:
-    """Build the layer that an argument such as ``act_layer`` stands for."""
+    """Build the layer for an argument such as ``act_layer``."""
     if isinstance(layer, nn.Module) or not callable(layer):
         raise TypeError(
             f"{block}: {name} must be a class or another callable that builds a module, got {layer!r}; for example "

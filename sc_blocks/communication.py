@@ -1,12 +1,13 @@
 r"""The attention-communication channel: how one attention map reaches the next.
 
-Source: equation 5 of the MREN paper, :math:`F' = W F_{l-1} + F_l`, with :math:`W = 0.2`. The paper knows this fixed
-linear combination only. Here the channel is a part to plug in: any module with
+Source: equation 5 of the MREN paper, :math:`F' = W F_{l-1} + F_l`, with :math:`W = 0.2`. The paper has this fixed
+linear combination only. Here the channel is pluggable: any module with
 
     ``forward(previous, current) -> fused``
 
-where ``current`` is the map that a block has just made, ``previous`` the one that its predecessor handed on, and
-``fused`` has the shape of ``current``. The learnable, gated and adapting channels are ours.
+where ``current`` is the map that a block has just made, ``previous`` is the map that its predecessor handed on, and
+``fused`` has the shape of ``current``. A channel must not change its arguments in place. The learnable, gated and
+adapted channels are ours.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sc_blocks import _checks
 
 Resample = Literal["bilinear", "nearest"]
 
-#: What every ``communication`` argument takes: a module, a factory ``channels -> module``, a fixed weight, or ``None``.
+#: Type of every ``communication`` argument: a module, a factory ``channels -> module``, a fixed weight, or ``None``.
 CommunicationLike = nn.Module | Callable[[int], nn.Module] | float | None
 
 #: The default of every ``communication`` argument: :math:`W` of equation 5, as the paper sets it.
@@ -32,12 +33,12 @@ _HINT = f"the paper's is {PAPER_WEIGHT}"
 
 
 class NoCommunication(nn.Module):
-    r"""A closed channel: :math:`F' = F_l`.
+    r"""No communication: :math:`F' = F_l`.
 
-    What ``communication=None`` builds; with the gate left on it is the third row of table 4.
+    ``communication=None`` builds this channel. A chain with it and with gates is the third row of table 4.
 
     Shape:
-        - previous: any, unread;
+        - previous: any; not read;
         - current: :math:`(N, C, H, W)`;
         - output: ``current`` itself.
 
@@ -62,7 +63,7 @@ class NoCommunication(nn.Module):
 class LinearCommunication(nn.Module):
     r"""The paper's channel, a fixed linear combination: :math:`F' = W F_{l-1} + F_l`.
 
-    What a number given as ``communication`` builds.
+    A number given as ``communication`` builds this channel.
 
     Args:
         weight: :math:`W`, any finite number; the paper sweeps 0 to 1 in table 2 and settles on 0.2.
@@ -105,8 +106,8 @@ class LearnableCommunication(nn.Module):
 
     Args:
         channels: Width of the maps.
-        per_channel: Whether each channel has a weight of its own; otherwise there is one for all.
-        init: Where the weights start.
+        per_channel: Whether each channel has a weight of its own; otherwise one weight serves all.
+        init: Initial value of the weights.
         device: Device of the parameter.
         dtype: Type of the parameter.
 
@@ -150,7 +151,7 @@ class LearnableCommunication(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Put the weights back to ``init``."""
+        """Set the weights to ``init``."""
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class LearnableCommunication(nn.Module):
 
 
 class GatedCommunication(nn.Module):
-    r"""A channel that decides from both maps, at each position and for each channel, how much of the old one to let in.
+    r"""A gated channel: both maps decide, at each position and for each channel, how much of the previous one to add.
 
     .. math::
         F' = \sigma(W_g [F_{l-1}, F_l] + b_g) \odot F_{l-1} + F_l
@@ -214,12 +215,22 @@ class GatedCommunication(nn.Module):
             raise ValueError(
                 f"GatedCommunication: init must lie strictly between 0 and 1, got {init}; the paper's is 0.2."
             )
-        self.weigh = _ConstantConv2d(2 * channels, channels, math.log(init / (1 - init)), device=device, dtype=dtype)
+        self.weigh = nn.Conv2d(2 * channels, channels, 1, device=device, dtype=dtype)
+        # Whoever resets parameters module by module, in any order, gets what the constructor gives. Not a subclass of
+        # nn.Conv2d: many tools go by the exact type.
+        self.weigh.reset_parameters = self._reset_weigh
         self.gate = nn.Sigmoid()
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Make the gate ``init`` everywhere."""
-        self.weigh.reset_parameters()
+        """Set the gate to ``init`` everywhere."""
+        nn.init.zeros_(self.weigh.weight)
+        if self.weigh.bias is not None:
+            nn.init.constant_(self.weigh.bias, math.log(self.init / (1 - self.init)))
+
+    def _reset_weigh(self) -> None:
+        nn.Conv2d.reset_parameters(self.weigh)  # draws as many random numbers as the constructor did
+        self.reset_parameters()
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
         _checks.check_feature_map("GatedCommunication", current, self.channels, name="current")
@@ -231,49 +242,25 @@ class GatedCommunication(nn.Module):
         return f"{self.channels}, init={self.init}"
 
 
-class _ConstantConv2d(nn.Conv2d):
-    """A 1x1 convolution that starts as a constant.
-
-    A class of its own, so that whoever resets the parameters module by module, in whatever order, gets that constant.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        constant: float,
-        *,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        self.constant = constant  # before nn.Conv2d resets the parameters
-        super().__init__(in_channels, out_channels, 1, device=device, dtype=dtype)
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.constant_(self.bias, self.constant)
-
-
 class AdaptedCommunication(nn.Module):
-    r"""Brings a map of another width or size to the shape of the current one, then hands it to a channel.
+    r"""An adapter before a channel: brings a map of another width or size to the shape of the current one.
 
     .. math::
         F' = \mathrm{channel}(\mathrm{resample}(P F_{l-1}),\; F_l)
 
-    :math:`P` is a 1x1 convolution, there only if the widths differ; the resampling goes to the height and width of
-    :math:`F_l`. So a chain can span the levels of a U-Net.
+    :math:`P` is a 1x1 convolution if the widths differ, and the identity otherwise. The map is resampled to the height
+    and width of :math:`F_l`. With it a chain can span the levels of a U-Net.
 
     Args:
-        previous_channels: Width of the map that comes in.
+        previous_channels: Width of the previous map.
         channels: Width of the current map.
         communication: The channel behind the adapter, in any of the forms that
             :class:`~sc_blocks.DRACB` takes.
         resample: How a map of another height or width is resized.
 
-            - ``"bilinear"``: interpolated, ``align_corners=False``; not low-pass filtered when it shrinks;
+            - ``"bilinear"``: interpolated with ``align_corners=False``, without a low-pass filter when it shrinks;
             - ``"nearest"``: the nearest position;
-            - ``None``: not at all; then another size is an error.
+            - ``None``: not resized; another size is an error.
         bias: Whether the projection has a bias.
         device: Device of the parameters.
         dtype: Type of the parameters.
@@ -345,7 +332,7 @@ def build_communication(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Make the module that a ``communication`` argument stands for.
+    """Build the module for a ``communication`` argument.
 
     Args:
         communication: A module with ``forward(previous, current)``, used as it is; a factory ``channels -> module``,
@@ -358,7 +345,7 @@ def build_communication(
         The module, on ``device`` and of ``dtype`` where they are given.
 
     Raises:
-        TypeError: If ``communication`` is none of these, or a factory returns something else than a module.
+        TypeError: If ``communication`` is none of these, or a factory does not return a module.
 
     Example:
         >>> from sc_blocks import LearnableCommunication, LinearCommunication

@@ -47,12 +47,12 @@ class DRACB(nn.Module):
             - a number: fixed linear, :class:`~sc_blocks.LinearCommunication`;
             - a factory ``channels -> module``, such as :class:`~sc_blocks.GatedCommunication`;
             - a module with ``forward(previous, current) -> fused``, used as it is;
-            - ``None``: not at all.
+            - ``None``: no communication.
         gate: Whether the fused map gates itself; without, :math:`y_l = F'_l`.
         relay: Which map is handed on.
 
             - ``"raw"``: :math:`F_l`, as equation 5 is printed;
-            - ``"fused"``: :math:`F'_l`, so that older maps live on.
+            - ``"fused"``: :math:`F'_l`, which contains the older maps.
         gate_layer: Called without arguments to build :math:`\sigma`; the layer may work in place.
         bias: Whether the convolution has a bias.
         device: Device of the parameters.

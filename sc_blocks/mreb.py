@@ -29,17 +29,17 @@ class MREB(nn.Module):
 
     Args:
         channels: Width of the input and of the output, at least 6.
-        distilled_channels: Width that each stage is distilled to; ``None`` for ``channels // 4``, the paper's.
+        distilled_channels: Width of each stage's distilled features; ``None`` for the paper's ``channels // 4``.
         num_stages: Number :math:`n` of SCACBs; the chain has one DRACB more, for the input.
         communication: How attention maps reach the next stage, see :class:`~sc_blocks.DRACB`.
         takes_map: Whether the block takes the last attention map of the block before it as a second input, so that its
             chain continues that one.
         returns_map: Whether the block returns its last attention map too, for a block that takes one.
-        gate: Of the DRACBs, see there.
-        relay: Of the DRACBs, see there.
-        parts: Of the SCACBs, see :class:`~sc_blocks.SCACB`.
-        exchange: Of the SCACBs, see there.
-        residual: Of the SCACBs, see there. The block's own shortcut is always on.
+        gate: Passed to the DRACBs, see :class:`~sc_blocks.DRACB`.
+        relay: Passed to the DRACBs, see there.
+        parts: Passed to the SCACBs, see :class:`~sc_blocks.SCACB`.
+        exchange: Passed to the SCACBs, see there.
+        residual: Passed to the SCACBs, see there. The shortcut of the MREB itself is always on.
         act_layer: Called without arguments to build each activation.
         gate_layer: Called without arguments to build each gate.
         bias: Whether the convolutions have biases.

@@ -28,12 +28,12 @@ class RBWA(nn.Module):
     Args:
         in_channels: Width of the input.
         out_channels: Width of the output, at least ``reduction``; ``None`` for that of the input.
-        scale_factor: What height and width are multiplied by: any ratio of whole numbers up to 1000. The size of an
-            input must be a multiple of :attr:`size_multiple`, so that the result has a whole size: of 2 for a
-            factor of 1.5.
-        reduction: Of the attention, see :class:`~sc_blocks.WSILBV`.
-        act_layer: Called without arguments to build :math:`\phi`, and the activation inside the attention.
-        gate_layer: Of the attention, see :class:`~sc_blocks.WSILBV`.
+        scale_factor: Factor of the height and the width: any ratio of integers up to 1000. The size of an input must
+            be a multiple of :attr:`size_multiple`, so that the result has an integer size: a multiple of 2 for a factor
+            of 1.5.
+        reduction: Passed to the attention, see :class:`~sc_blocks.WSILBV`.
+        act_layer: Called without arguments to build :math:`\phi` and the activation inside the attention.
+        gate_layer: Passed to the attention, see :class:`~sc_blocks.WSILBV`.
         bias: Whether the convolutions have biases.
         device: Device of the parameters.
         dtype: Type of the parameters.
@@ -105,7 +105,7 @@ class RBWA(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """What the height and the width of an input must be multiples of.
+        """Number of which the height and the width of an input must be multiples.
 
         Example:
             >>> from sc_blocks import RBWA
@@ -123,9 +123,9 @@ class RBWA(nn.Module):
         """The bilinear enlargement alone."""
         up, down = self._ratio.numerator, self._ratio.denominator
         if down == 1:
-            # A whole factor keeps the exported graph free of arithmetic on sizes.
+            # With an integer factor the exported graph needs no arithmetic on sizes.
             return F.interpolate(x, scale_factor=up, mode="bilinear", align_corners=False)
-        # Sizes in whole numbers: 0.29 * 100 is 28.999999999999996, and rounds down.
+        # Integer arithmetic: 0.29 * 100 is 28.999999999999996, which would round down.
         size = (x.shape[2] // down * up, x.shape[3] // down * up)
         return F.interpolate(x, size, mode="bilinear", align_corners=False)
 

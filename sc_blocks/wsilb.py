@@ -5,11 +5,11 @@ Convolution Neural Network* (2022), reference 26 of the MREN paper; WSILB-V, sec
 shared layer. Both read two statistics of each channel: the contrast, which is the mean plus the standard deviation, and
 the maximum.
 
-The statistics are taken in float32 at least, whatever the input, and the standard deviation has an epsilon under its
-root: without it the gradient of a flat channel is not a number, and half precision overflows on large maps.
+The statistics are computed in float32 or float64, because sums over large maps overflow in half precision. The standard
+deviation has an epsilon under its root; without it the gradient of a flat channel is NaN.
 
-Windowed statistics are after Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation*
-(2022): a network trained on patches has only ever seen statistics of patch-sized areas.
+Windowed statistics follow Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation*
+(2022): a network trained on patches has seen statistics of patch-sized areas only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Window = tuple[int, int]
 
 
 class _WeightSharing(nn.Module):
-    """Channel attention that passes both statistics of a channel through one shared layer."""
+    """Channel attention from two statistics of each channel, which pass through one shared layer."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class _WeightSharing(nn.Module):
 
     @property
     def local(self) -> Window | None:
-        """Window of the statistics, ``None`` for the whole map; may be set at any time."""
+        """Window of the statistics, or ``None`` for the whole map. It may be set at any time."""
         return self._local
 
     @local.setter
@@ -74,18 +74,17 @@ class _WeightSharing(nn.Module):
 class WSILB(_WeightSharing):
     r"""Weight-sharing information-lossless attention block: channel attention from contrast and peak.
 
-    Both statistics of a channel pass through the *same* 1x1 convolution :math:`f`, so the second costs no parameters:
+    Both statistics of a channel pass through the *same* 1x1 convolution :math:`f`:
 
     .. math::
         y = x \odot \sigma\bigl( f(\mathrm{mean}(x) + \mathrm{std}(x)) + f(\max(x)) \bigr)
 
     Args:
         channels: Width of the input and of the output.
-        local: Height and width, in pixels of the map, of the windows that the statistics are taken over, one around
-            each position; ``None`` for the whole map. A window as large as the map gives the whole-map result bit for
-            bit.
-        eps: Added to the variance under the root. 0 reproduces networks without it, together with their undefined
-            gradient on flat channels.
+        local: Height and width, in pixels of the map, of a window around each position, over which the statistics are
+            computed; ``None`` for the whole map. A window as large as the map gives exactly the whole-map result.
+        eps: Added to the variance under the root. 0 reproduces networks without an epsilon; their gradient on flat
+            channels is NaN.
         gate_layer: Called without arguments to build :math:`\sigma`.
         bias: Whether the convolution has a bias.
         device: Device of the parameters.
@@ -211,13 +210,13 @@ class WSILBV(_WeightSharing):
 def to_local(module: nn.Module, example: Tensor, *, factor: float = 1.5) -> nn.Module:
     """Switch every :class:`WSILB` and :class:`WSILBV` in a network to windowed statistics.
 
-    The windows are sized by running ``example``, an input as large as the patches that the network was trained on: each
-    block gets windows of the size that its own map had, times ``factor``.
+    The network runs once on ``example``, an input as large as the patches that it was trained on. Each block then gets
+    a window of the size of the map that it saw, times ``factor``.
 
     Args:
         module: The network, changed in place.
         example: An input of the training size, such as ``torch.zeros(1, 3, 48, 48)``; only its shape matters.
-        factor: What the map's size at training is multiplied by; 1.5 is what Chu et al. use.
+        factor: Size of the window divided by the size of the map; Chu et al. use 1.5.
 
     Returns:
         ``module``.

@@ -102,16 +102,16 @@ def test_table(image: Tensor) -> None:
 
 def test_figure_shows_masks_and_their_change(image: Tensor) -> None:
     model = net()
-    heard = command.attend(model, image, [1, 2])
-    unheard = command.attend(command.without_communication(model), image, [1, 2])
-    figure = command.draw(image, heard, unheard, [1, 2], title="Title", channel="Channel")
+    full = command.attend(model, image, [1, 2])
+    ablated = command.attend(command.without_communication(model), image, [1, 2])
+    figure = command.draw(image, full, ablated, [1, 2], title="Title", channel="Channel")
     picture, *rest = [axes for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(picture.images[0].get_array(), image.permute(1, 2, 0))
     left, right = rest[:8], rest[8:]
     assert len(right) == 8
     for number in range(8):
         row, column = divmod(number, 4)
-        mask, before = (attention.masks[row][column].mean(0) for attention in (heard, unheard))
+        mask, before = (attention.masks[row][column].mean(0) for attention in (full, ablated))
         np.testing.assert_allclose(left[number].images[0].get_array(), mask, rtol=1e-6)
         np.testing.assert_allclose(right[number].images[0].get_array(), mask - before, atol=1e-6)
     for grid in (left, right):

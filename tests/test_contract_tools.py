@@ -139,7 +139,7 @@ def test_torchinfo_and_ptflops_count_right(case: Case) -> None:
 
     def count(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal convolved, activated
-        if type(layer) is nn.Conv2d:  # both count a bias as one more multiplication; ptflops goes by the exact type
+        if type(layer) is nn.Conv2d:  # a bias counts as one more multiplication; tools go by the exact type
             convolved += out.numel() * (layer.weight[0].numel() + (layer.bias is not None))
         elif type(layer) is nn.GELU:
             activated += out.numel()

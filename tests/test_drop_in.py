@@ -343,15 +343,15 @@ def test_words_about_channels_last_in_place_of_first() -> None:
 class Stepping(nn.Module):
     """A host that steps a chain by a wrong order of stages."""
 
-    def __init__(self, order: list[int], *, carry: bool = True, communication: object = 0.2) -> None:
+    def __init__(self, order: list[int], *, keep: bool = True, communication: object = 0.2) -> None:
         super().__init__()
-        self.order, self.carry = order, carry
+        self.order, self.keep = order, keep
         self.chain = DRACBChain(12, 4, 3, communication=communication)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         kept, attention_map = [], None
         for stage in self.order:
-            refined, attention_map = self.chain.step(stage, x, attention_map if self.carry else None)
+            refined, attention_map = self.chain.step(stage, x, attention_map if self.keep else None)
             kept.append(refined)
         return kept
 
@@ -361,7 +361,7 @@ def features() -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("order", "carry", "words"),
+    ("order", "keep", "words"),
     [
         ([1, 2], True, r"stage 1 needs the attention map that step\(0, ...\) returned; call step\(1, x, previous\)"),
         ([1, 2, 3], True, r"stage 1 needs the attention map"),
@@ -372,9 +372,9 @@ def features() -> Tensor:
     ],
     ids=str,
 )
-def test_words_about_a_chain_out_of_order(order: list[int], carry: bool, words: str) -> None:
+def test_words_about_a_chain_out_of_order(order: list[int], keep: bool, words: str) -> None:
     with pytest.raises(ValueError, match=f"DRACBChain: {words}"):
-        Stepping(order, carry=carry)(features())
+        Stepping(order, keep=keep)(features())
 
 
 def test_words_about_too_many_stages_at_once() -> None:

@@ -136,8 +136,8 @@ def test_a_shallow_residual_block_and_a_plain_distillation() -> None:
     block = ShallowResidual(8)
     torch.testing.assert_close(block(x), nn.functional.leaky_relu(x + block.conv(x), 0.05))
     distill = Distillation(8, 4, 2)
-    first, told = distill.step(1, x), distill.step(1, x, torch.rand(1, 4, 5, 6))
-    assert torch.equal(first[0], told[0])
+    first, other = distill([x, x]), distill([torch.rand(1, 8, 5, 6), x])
+    assert torch.equal(first[1], other[1])
 
 
 # Tasks

@@ -97,9 +97,6 @@ def network() -> dict[str, dict[str, float]]:
         batch = torch.cat([image, image.flip(3)])
         table["batch of 2"] = levels(net(batch)[:1], net(image))
         table["folded from unfolded"] = levels(fold(net)(image), net(image))
-    with torch.no_grad():
-        plain = net(image)
-    table["with gradients"] = levels(net(image.clone().requires_grad_()).detach(), plain)
     return table
 
 

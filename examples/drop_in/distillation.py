@@ -51,13 +51,10 @@ class DistillationBlock(nn.Module):
         self.attention = attention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        refined, attention_map = self.distill.step(0, x)
-        kept = [refined]
-        for stage, block in enumerate(self.blocks, start=1):
-            x = block(x)
-            refined, attention_map = self.distill.step(stage, x, attention_map)
-            kept.append(refined)
-        return self.attention(self.fuse(torch.cat(kept, dim=1)))
+        features = [x]
+        for block in self.blocks:
+            features.append(block(features[-1]))
+        return self.attention(self.fuse(torch.cat(self.distill(features), dim=1)))
 
 
 class DistillationNet(nn.Module):

@@ -34,7 +34,7 @@ class ShallowResidual(nn.Module):
 
 
 class Distillation(nn.Module):
-    """A 1x1 convolution and an activation for each stage, each on its own; steps as a ``DRACBChain`` does.
+    """A 1x1 convolution and an activation for each stage, each on its own; called as a ``DRACBChain`` is.
 
     Args:
         in_channels: Width of the features.
@@ -42,9 +42,9 @@ class Distillation(nn.Module):
         length: Number of stages.
 
     Example:
-        >>> kept, _ = Distillation(8, 4, 2).step(0, torch.rand(1, 8, 9, 7))
-        >>> kept.shape
-        torch.Size([1, 4, 9, 7])
+        >>> kept = Distillation(8, 4, 2)([torch.rand(1, 8, 9, 7), torch.rand(1, 8, 9, 7)])
+        >>> len(kept), kept[0].shape
+        (2, torch.Size([1, 4, 9, 7]))
     """
 
     def __init__(self, in_channels: int, out_channels: int, length: int) -> None:
@@ -52,10 +52,8 @@ class Distillation(nn.Module):
         self.links = nn.ModuleList(nn.Conv2d(in_channels, out_channels, 1) for _ in range(length))
         self.act = nn.LeakyReLU(0.05)
 
-    def step(self, stage: int, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Keep a narrow copy of one stage; what the stage before handed on is not looked at."""
-        kept = self.act(self.links[stage](x))
-        return kept, kept
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(self.act(link(x)) for link, x in zip(self.links, features, strict=True))
 
 
 class ContrastAttention(nn.Module):
@@ -100,15 +98,15 @@ class ChannelAttention(nn.Module):
 
 
 class Skips(nn.Module):
-    """Hands the features of every level across as they are; steps as a ``DRACBChain`` does.
+    """Hands the features of every level across as they are; called as a ``DRACBChain`` is.
 
     Args:
         widths: Widths of the levels.
         kept: What a distilling skip would keep of them; not needed here.
 
     Example:
-        >>> across, _ = Skips([8, 16], [4, 8]).step(1, torch.rand(1, 16, 9, 7))
-        >>> across.shape
+        >>> across = Skips([8, 16], [4, 8])([torch.rand(1, 8, 18, 14), torch.rand(1, 16, 9, 7)])
+        >>> across[1].shape
         torch.Size([1, 16, 9, 7])
     """
 
@@ -116,9 +114,8 @@ class Skips(nn.Module):
         super().__init__()
         self.out_channels = tuple(widths)
 
-    def step(self, stage: int, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the features, twice: there is no map."""
-        return x, x
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(features)
 
 
 def nothing(channels: int) -> nn.Module:

@@ -100,12 +100,11 @@ class UNet(nn.Module):
         height, width = x.shape[2:]
         # Not reflected: that needs images larger than the padding.
         padded = F.pad(x, (0, -width % self.size_multiple, 0, -height % self.size_multiple), mode="replicate")
-        features, across, attention_map = self.head(padded), [], None
-        for level, (encoder, down) in enumerate(zip(self.encoders, self.downs, strict=True)):
-            features = encoder(features)
-            refined, attention_map = self.skips.step(level, features, attention_map)
-            across.append(refined)
-            features = down(features)
+        features, levels = self.head(padded), []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            levels.append(encoder(features))
+            features = down(levels[-1])
+        across = self.skips(levels)
         features = self.middle(features)
         for level in reversed(range(len(across))):
             features = torch.cat([self.ups[level](features), across[level]], dim=1)

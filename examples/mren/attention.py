@@ -4,7 +4,7 @@
     python -m examples.mren.attention photo.jpg -o attention.pdf --weights own.safetensors --blocks 1 3 6
 
 One row for each MREB, one column for each of its DRACBs. On the left the masks, averaged over their channels; on the
-right the same masks minus those of a copy of the network in which no DRACB hears of another, W = 0. Printed is how
+right the same masks minus those of a copy of the network without communication between the DRACBs, W = 0. Printed is how
 alike the maps of neighbouring DRACBs are, before and after communication. Without a picture a photograph is used that
 scikit-image ships.
 """
@@ -79,7 +79,7 @@ def attend(net: MREN, image: Tensor, blocks: Sequence[int]) -> Attention:
 
 
 def without_communication(net: MREN) -> MREN:
-    """A copy of a network in which no DRACB hears of another: W = 0."""
+    """A copy of a network without communication between the DRACBs: W = 0."""
     closed = copy.deepcopy(net)
     for block in closed.modules():
         if isinstance(block, DRACB):
@@ -115,21 +115,21 @@ def correlation_table(attention: Attention, blocks: Sequence[int]) -> str:
 
 
 def draw(
-    image: Tensor, heard: Attention, unheard: Attention, blocks: Sequence[int], *, title: str, channel: str
+    image: Tensor, full: Attention, ablated: Attention, blocks: Sequence[int], *, title: str, channel: str
 ) -> Figure:
     """Draw the masks, and what the communication changes about them.
 
     Args:
-        image: What the network saw, shape (3, H, W).
-        heard: What it made of it with communication.
-        unheard: What without.
+        image: The input of the network, shape (3, H, W).
+        full: Its attention with communication.
+        ablated: Its attention without.
         blocks: Which MREBs those are, from 0.
         title: Above everything.
         channel: The communication, in words.
     """
     masks, before = (
         torch.stack([torch.stack([mask.mean(0) for mask in row]) for row in attention.masks])
-        for attention in (heard, unheard)
+        for attention in (full, ablated)
     )
     change = masks - before
     # Without the extremes, a handful of pixels that would leave the rest of the scale to nobody.
@@ -219,15 +219,15 @@ def run(args: argparse.Namespace) -> None:
     if args.max_side < 1:
         raise ValueError(f"--max-side: must be at least 1, got {args.max_side}.")
     image = _read(args.input, args.max_side)
-    heard, unheard = (attend(each, image.to(device), blocks) for each in (net, without_communication(net)))
+    full, ablated = (attend(each, image.to(device), blocks) for each in (net, without_communication(net)))
     label = args.variant.upper().replace("_", "-") if args.weights is None else args.weights.stem
     name = "chelsea, from scikit-image" if args.input is None else args.input.name
     title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
-    figure = draw(image, heard, unheard, blocks, title=title, channel=_describe_channel(net))
+    figure = draw(image, full, ablated, blocks, title=title, channel=_describe_channel(net))
     with whole_file(args.output) as scratch:
         figure.savefig(scratch, format=args.output.suffix[1:].lower(), dpi=150)
     print("Correlation between the maps of neighbouring DRACBs, as each made its own and after communication:")
-    print(correlation_table(heard, blocks))
+    print(correlation_table(full, blocks))
     print(f"{args.output}: masks of {len(blocks)} MREBs, and what communication changes about them")
 
 
