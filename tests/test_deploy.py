@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrizations, prune
 
 from examples.mren.fold import BicubicConv, fold_mren
 from examples.mren.model import MREN, load_mren
-from sc_blocks import MREB, RBWA, SCACB, WSILBV, DRACBChain, GatedCommunication, LearnableCommunication, to_local
+from sc_blocks import MREB, RBWA, SCACB, WSILBV, GatedCommunication, to_local
 from sc_blocks.deploy import fold, fold_report
 from sc_blocks.introspect import capture_attention
 from sc_blocks.surgery import replace_modules
@@ -173,7 +174,8 @@ def test_autocast(name: str) -> None:
     assert (actual.float() - expected).square().mean().sqrt() < 2 * error
 
 
-@each
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@some("scacb", "mreb", "wsilbv", "rbwa", "rbwa-x5", "tail", "tail-x3", "mren-x3")
 def test_compiled_traced_exported(name: str) -> None:
     module, x = build(name), sample(name, 2, 12, 18)
     folded = in_small_strips(fold(module))
@@ -181,17 +183,14 @@ def test_compiled_traced_exported(name: str) -> None:
         in_range(torch.compile(folded, fullgraph=True, backend="eager")(x), module(x), 1e-13)
         other = sample(name, 3, 37, 23)
         in_range(torch.jit.trace(folded, (x,))(other), module(other), 1e-13)
-        factor = 2 if "x1.5" in name else 1
-        height, width = (factor * Dim(side, min=2, max=999) for side in ("height", "width"))
-        for strict in (True, False):
-            dynamic = ({0: Dim("batch"), 2: height, 3: width},)
-            exported = torch.export.export(folded, (x,), dynamic_shapes=dynamic, strict=strict)
-            in_range(exported.module()(other), module(other), 1e-13)
+        sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+        exported = torch.export.export(folded, (x,), dynamic_shapes=sizes, strict=False)
+        in_range(exported.module()(other), module(other), 1e-13)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dynamo", [True, False])
-@some("scacb", "mreb", "rbwa", "tails", "mren-x3")
+@some("mreb", "rbwa-x3", "tails")
 def test_both_exporters_to_onnx(name: str, dynamo: bool) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -284,7 +283,7 @@ def test_hooks_that_came_later_and_maps_of_a_folded_block() -> None:
         in_range(actual[name], expected[name], 1e-13)
 
 
-# -- what is not of the known form ---------------------------------------------------------------------------------------
+# -- what is not of the known form ---
 
 
 class Louder(SCACB):
@@ -324,7 +323,7 @@ def circular(conv: nn.Conv2d) -> None:
     """As users of diffusers do for images that tile without seams."""
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias, groups=conv.groups)
 
     conv._conv_forward = forward
 
@@ -384,7 +383,7 @@ CHANGES: dict[str, Callable[[nn.Module, int], object]] = {
     "gates": replace_gates,
     "tied weights": tied,
     "one block twice": lambda net, n: net.insert(1, net[0]),
-    "one tail twice": lambda net, n: net.extend([conv3(1, 24).double(), net[2], net[4]]),
+    "one tail twice": lambda net, n: net.extend([conv3(1, 24).double(), net[3], net[4]]),
     "windows": lambda net, n: setattr(net[2].attention, "local", (5, 7)),
     "eps": lambda net, n: setattr(net[3].attention, "eps", 0.5),
     "flag": lambda net, n: setattr(net[0], "residual", not net[0].residual),
@@ -416,10 +415,9 @@ def network() -> nn.Sequential:
 def test_changed_networks_are_left_or_folded_to_themselves(changes: list[tuple[str, int]], training: bool) -> None:
     net = network()
     for name, number in changes:
-        try:
+        # Two changes may not go together.
+        with suppress(AttributeError, IndexError, KeyError, RuntimeError, ValueError, TypeError):
             CHANGES[name](net, number)
-        except (AttributeError, IndexError, KeyError, ValueError, TypeError):
-            pass  # two changes that do not go together
     x = torch.randn(1, 24, 36, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     folded = in_small_strips(fold(net.train(training)))
     try:
@@ -444,7 +442,7 @@ def test_each_change(change: str) -> None:
 
 def test_a_class_that_was_patched(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = nn.Conv2d.forward
-    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, input: 2 * forward(self, input))
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: 2 * forward(self, x))
     report = fold_report(network())
     assert not report.rewritten
     assert "whose forward was replaced" in report.left["0"]
@@ -473,7 +471,7 @@ def test_other_tails_are_called(tail: nn.Conv2d) -> None:
         in_range(in_small_strips(folded)(x), row(x), 1e-5)
 
 
-# -- the report and the check ----------------------------------------------------------------------------------------------
+# -- the report and the check ---
 
 
 def test_report() -> None:
@@ -500,14 +498,14 @@ def test_an_example_is_run_and_compared() -> None:
     class Many(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.block = SCACB(24)
+            self.block = RBWA(24)
 
         def forward(self, x: Tensor, y: Tensor) -> dict[str, object]:
             return {"sum": self.block(x) + y, "both": (self.block(x), [y]), "count": 2}
 
-    fold(Many(), example=(torch.rand(1, 24, 40, 6), torch.rand(1, 24, 40, 6)))
+    fold(Many(), example=(torch.rand(1, 24, 40, 6), torch.rand(1, 24, 80, 12)))
     with pytest.raises(ValueError, match="fold: the folded network is"):
-        fold(Many().double(), example=(x, x), tolerance=1e-30)
+        fold(Many().double(), example=(x, x.repeat(1, 1, 2, 2)), tolerance=1e-30)
 
 
 def test_wrong_inputs_are_named() -> None:
@@ -523,7 +521,7 @@ def test_wrong_inputs_are_named() -> None:
             function(lively)
 
 
-# -- MREN ------------------------------------------------------------------------------------------------------------------
+# -- MREN ---
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -531,7 +529,9 @@ def test_wrong_inputs_are_named() -> None:
 @given(height=st.integers(1, 40), width=st.integers(1, 13))
 @torch.no_grad()
 def test_whole_networks(scale: int, height: int, width: int) -> None:
-    net = lively(MREN(scale, channels=24, num_blocks=2, chain="network" if scale == 2 else "block")).double()
+    net = lively(
+        MREN(scale, channels=48, num_blocks=1 + (scale == 2), chain="network" if scale == 2 else "block")
+    ).double()
     x = torch.rand(2, 3, height, width, dtype=torch.float64)
     folded = fold_mren(net)
     assert type(folded.reconstruct) is not nn.Sequential

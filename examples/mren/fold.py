@@ -1,7 +1,8 @@
 """MREN for inference: the same function, rewritten to run faster.
 
-Beyond what :func:`sc_blocks.deploy.fold` does to the blocks, the tail stands in one row with the reconstruction, so that
-its convolution is merged with the one before it; and the bicubic enlargement becomes a convolution at low resolution.
+Beyond what :func:`sc_blocks.deploy.fold` does to the blocks, the tail stands in one row with the reconstruction, so
+that its convolution is merged with the one before it; and the bicubic enlargement becomes a convolution at low
+resolution.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, cast
@@ -30,9 +30,10 @@ class FoldReport:
         >>> print(fold_report(nn.Sequential(SCACB(24, act_layer=nn.PReLU), RBWA(24), nn.Conv2d(24, 3, 3, padding=1))))
         rewritten:
           1: convolves before it enlarges, and in strips
+          1.attention: statistics in strips
           2: merged with the last convolution of 1
         left:
-          0: spatial.act is PReLU, which is not known to treat every value alike
+          0: act is PReLU, which is not known to treat every value alike
     """
 
     rewritten: dict[str, str] = field(default_factory=dict[str, str])
@@ -52,10 +53,10 @@ class FoldReport:
 def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, tolerance: float = 1e-4) -> nn.Module:
     r"""Copy a network for inference, with its blocks rewritten to compute the same function in less time and memory.
 
-    Rewritten are :class:`~sc_blocks.RBWA` and :class:`~sc_blocks.SCACB`, and nothing else; see
-    :mod:`sc_blocks.deploy`. A block is left as it is unless it is proved to be what its class builds: of exactly that
-    type, with 3x3 convolutions that pad with zeros, elementwise activations of torch, and no hooks, parametrizations,
-    leftovers of pruning or methods of its own. :func:`fold_report` says which, and why.
+    Rewritten are :class:`~sc_blocks.RBWA`, :class:`~sc_blocks.SCACB` and :class:`~sc_blocks.WSILBV`, and nothing else;
+    see :mod:`sc_blocks.deploy`. A block is left as it is unless it is proved to be what its class builds: of exactly
+    that type, with 3x3 convolutions that pad with zeros, elementwise activations of torch, and no hooks,
+    parametrizations, leftovers of pruning or methods of its own. :func:`fold_report` says which, and why.
 
     Args:
         module: A block, or any network with blocks in it. It is not changed, and stays trainable.
@@ -66,7 +67,8 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
     Returns:
         A copy in eval mode, without gradients for its parameters. Modules keep their places, names, attributes and
         entries in the state dict. It computes the same in every precision and memory format, on every device, compiled
-        and exported; strips and the rest of what is only for large maps on a CPU take effect there alone.
+        and exported. Strips are for large maps on a CPU, outside of compiled and exported graphs. Hooks that come later
+        see the calls of each strip; modules whose arithmetic is merged are not called.
 
     Raises:
         TypeError: If ``module`` is not a module.
@@ -118,6 +120,7 @@ def fold_report(module: nn.Module) -> FoldReport:
         >>> print(fold_report(block))
         rewritten:
           stages.0: in strips
+          attention: statistics in strips
         left:
           stages.1: channel.conv3.padding_mode is 'reflect', not 'zeros'
     """
@@ -129,7 +132,8 @@ def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldRep
     """The classes that modules shall have, and what to say about it."""
     changes: dict[nn.Module, type[nn.Module]] = {}
     report = FoldReport()
-    names = {module: name for name, module in network.named_modules()}
+    named: Iterator[tuple[str, nn.Module]] = network.named_modules()
+    names = {module: name for name, module in named}
 
     def consider(module: nn.Module, cls: type[nn.Module], what: str, why_not: str | None) -> None:
         if why_not is None:

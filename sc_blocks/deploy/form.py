@@ -1,8 +1,8 @@
 """Proof that a module has the form that a rewriting knows.
 
 It is compared with one that was freshly built from the same arguments. If they agree in everything but the values of
-parameters, it computes what its class says: another padding mode, a hook, a method of its own, a parametrization or what
-pruning leaves behind would all show.
+parameters, it computes what its class says. Another padding mode, a hook, a method of its own, a parametrization and
+what pruning leaves behind would all show.
 """
 
 from __future__ import annotations
@@ -113,9 +113,7 @@ def why_not_conv3x3(conv: nn.Module) -> str | None:
         return _other_type(conv, nn.Conv2d)
     return _difference(
         conv,
-        lambda: nn.Conv2d(
-            conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None, device="meta"
-        ),
+        lambda: nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None, device="meta"),
     )
 
 
@@ -132,7 +130,7 @@ def _other_type(module: nn.Module, wanted: type[nn.Module]) -> str:
     return f"is {type(module).__module__}.{type(module).__qualname__}, not {wanted.__name__}"
 
 
-def _has_bias(conv: nn.Module) -> bool:
+def _has_bias(conv: Any) -> bool:
     return getattr(conv, "bias", None) is not None
 
 
@@ -170,7 +168,7 @@ def _of_modules(module: nn.Module, fresh: nn.Module, name: str) -> str | None:
 
 def _of_values(ours: Any, theirs: Any, name: str, key: str) -> str | None:
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        values, fresh = cast("dict[str, Any]", ours), cast("dict[str, Any]", theirs)
+        values, fresh = cast("dict[Any, Any]", ours), cast("dict[Any, Any]", theirs)
         if values.keys() != fresh.keys():
             changed = ", ".join(sorted(map(str, values.keys() ^ fresh.keys())))
             return f"{name or 'it'} has other {_readable(key)} than its class: {changed}"
@@ -181,7 +179,7 @@ def _of_values(ours: Any, theirs: Any, name: str, key: str) -> str | None:
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         alike = type(ours) is type(theirs) and ours.shape == theirs.shape and ours.layout == theirs.layout
         return None if alike else f"{name} is a {type(ours).__name__} of {tuple(ours.shape)}, not {tuple(theirs.shape)}"
-    if type(ours) is not type(theirs) or ours != theirs:
+    if type(cast(Any, ours)) is not type(cast(Any, theirs)) or ours != theirs:
         return f"{f'{name}.' * bool(name)}{key} is {ours!r}, not {theirs!r}"
     return None
 

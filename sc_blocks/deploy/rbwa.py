@@ -3,9 +3,9 @@ r"""RBWA rewritten: the enlargement after the convolution, and the last two conv
 - **Bilinear enlargement by a whole factor and the 3x3 convolution behind it** are both convolutions, of the input with
   zeros put between its pixels, so they commute: a transposed convolution at low resolution, then a fixed blur of each
   channel. That takes a quarter of the multiplications at a factor of 2.
-- **Two 3x3 convolutions without an activation between them** are one of 5x5, the convolution of their kernels. It pays if
-  the second has few channels. A square of pixels is computed at once, as channels, because a few channels would leave
-  most of a processor's vector unit idle.
+- **Two 3x3 convolutions without an activation between them** are one of 5x5, the convolution of their kernels. It pays
+  if the second has few channels. A square of pixels is computed at once, as channels, because a few channels would
+  leave most of a processor's vector unit idle.
 
 Neither holds for the outermost pixels of the result, where the convolutions read zeros and the rewritten ones do not.
 Those pixels are computed as the block is written, from narrow bands of the map.
@@ -16,7 +16,6 @@ The kernels are computed from the parameters in each call, so they always belong
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -111,15 +110,16 @@ class FoldedSequential(nn.Sequential):
     """A row of modules in which an RBWA is called together with the narrow convolution behind it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        merged = None
-        for module, following in pairwise([*self, None]):
+        x, merged = input, None
+        modules = list(self)
+        for module, following in zip(modules, [*modules[1:], None], strict=True):
             if module is merged:
                 merged = None
             elif isinstance(module, FoldedRBWA) and isinstance(following, NarrowConv) and merged_side(module):
                 merged = following
-                input = module(input, merged)
+                x = module(x, merged)
             else:
-                input = module(input)
+                x = module(x)
         return input
 
 
@@ -164,7 +164,9 @@ def _merged(first: nn.Conv2d, second: nn.Conv2d, side: int) -> tuple[Tensor, Ten
     bias = then.new_zeros(second.out_channels) if second.bias is None else second.bias.to(exact)
     if first.bias is not None:
         bias = bias + then.sum((2, 3)) @ first.bias.to(exact)
-    merged = torch.stack(squares, dim=1).flatten(0, 1)
+    # Plain numbers: the TorchScript exporter to ONNX needs to know the shape of a kernel.
+    shape = (second.out_channels * side**2, first.in_channels, side + 4, side + 4)
+    merged = torch.stack(squares, dim=1).reshape(shape)
     return merged.to(first.weight.dtype), bias.repeat_interleave(side * side).to(first.weight.dtype)
 
 

@@ -1,7 +1,7 @@
 """Large maps on a CPU, a few rows at a time: what is made of a strip stays in the processor's caches.
 
-A block that looks no further than ``halo`` rows is given a strip with that many rows more on either side. Inside the map
-its convolutions read zeros beyond these rows, which spoils the outermost of them; they are cut off again.
+A block that looks no further than ``halo`` rows is given a strip with that many rows more on either side. Inside the
+map its convolutions read zeros beyond these rows. That spoils the outermost of them; they are cut off again.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class StripSCACB(SCACB):
     values, least_pixels = VALUES, 0
 
     def forward(self, x: Tensor) -> Tensor:
+        _checks.check_feature_map("SCACB", x, self.channels)
         return in_strips(super().forward, x, memory_format(x), halo=2, values=self.values)
 
 
@@ -104,9 +105,9 @@ class StripWSILBV(WSILBV):
     values, least_pixels = VALUES, 0
 
     def forward(self, x: Tensor) -> Tensor:
+        _checks.check_feature_map("WSILBV", x, self.channels)
         if not runs_on_cpu(x) or self.local is not None or x.shape[2] <= strip_height(x, self.values):
             return super().forward(x)
-        _checks.check_feature_map("WSILBV", x, self.channels)
         return x * gate_in_strips(self, x, self.values)
 
 
@@ -121,7 +122,7 @@ def gate_in_strips(attention: WSILBV, x: Tensor, values: int) -> Tensor:
     variances: list[Tensor] = []
     peaks: list[Tensor] = []
     nhwc = memory_format(x) == torch.channels_last
-    for rows in x.split(strip_height(x, values), dim=2):
+    for rows in torch.split(x, strip_height(x, values), dim=2):
         exact = rows.to(torch.promote_types(x.dtype, torch.float32))
         shares.append(rows.shape[2] / x.shape[2])
         means.append(_over_pixels(torch.mean, exact, nhwc))
