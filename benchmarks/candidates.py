@@ -66,7 +66,7 @@ OURS = (
 )
 COMMON = ("eager", "channels_last", "compiled", "channels_last, compiled", "channels_last, bf16", "onnx")
 
-# Blocks that fold rewrites; it leaves the others as they are.
+# Blocks that fold rewrites, which must not make them slower; it leaves the others as they are.
 FOLDED_BLOCKS = frozenset({"SCACB", "RBWA to twice the size", "MREB"})
 
 NETS: dict[str, Net] = {

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from sc_blocks._complexity import Complexity, Cost, InputSize, complexity
 from sc_blocks._dry_run import original_module, uncompiled
-from sc_blocks._folded import FoldedMREB
-from sc_blocks._folded_rbwa import FoldedRBWA
 from sc_blocks.communication import GatedCommunication
+from sc_blocks.deploy.rbwa import FoldedRBWA
 from sc_blocks.dracb import DRACB
 from sc_blocks.wsilb import WSILB, WSILBV
 
@@ -86,7 +85,7 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
     """
     network = original_module("capture_attention", model)
     modules = list(cast(Iterator[tuple[str, nn.Module]], network.named_modules()))
-    folded = tuple(_join(name, "") for name, module in modules if isinstance(module, (FoldedMREB, FoldedRBWA)))
+    folded = tuple(_join(name, "") for name, module in modules if isinstance(module, FoldedRBWA))
     blocks = {block: (name, _parts(block)) for name, block in modules if not name.startswith(folded)}
     available = [_join(name, part) for name, parts in blocks.values() for part in parts]
     if not available:

@@ -324,14 +324,14 @@ def test_in_every_mode(training: bool, guard) -> None:
         assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_of_a_folded_network_only_what_still_runs() -> None:
-    for folded in (fold(MREB(12)), fold_mren(MREN(2, channels=12, num_blocks=2))):
-        with pytest.raises(ValueError, match=r"Folded.* without; capture the network that it was folded from"):
-            capture_attention(folded).__enter__()
-    partly = fold(nn.Sequential(MREB(12), WSILBV(12)))
-    with capture_attention(partly) as attention:
-        partly(torch.rand(1, 12, 5, 7))
-    assert list(attention) == ["1.gate"]
+def test_of_a_folded_network_all_but_the_gates_of_rbwa() -> None:
+    with pytest.raises(ValueError, match=r"FoldedRBWA without; capture the network that it was folded from"):
+        capture_attention(fold(RBWA(12))).__enter__()
+    folded = fold_mren(MREN(2, channels=12, num_blocks=2))
+    with capture_attention(folded) as attention:
+        folded(image())
+    assert "body.0.attention.gate" in attention
+    assert not any(name.startswith("reconstruct") for name in attention)
 
 
 def test_tensors_are_not_copied() -> None:

@@ -1,7 +1,8 @@
 """MREN for inference: the same function, rewritten to run faster.
 
-Beyond what :func:`sc_blocks.deploy.fold` does for the blocks, the last convolution is merged with the one before it,
-and the bicubic enlargement becomes a convolution at low resolution.
+Beyond what :func:`sc_blocks.deploy.fold` does to the blocks, the tail stands in one row with the reconstruction, so
+that its convolution is merged with the one before it; and the bicubic enlargement becomes a convolution at low
+resolution.
 """
 
 from __future__ import annotations
@@ -11,10 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.mren.model import MREN
-from sc_blocks.deploy import fold, fold_with_tail
-
-# Pixels that the last convolution writes at once, for each scale: divisors of every size that the network puts out.
-TILES = {2: (2, 2), 3: (3, 3), 4: (2, 4)}
+from sc_blocks.deploy import fold
 
 
 class BicubicConv(nn.Module):
@@ -50,23 +48,17 @@ class FoldedMREN(nn.Module):
     def __init__(self, net: MREN) -> None:
         super().__init__()
         self.scale = net.scale
-        folded = fold(net)
-        # Maps lie in memory as NHWC from here on.
-        self.head = folded.head.to(memory_format=torch.channels_last)
-        self.body = folded.body
-        *stages, last = net.reconstruct
-        self.reconstruct = nn.Sequential(
-            *folded.reconstruct[: len(stages)], fold_with_tail(last, net.tail, tile=TILES[net.scale])
-        )
+        self.head, self.body = fold(net.head), fold(net.body)
+        self.reconstruct = fold(nn.Sequential(*net.reconstruct, net.tail))
         weight = net.head.weight
         self.enlarge = BicubicConv(net.scale, device=weight.device, dtype=weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.head(x)
         features = self.body(features) + features
-        for stage in self.reconstruct:  # not called as a whole, which would keep its input to the end
-            features = stage(features)
-        return features + self.enlarge(x)
+        # The folded reconstruction works in this order of memory inside, and hands it on from stage to stage.
+        enlarged = self.reconstruct(features.contiguous(memory_format=torch.channels_last))
+        return self.enlarge(x) + enlarged
 
 
 def fold_mren(net: MREN) -> FoldedMREN:

@@ -1,0 +1,18 @@
+r"""Exact rewrites of trained blocks for inference.
+
+Blocks are written as their figures are drawn. This package is the only place where their arithmetic is reordered.
+:func:`fold` copies a network, and in the copy
+
+- an :class:`~sc_blocks.RBWA` with a whole factor convolves before it enlarges, with a quarter of the multiplications;
+- an RBWA and the 3x3 convolution of few channels directly behind it in an :class:`torch.nn.Sequential` share their last
+  convolution, of 5x5;
+- on a CPU, RBWA, :class:`~sc_blocks.SCACB` and the statistics of :class:`~sc_blocks.WSILBV` take large maps in strips
+  of rows, which stay in its caches.
+
+Nothing else is rewritten, and of these only what is proved to have the form that its class gives it.
+:func:`fold_report` says what that is, and what was left and why.
+"""
+
+from sc_blocks.deploy.folding import FoldReport, fold, fold_report
+
+__all__ = ["FoldReport", "fold", "fold_report"]

@@ -1,0 +1,183 @@
+r"""RBWA rewritten: the enlargement after the convolution, and the last two convolutions as one.
+
+- **Bilinear enlargement by a whole factor and the 3x3 convolution behind it** are both convolutions, of the input with
+  zeros put between its pixels, so they commute: a transposed convolution at low resolution, then a fixed blur of each
+  channel. That takes a quarter of the multiplications at a factor of 2.
+- **Two 3x3 convolutions without an activation between them** are one of 5x5, the convolution of their kernels. It pays
+  if the second has few channels. A square of pixels is computed at once, as channels, because a few channels would
+  leave most of a processor's vector unit idle.
+
+Neither holds for the outermost pixels of the result, where the convolutions read zeros and the rewritten ones do not.
+Those pixels are computed as the block is written, from narrow bands of the map.
+
+The kernels are computed from the parameters in each call, so they always belong to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sc_blocks import _checks
+from sc_blocks.deploy.strips import VALUES, gate_in_strips, in_strips, memory_format, runs_on_cpu
+from sc_blocks.rbwa import RBWA
+
+# Blurs of larger factors would cost more than they save.
+FACTORS = (2, 3, 4, 5)
+# Pixels of a batch below which the outermost ones cost more time than is saved on the others.
+LEAST_PIXELS = 48 * 48
+# Transposed and depthwise convolutions on a CPU are fastest so.
+NHWC = torch.channels_last
+
+
+class FoldedRBWA(RBWA):
+    """An RBWA that computes the same in another order, with the narrow convolution behind it if it is given one."""
+
+    least_pixels, values = LEAST_PIXELS, VALUES
+
+    def forward(self, x: Tensor, tail: nn.Conv2d | None = None) -> Tensor:
+        _checks.check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
+        if not runs_on_cpu(x):
+            return self._last(self.act(self.attention(self._expanded(x))), tail, _same, None)
+        if x.shape[0] * x.shape[2] * x.shape[3] < self.least_pixels:
+            return super().forward(x) if tail is None else tail(super().forward(x))
+        expanded, layout = self._expanded(x), memory_format(x)
+        if self.attention.local is not None:
+            return self._last(self.act(self.attention(expanded)), tail, _same, layout)
+        # The gated map would be as large again; it is made a strip at a time.
+        gate = gate_in_strips(self.attention, expanded, self.values)
+        return self._last(expanded, tail, lambda rows: self.act(rows * gate), layout)
+
+    def _expanded(self, x: Tensor) -> Tensor:
+        """``self.expand(self.resize(x))``."""
+
+        def plain(x: Tensor) -> Tensor:
+            return self.expand(self.resize(x))
+
+        if self.scale_factor not in FACTORS:
+            return plain(x)
+        factor = int(self.scale_factor)
+        line, padding = _enlarging_line(factor)
+        blur = self.expand.weight.new_tensor(line)
+        blur = (blur[:, None] * blur).expand(self.out_channels, 1, -1, -1)
+        weight = self.expand.weight.flip(2, 3).transpose(0, 1)
+
+        def commuted(rows: Tensor) -> Tensor:
+            if runs_on_cpu(rows):
+                rows = rows.contiguous(memory_format=NHWC)
+            around = F.pad(rows, (1, 1, 1, 1), mode="replicate")
+            spread = F.conv_transpose2d(around, weight, stride=factor, padding=padding)
+            return F.conv2d(spread, blur, self.expand.bias, groups=self.out_channels)
+
+        inner = in_strips(commuted, x, NHWC, halo=1, scale=factor, values=self.values)
+        return _with_frame(inner, x, plain, 2)
+
+    def _last(
+        self,
+        x: Tensor,
+        tail: nn.Conv2d | None,
+        prepare: Callable[[Tensor], Tensor],
+        layout: torch.memory_format | None,
+    ) -> Tensor:
+        """``tail(self.project(prepare(x)))``, in the given layout or in that of the convolution."""
+
+        def laid_out(result: Tensor) -> Tensor:
+            return result if layout is None else result.contiguous(memory_format=layout)
+
+        def projected(rows: Tensor) -> Tensor:
+            return laid_out(self.project(prepare(rows)))
+
+        if tail is None:
+            return in_strips(projected, x, layout or NHWC, halo=1, values=self.values)
+        side = merged_side(self)
+        weight, bias = _merged(self.project, tail, side)
+
+        def merged(rows: Tensor) -> Tensor:
+            return laid_out(F.pixel_shuffle(F.conv2d(prepare(rows), weight, bias, stride=side, padding=2), side))
+
+        inner = in_strips(merged, x, layout or NHWC, halo=side, values=self.values)
+        return _with_frame(inner, x, lambda band: tail(projected(band)), 3)
+
+
+class NarrowConv(nn.Conv2d):
+    """A 3x3 convolution directly behind a :class:`FoldedRBWA`, with whose last one it may be merged."""
+
+
+class FoldedSequential(nn.Sequential):
+    """A row of modules in which an RBWA is called together with the narrow convolution behind it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, merged = input, None
+        modules = list(self)
+        for module, following in zip(modules, [*modules[1:], None], strict=True):
+            if module is merged:
+                merged = None
+            elif isinstance(module, FoldedRBWA) and isinstance(following, NarrowConv) and merged_side(module):
+                merged = following
+                x = module(x, merged)
+            else:
+                x = module(x)
+        return input
+
+
+def merged_side(block: RBWA) -> int:
+    """Side of the squares of pixels to compute at once, of which every result's size is a multiple; 0 for none."""
+    numerator = round(block.scale_factor * block.size_multiple)
+    enlarges = block.scale_factor > 1  # the frame of a result must be narrower than half of it
+    return next((side for side in (2, 3, 5) if numerator % side == 0), 0) if enlarges else 0
+
+
+def why_not_merged(block: RBWA, tail: nn.Conv2d) -> str | None:
+    """Why a convolution is not merged with the last one of an RBWA, or ``None``."""
+    side, width = merged_side(block), block.out_channels
+    if side == 0:
+        return f"no square of pixels fits scale_factor={block.scale_factor}"
+    # Multiplications for each pixel; as many of them take longer in larger kernels.
+    together, apart = (side + 4) ** 2 * width * tail.out_channels, 9 * width * (width + tail.out_channels)
+    return None if 3 * together < 2 * apart else f"{tail.out_channels} channels are too many to gain anything"
+
+
+def _enlarging_line(factor: int) -> tuple[list[float], int]:
+    """What pixels with zeros between them count for an enlarged one, in one direction.
+
+    Returns:
+        The counts, and how many pixels the transposed convolution makes too many on each side of a map that has one
+        more pixel all around.
+    """
+    # Of the output pixel that lies `distance` before the first one of an input pixel.
+    counts = {d: 1 - abs(d + (factor - 1) / 2) / factor for d in range(-2 * factor, factor + 1)}
+    reached = [d for d in counts if counts[d] > 0]
+    return [counts[d] for d in reached], factor + 1 + reached[0]
+
+
+def _merged(first: nn.Conv2d, second: nn.Conv2d, side: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution with that stride that makes the pixels of a square as channels."""
+    exact = torch.promote_types(first.weight.dtype, torch.float32)
+    weight, then = first.weight.to(exact), second.weight.to(exact)
+    kernel = F.conv2d(weight.transpose(0, 1), then.flip(2, 3), padding=2).transpose(0, 1)
+    squares = [
+        F.pad(kernel, (column, side - 1 - column, row, side - 1 - row)) for row in range(side) for column in range(side)
+    ]
+    bias = then.new_zeros(second.out_channels) if second.bias is None else second.bias.to(exact)
+    if first.bias is not None:
+        bias = bias + then.sum((2, 3)) @ first.bias.to(exact)
+    # Plain numbers: the TorchScript exporter to ONNX needs to know the shape of a kernel.
+    shape = (second.out_channels * side**2, first.in_channels, side + 4, side + 4)
+    merged = torch.stack(squares, dim=1).reshape(shape)
+    return merged.to(first.weight.dtype), bias.repeat_interleave(side * side).to(first.weight.dtype)
+
+
+def _with_frame(inner: Tensor, x: Tensor, plain: Callable[[Tensor], Tensor], band: int) -> Tensor:
+    """Give a fresh map the outermost pixels that ``plain`` makes of the ``band`` outermost pixels of ``x``."""
+    inner[:, :, :1] = plain(x[:, :, :band])[:, :, :1]
+    inner[:, :, -1:] = plain(x[:, :, -band:])[:, :, -1:]
+    inner[..., :1] = plain(x[..., :band])[..., :1]
+    inner[..., -1:] = plain(x[..., -band:])[..., -1:]
+    return inner
+
+
+def _same(rows: Tensor) -> Tensor:
+    return rows

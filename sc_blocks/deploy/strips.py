@@ -1,0 +1,143 @@
+"""Large maps on a CPU, a few rows at a time: what is made of a strip stays in the processor's caches.
+
+A block that looks no further than ``halo`` rows is given a strip with that many rows more on either side. Inside the
+map its convolutions read zeros beyond these rows. That spoils the outermost of them; they are cut off again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sc_blocks import _checks
+from sc_blocks.scacb import SCACB
+from sc_blocks.wsilb import WSILBV
+
+# Values in a strip for each thread: 2.5 MB in float32. More leave the caches, and of fewer too many belong to halos.
+VALUES = 5 << 17
+
+
+def runs_on_cpu(x: Tensor) -> bool:
+    """Whether a map is computed with at once, on a CPU and without gradients; then its size may be asked for.
+
+    While a graph is recorded, a size is no plain integer.
+    """
+    if torch.compiler.is_compiling() or not isinstance(x.shape[2], int):
+        return False
+    return x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Whether a map lies in memory as NHWC or as NCHW; as NCHW, if both are the same."""
+    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if nhwc else torch.contiguous_format
+
+
+def strip_height(x: Tensor, values: int) -> int:
+    """Rows of a map that hold about so many values for each thread."""
+    return max(1, values * torch.get_num_threads() // max(1, x.shape[0] * x.shape[1] * x.shape[3]))
+
+
+def in_strips(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    layout: torch.memory_format,
+    *,
+    halo: int,
+    scale: int = 1,
+    values: int = VALUES,
+) -> Tensor:
+    """Compute ``function(x)`` in strips of rows.
+
+    Args:
+        function: From maps to maps ``scale`` times as high and wide, with zeros beyond the border. A row of the result
+            depends on the ``halo`` rows around its own at most.
+        x: Shape (N, C, H, W).
+        layout: How the result of several strips shall lie in memory.
+        halo: Also what the first row of each strip is a multiple of.
+        scale: A whole number.
+        values: About how many of the result a strip holds for each thread.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sc_blocks.deploy.strips import in_strips
+        >>> conv, x = nn.Conv2d(3, 8, 5, padding=2), torch.rand(2, 3, 60, 40)
+        >>> with torch.no_grad():
+        ...     strips = in_strips(conv, x, torch.contiguous_format, halo=2, values=1)
+        ...     torch.allclose(strips, conv(x), atol=1e-6)
+        True
+    """
+    if not runs_on_cpu(x):
+        return function(x)
+    batch, _, height, width = x.shape
+    strips = -(-height // max(8 * halo, strip_height(x, values // scale**2)))
+    if strips == 1 or batch == 0:
+        return function(x)
+    step = -(-height // (strips * halo)) * halo  # all of about one height
+    result = x
+    for first in range(0, height, step):
+        last = min(height, first + step)
+        above, below = max(0, first - halo), min(height, last + halo)
+        strip = function(x[:, :, above:below])
+        if first == 0:
+            shape = (batch, strip.shape[1], scale * height, scale * width)
+            result = torch.empty(shape, dtype=strip.dtype, memory_format=layout)
+        result[:, :, scale * first : scale * last] = strip[:, :, scale * (first - above) : scale * (last - above)]
+    return result
+
+
+class StripSCACB(SCACB):
+    """An SCACB that works in strips where the map is large; it looks two rows far."""
+
+    values, least_pixels = VALUES, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        _checks.check_feature_map("SCACB", x, self.channels)
+        return in_strips(super().forward, x, memory_format(x), halo=2, values=self.values)
+
+
+class StripWSILBV(WSILBV):
+    """A WSILBV that takes the statistics of a large map in strips, without maps in between."""
+
+    values, least_pixels = VALUES, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        _checks.check_feature_map("WSILBV", x, self.channels)
+        if not runs_on_cpu(x) or self.local is not None or x.shape[2] <= strip_height(x, self.values):
+            return super().forward(x)
+        return x * gate_in_strips(self, x, self.values)
+
+
+def gate_in_strips(attention: WSILBV, x: Tensor, values: int) -> Tensor:
+    """What a WSILBV without windows multiplies a map by.
+
+    Means and variances of strips are joined as Chan, Golub and LeVeque do (1979), so that nothing is lost to
+    cancellation.
+    """
+    shares: list[float] = []
+    means: list[Tensor] = []
+    variances: list[Tensor] = []
+    peaks: list[Tensor] = []
+    nhwc = memory_format(x) == torch.channels_last
+    for rows in torch.split(x, strip_height(x, values), dim=2):
+        exact = rows.to(torch.promote_types(x.dtype, torch.float32))
+        shares.append(rows.shape[2] / x.shape[2])
+        means.append(_over_pixels(torch.mean, exact, nhwc))
+        variances.append(_over_pixels(torch.mean, (exact - means[-1]).square_(), nhwc))
+        peaks.append(_over_pixels(torch.amax, rows, nhwc))
+    share, each = means[0].new_tensor(shares).view(-1, 1, 1, 1, 1), torch.stack(means)
+    mean = (share * each).sum(0)
+    variance = (share * (torch.stack(variances) + (each - mean).square())).sum(0)
+    contrast, peak = (mean + torch.sqrt(variance + attention.eps)).to(x.dtype), torch.stack(peaks).amax(0)
+    return attention.gate(attention.shared(contrast) + attention.shared(peak))
+
+
+def _over_pixels(reduce: Callable[..., Tensor], rows: Tensor, nhwc: bool) -> Tensor:
+    if not nhwc:
+        return reduce(rows, (2, 3), keepdim=True)
+    # Rows first: a line of many pixels fills the vector unit, the channels of one pixel do not.
+    lines = reduce(rows.permute(0, 2, 3, 1).flatten(2), 1)
+    return reduce(lines.unflatten(1, (rows.shape[3], rows.shape[1])), 1)[:, :, None, None]
