@@ -48,14 +48,14 @@ class FoldedMREN(nn.Module):
     def __init__(self, net: MREN) -> None:
         super().__init__()
         self.scale = net.scale
-        self.head, self.body = fold(net.head), fold(net.body)
+        self.head, self.body, self.reduce = fold(net.head), fold(net.body), fold(net.reduce)
         self.reconstruct = fold(nn.Sequential(*net.reconstruct, net.tail))
         weight = net.head.weight
         self.enlarge = BicubicConv(net.scale, device=weight.device, dtype=weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.head(x)
-        features = self.body(features) + features
+        features = self.reduce(self.body(features) + features)
         # The folded reconstruction works in this order of memory inside, and hands it on from stage to stage.
         enlarged = self.reconstruct(features.contiguous(memory_format=torch.channels_last))
         return self.enlarge(x) + enlarged
