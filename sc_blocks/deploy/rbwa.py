@@ -120,7 +120,7 @@ class FoldedSequential(nn.Sequential):
                 x = module(x, merged)
             else:
                 x = module(x)
-        return input
+        return x
 
 
 def merged_side(block: RBWA) -> int:
