@@ -132,8 +132,7 @@ def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldRep
     """The classes that modules shall have, and what to say about it."""
     changes: dict[nn.Module, type[nn.Module]] = {}
     report = FoldReport()
-    named: Iterator[tuple[str, nn.Module]] = network.named_modules()
-    names = {module: name for name, module in named}
+    names = {module: name for name, module in cast("Iterator[tuple[str, nn.Module]]", network.named_modules())}
 
     def consider(module: nn.Module, cls: type[nn.Module], what: str, why_not: str | None) -> None:
         if why_not is None:

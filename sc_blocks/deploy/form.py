@@ -167,6 +167,7 @@ def _of_modules(module: nn.Module, fresh: nn.Module, name: str) -> str | None:
 
 
 def _of_values(ours: Any, theirs: Any, name: str, key: str) -> str | None:
+    same_type = type(ours) is type(theirs)
     if isinstance(ours, dict) and isinstance(theirs, dict):
         values, fresh = cast("dict[Any, Any]", ours), cast("dict[Any, Any]", theirs)
         if values.keys() != fresh.keys():
@@ -177,9 +178,9 @@ def _of_values(ours: Any, theirs: Any, name: str, key: str) -> str | None:
     if isinstance(ours, nn.Module) and isinstance(theirs, nn.Module):
         return _of_modules(ours, theirs, name)
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        alike = type(ours) is type(theirs) and ours.shape == theirs.shape and ours.layout == theirs.layout
+        alike = same_type and ours.shape == theirs.shape and ours.layout == theirs.layout
         return None if alike else f"{name} is a {type(ours).__name__} of {tuple(ours.shape)}, not {tuple(theirs.shape)}"
-    if type(cast(Any, ours)) is not type(cast(Any, theirs)) or ours != theirs:
+    if not same_type or ours != theirs:
         return f"{f'{name}.' * bool(name)}{key} is {ours!r}, not {theirs!r}"
     return None
 
