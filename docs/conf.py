@@ -46,7 +46,6 @@ autodoc_preserve_defaults = True
 # By name in signatures, with a place in the reference, and not spelled out.
 autodoc_type_aliases = {
     "CommunicationLike": "sc_blocks.communication.CommunicationLike",
-    "Complexity": "sc_blocks.introspect.Complexity",
     "Exchange": "sc_blocks.scacb.Exchange",
     "InputSize": "sc_blocks.introspect.InputSize",
     "Parts": "sc_blocks.scacb.Parts",

@@ -5,173 +5,228 @@ The tools only run a network and do not change it: hooks read the attention maps
 
 from __future__ import annotations
 
-import difflib
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from fnmatch import fnmatchcase
-from threading import get_ident
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from sc_blocks._complexity import Complexity, Cost, InputSize, complexity
-from sc_blocks._dry_run import original_module, uncompiled
-from sc_blocks.communication import GatedCommunication
-from sc_blocks.deploy.rbwa import FoldedRBWA
-from sc_blocks.dracb import DRACB
-from sc_blocks.wsilb import WSILB, WSILBV
+from sc_blocks._capture import capture_attention
+from sc_blocks._checks import check_positive_int
+from sc_blocks._dry_run import dry_run, original_module
 
 __all__ = ["Complexity", "Cost", "InputSize", "capture_attention", "complexity"]
 
+#: The shape of one input, or a sequence or mapping with an entry for each argument: a shape, or a sequence of shapes.
+InputSize = Sequence[int] | Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]]
 
-@contextmanager
-def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> Generator[dict[str, Tensor], None, None]:
-    """Collect the gates and attention maps of every block in a network while it runs.
 
-    Each tensor is named after its block, as in ``model.named_modules()``, plus
-
-    - ``.gate`` for what a :class:`~sc_blocks.WSILB` or :class:`~sc_blocks.WSILBV` multiplies its input by, (N, C, 1, 1)
-      or with windows (N, C, H, W); for what a :class:`~sc_blocks.DRACB` multiplies its fused map by, unless it was
-      built with ``gate=False``; and for the weight that a :class:`~sc_blocks.GatedCommunication` gives to the previous
-      map;
-    - ``.map`` for the attention map :math:`F_l` that a DRACB computes from its input alone;
-    - ``.fused`` for that map fused with the predecessor's, :math:`F'_l`; in the first block of a chain, the map itself.
-
-    Each call of ``model`` clears the dictionary, which so holds one run: the last, after tiles or a loop over images. A
-    block that one run calls several times, as in recursive networks, adds ``name#2``, ``name#3`` and so on. A block
-    that is registered under several names has the first. Blocks that are called on their own, while ``model`` is not
-    running, replace what was captured of them before, unless the last run called them several times. So a checkpoint
-    that computes them again in the backward pass changes nothing.
-
-    The tensors are the network's own, detached and not copied. They remain when the context ends, the hooks do not.
-
-    Only the thread that opens the context is captured. Others may run the same model meanwhile, or capture what they
-    run in contexts of their own.
-
-    Compiled code ignores hooks. Whatever ``torch.compile`` made therefore runs uncompiled while the context is open,
-    with equal results up to rounding; names are those of the original network. This is one setting of torch for the
-    whole process: where something is compiled, contexts of several threads must not overlap.
-
-    Args:
-        model: The network, or a block. Its results do not change.
-        names: What to capture: names, or shell-style patterns in which ``*`` also matches dots; ``None`` for
-            everything.
-
-    Yields:
-        Name to tensor, in the order in which the blocks finish.
-
-    Raises:
-        ValueError: If the network contains no block with a gate or a map, as folded ones may, or if one of ``names``
-            matches nothing.
-        TypeError: If ``model`` is not a module, or ``names`` is not a sequence of strings.
+@dataclass(frozen=True)
+class Cost:
+    """What a module costs, including everything inside it.
 
     Example:
-        >>> import torch
-        >>> from sc_blocks import MREB
-        >>> from sc_blocks.introspect import capture_attention
-        >>> block = MREB(60)
-        >>> with capture_attention(block, ["attention.gate", "refine.links.[23].*"]) as attention:
-        ...     out = block(torch.rand(1, 60, 24, 17))
-        >>> for name, tensor in attention.items():
-        ...     print(name, tuple(tensor.shape))
-        refine.links.2.map (1, 15, 24, 17)
-        refine.links.2.fused (1, 15, 24, 17)
-        refine.links.2.gate (1, 15, 24, 17)
-        refine.links.3.map (1, 15, 24, 17)
-        refine.links.3.fused (1, 15, 24, 17)
-        refine.links.3.gate (1, 15, 24, 17)
-        attention.gate (1, 60, 1, 1)
+        >>> from sc_blocks import SCACB
+        >>> from sc_blocks.introspect import complexity
+        >>> cost = complexity(SCACB(60), (1, 60, 24, 17)).modules["compress"]
+        >>> cost, cost.flops
+        (Cost(parameters=610, macs=244800), 489600)
     """
-    network = original_module("capture_attention", model)
-    modules = list(cast(Iterator[tuple[str, nn.Module]], network.named_modules()))
-    folded = tuple(_join(name, "") for name, module in modules if isinstance(module, FoldedRBWA))
-    blocks = {block: (name, _parts(block)) for name, block in modules if not name.startswith(folded)}
-    available = [_join(name, part) for name, parts in blocks.values() for part in parts]
-    if not available:
-        remedy = "capture the network that it was folded from" if folded else "there is nothing to capture"
-        raise ValueError(
-            f"capture_attention: model must contain a DRACB, WSILB, WSILBV or GatedCommunication, got "
-            f"{type(network).__name__} without; {remedy}."
+
+    parameters: int
+    """Trainable and frozen parameters; a shared one counts once."""
+
+    macs: int
+    """Multiply-accumulates of convolutions and matrix products. Activations, sums and resizing do not count."""
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, two for each multiply-accumulate."""
+        return 2 * self.macs
+
+
+@dataclass(frozen=True)
+class Complexity(Cost):
+    """What a network costs for one input size, in total and by module. Prints as a table.
+
+    Example:
+        >>> from sc_blocks import DRACB
+        >>> from sc_blocks.introspect import complexity
+        >>> cost = complexity(DRACB(60, 15), (1, 60, 24, 17))
+        >>> cost.output_sizes
+        ((1, 15, 24, 17), (1, 15, 24, 17))
+        >>> print(cost.table(depth=1))
+        input (1, 60, 24, 17), output (1, 15, 24, 17), (1, 15, 24, 17)
+        module   parameters     MACs    FLOPs
+        total           915  367,200  734,400
+        distill         915  367,200  734,400
+    """
+
+    input_sizes: tuple[tuple[int, ...], ...]
+    """Shape of each input tensor that ``macs`` were counted for. ``parameters`` do not depend on them."""
+
+    output_sizes: tuple[tuple[int, ...], ...]
+    """Shape of each output tensor; most networks have one."""
+
+    modules: dict[str, Cost] = field(hash=False, repr=False)
+    """Every module by its qualified name, the network itself by ``""``.
+
+    The cost of a module is that of its children plus what it computes itself. A module with several names counts under
+    the first.
+    """
+
+    def table(self, depth: int | None = 2) -> str:
+        """Format the costs as text, one line for each module that costs something.
+
+        Args:
+            depth: Levels to show: 1 for the network's children, 2 for their children as well; ``None`` for all.
+
+        Raises:
+            ValueError: If ``depth`` is below 1.
+            TypeError: If ``depth`` is not an integer.
+        """
+        if depth is not None:
+            check_positive_int("Complexity.table", "depth", depth)
+        lines = [["module", "parameters", "MACs", "FLOPs"]]
+        for name, cost in self.modules.items():
+            level = name.count(".") + 1
+            if not name or ((cost.parameters or cost.macs) and (depth is None or level <= depth)):
+                lines.append([name or "total", *(f"{count:,}" for count in (cost.parameters, cost.macs, cost.flops))])
+        widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+        inputs, outputs = (", ".join(map(str, sizes)) for sizes in (self.input_sizes, self.output_sizes))
+        return "\n".join(
+            [
+                f"input {inputs}, output {outputs}",
+                *("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines),
+            ]
         )
-    wanted = set(available) if names is None else _select(names, available, network)
-    thread = get_ident()
-    captured: dict[str, Tensor] = {}
-    calls: Counter[str] = Counter()
-    outputs: dict[nn.Module, Tensor] = {}  # of the parts of the block that is running
-    running = False
 
-    def of_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
-        return lambda *args: hook(*args) if get_ident() == thread else None
+    def __str__(self) -> str:
+        return self.table()
 
-    def begin_run(module: nn.Module, args: tuple[Any, ...]) -> None:
-        nonlocal running
-        running = True
-        captured.clear()
-        outputs.clear()  # a run that failed may have left some
 
-    def end_run(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        nonlocal running
-        running = False
-        calls.clear()
+def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
+    """Count the parameters and multiply-accumulates of a network and of each of its modules.
 
-    def record_part(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        outputs[module] = output
+    Papers often print multiply-accumulates under the name FLOPs, for a 1280 x 720 *output*: a network that enlarges by
+    4 is then counted with ``input_size=(1, 3, 180, 320)``.
 
-    def record_block(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # Only the block tells whose parts those were, because several blocks may share one module.
-        name, parts = blocks.get(block, ("", {}))  # a copy of the network has the hooks, but is not asked about
-        values = {part: outputs.pop(module) for part, module in parts.items() if module in outputs}
-        if "map" in values:
-            values = {"map": values["map"], "fused": values["map"]} | values
-        for part, value in values.items():
-            full = _join(name, part)
-            if full in wanted and running:
-                calls[full] += 1
-                captured[full if calls[full] == 1 else f"{full}#{calls[full]}"] = value.detach()
-            elif full in wanted and f"{full}#2" not in captured:
-                captured[full] = value.detach()
+    Args:
+        model: The network. It runs once on zeros, in eval mode and without gradients, on the device of its parameters.
+            Afterwards it is as it was: its mode, its buffers such as the statistics of a batch normalisation, and the
+            random number generators. On the ``meta`` device the run costs neither time nor memory.
+        input_size: What the network takes.
+
+            - a shape, such as ``(1, 60, 180, 320)``, for a network of one input;
+            - a sequence with an entry for each argument: a shape, or, for an argument that is a list of tensors, a list
+              of shapes;
+            - a mapping of names to such entries, for arguments by keyword.
+
+    Returns:
+        The counts.
+
+    Raises:
+        TypeError: If ``model`` is not a module, or ``input_size`` is none of the above.
+
+    Example:
+        >>> from sc_blocks import DRACB, DRACBChain, WSILBV
+        >>> from sc_blocks.introspect import complexity
+        >>> cost = complexity(WSILBV(60), (1, 60, 180, 320))
+        >>> cost.parameters, cost.macs, cost.flops
+        (1875, 3600, 7200)
+        >>> cost.modules["shared.squeeze"]
+        Cost(parameters=915, macs=1800)
+        >>> print(cost)
+        input (1, 60, 180, 320), output (1, 60, 180, 320)
+        module          parameters   MACs  FLOPs
+        total                1,875  3,600  7,200
+        shared               1,875  3,600  7,200
+        shared.squeeze         915  1,800  3,600
+        shared.expand          960  1,800  3,600
+
+        Features and the map of the block before; a list of features:
+
+        >>> complexity(DRACB(60, 15), [(1, 60, 24, 24), (1, 15, 24, 24)]).macs
+        518400
+        >>> complexity(DRACBChain(60, 15, 4), [[(1, 60, 24, 24)] * 4]).macs
+        2073600
+    """
+    network = original_module("complexity", model)
+    parameter = next(network.parameters(), torch.empty(0))
+    args, kwargs = _inputs(input_size, parameter)
+    names = {module: name for name, module in cast(Iterator[tuple[str, nn.Module]], network.named_modules())}
+    parameters = dict.fromkeys(names.values(), 0)
+    macs = dict.fromkeys(names.values(), 0)
+    running: list[str] = []
+    charged = 0
+
+    def charge() -> None:
+        # To the innermost module that runs. The counter's own totals by module lack shared and directly called ones.
+        nonlocal charged
+        total = counter.get_total_flops()
+        if running:
+            macs[running[-1]] += (total - charged) // 2
+        charged = total
+
+    def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+        charge()
+        running.append(names[module])
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        charge()
+        running.pop()
 
     with ExitStack() as stack:
-        stack.enter_context(uncompiled())
-        stack.enter_context(network.register_forward_pre_hook(of_this_thread(begin_run)))
-        for block, (name, parts) in blocks.items():
-            if any(_join(name, part) in wanted for part in parts):
-                for module in parts.values():
-                    stack.enter_context(module.register_forward_hook(of_this_thread(record_part)))
-                stack.enter_context(block.register_forward_hook(of_this_thread(record_block)))
-        # Last, because the network may itself be a block. An error ends a run, too.
-        stack.enter_context(network.register_forward_hook(of_this_thread(end_run), always_call=True))
-        yield captured
+        for module in names:
+            stack.enter_context(module.register_forward_pre_hook(enter))
+            stack.enter_context(module.register_forward_hook(leave))
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        output = dry_run(network, args, kwargs)
+
+    for name, tensor in network.named_parameters():
+        parameters[name.rpartition(".")[0]] += tensor.numel()
+    for name in reversed(list(names.values())):  # children stand behind their parents
+        if name:
+            parent = name.rpartition(".")[0]
+            parameters[parent] += parameters[name]
+            macs[parent] += macs[name]
+    return Complexity(
+        parameters=parameters[""],
+        macs=macs[""],
+        input_sizes=tuple(_shapes([args, kwargs])),
+        output_sizes=tuple(_shapes(output)),
+        modules={name: Cost(parameters[name], macs[name]) for name in names.values()},
+    )
 
 
-def _parts(block: nn.Module) -> dict[str, nn.Module]:
-    """The tensors that a block offers, and the module in it that computes each."""
-    if not isinstance(block, (DRACB, WSILB, WSILBV, GatedCommunication)):
-        return {}
-    parts = {"map": block.distill, "fused": block.communication} if isinstance(block, DRACB) else {}
-    return parts if block.gate is None else {**parts, "gate": block.gate}
+def _inputs(input_size: InputSize, like: Tensor) -> tuple[list[Any], dict[str, Any]]:
+    """Zeros of the given sizes, on the device and in the type of ``like``: positional arguments and keywords."""
 
-
-def _join(name: str, part: str) -> str:
-    return f"{name}.{part}" if name else part
-
-
-def _select(names: Sequence[str], available: Sequence[str], network: nn.Module) -> set[str]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(
-            f"capture_attention: names must be a sequence of names or patterns, got {names!r}; for example "
-            "names=['*.gate']."
-        )
-    selected: set[str] = set()
-    for name in names:
-        matching = [candidate for candidate in available if fnmatchcase(candidate, name)]
-        if not matching:
-            close = difflib.get_close_matches(name, available)
-            listed = ", ".join(map(repr, close or available[:3]))
-            there_is = f"close are {listed}" if close else f"of {len(available)} there are {listed}"
-            raise ValueError(
-                f"capture_attention: names must match what is in {type(network).__name__}, got {name!r}; {there_is}."
+    def zeros(size: Any) -> Any:
+        if not isinstance(size, Sequence) or isinstance(size, str):
+            raise TypeError(
+                f"complexity: input_size must be a shape such as (1, 60, 180, 320), or hold one for each argument, got "
+                f"{input_size!r}."
             )
-        selected.update(matching)
-    return selected
+        sides = cast(Sequence[Any], size)
+        if all(isinstance(side, int) for side in sides):
+            return torch.zeros(tuple(sides), device=like.device, dtype=like.dtype)
+        return [zeros(each) for each in sides]
+
+    if isinstance(input_size, Mapping):
+        return [], {name: zeros(size) for name, size in input_size.items()}
+    filled = zeros(input_size)
+    return ([filled] if isinstance(filled, Tensor) else filled), {}
+
+
+def _shapes(tensors: Any) -> Iterator[tuple[int, ...]]:
+    if isinstance(tensors, Tensor):
+        yield tuple(tensors.shape)
+    elif isinstance(tensors, (list, tuple)):
+        for item in cast(Sequence[Any], tensors):
+            yield from _shapes(item)
+    elif isinstance(tensors, dict):
+        yield from _shapes(list(cast(dict[Any, Any], tensors).values()))

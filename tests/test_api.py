@@ -17,7 +17,7 @@ from examples.mren.model import MREN
 from tests.blocks import Case, each_case
 
 PACKAGE = Path(sc_blocks.__file__).parent
-SOURCES = sorted(PACKAGE.glob("*.py"))
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 #: State-dict keys by constructor call. They are in people's checkpoints: to rename one is to break these.
 KEYS = json.loads(Path(__file__).with_name("state_dict_keys.json").read_text())
 

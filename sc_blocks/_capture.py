@@ -1,0 +1,171 @@
+"""Gates and attention maps of a network, read by hooks while it runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from threading import get_ident
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from sc_blocks._dry_run import original_module, uncompiled
+from sc_blocks.communication import GatedCommunication
+from sc_blocks.deploy.rbwa import FoldedRBWA
+from sc_blocks.dracb import DRACB
+from sc_blocks.wsilb import WSILB, WSILBV
+
+
+@contextmanager
+def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> Generator[dict[str, Tensor], None, None]:
+    """Collect the gates and attention maps of every block in a network while it runs.
+
+    Each tensor is named after its block, as in ``model.named_modules()``, plus
+
+    - ``.gate`` for what a :class:`~sc_blocks.WSILB` or :class:`~sc_blocks.WSILBV` multiplies its input by, (N, C, 1, 1)
+      or with windows (N, C, H, W); for what a :class:`~sc_blocks.DRACB` multiplies its fused map by, unless it was
+      built with ``gate=False``; and for the weight that a :class:`~sc_blocks.GatedCommunication` gives to the previous
+      map;
+    - ``.map`` for the attention map :math:`F_l` that a DRACB computes from its input alone;
+    - ``.fused`` for that map fused with the predecessor's, :math:`F'_l`; in the first block of a chain, the map itself.
+
+    Each call of ``model`` clears the dictionary, which so holds one run: the last, after tiles or a loop over images. A
+    block that one run calls several times, as in recursive networks, adds ``name#2``, ``name#3`` and so on. A block
+    that is registered under several names has the first. Blocks that are called on their own, while ``model`` is not
+    running, replace what was captured of them before, unless the last run called them several times. So a checkpoint
+    that computes them again in the backward pass changes nothing.
+
+    The tensors are the network's own, detached and not copied. They remain when the context ends, the hooks do not.
+
+    Only the thread that opens the context is captured. Others may run the same model meanwhile, or capture what they
+    run in contexts of their own.
+
+    Compiled code ignores hooks. Whatever ``torch.compile`` made therefore runs uncompiled while the context is open,
+    with equal results up to rounding; names are those of the original network. This is one setting of torch for the
+    whole process: where something is compiled, contexts of several threads must not overlap.
+
+    Args:
+        model: The network, or a block. Its results do not change.
+        names: What to capture: names, or shell-style patterns in which ``*`` also matches dots; ``None`` for
+            everything.
+
+    Yields:
+        Name to tensor, in the order in which the blocks finish.
+
+    Raises:
+        ValueError: If the network contains no block with a gate or a map, as folded ones may, or if one of ``names``
+            matches nothing.
+        TypeError: If ``model`` is not a module, or ``names`` is not a sequence of strings.
+
+    Example:
+        >>> import torch
+        >>> from sc_blocks import MREB
+        >>> from sc_blocks.introspect import capture_attention
+        >>> block = MREB(60)
+        >>> with capture_attention(block, ["attention.gate", "refine.links.[23].*"]) as attention:
+        ...     out = block(torch.rand(1, 60, 24, 17))
+        >>> for name, tensor in attention.items():
+        ...     print(name, tuple(tensor.shape))
+        refine.links.2.map (1, 15, 24, 17)
+        refine.links.2.fused (1, 15, 24, 17)
+        refine.links.2.gate (1, 15, 24, 17)
+        refine.links.3.map (1, 15, 24, 17)
+        refine.links.3.fused (1, 15, 24, 17)
+        refine.links.3.gate (1, 15, 24, 17)
+        attention.gate (1, 60, 1, 1)
+    """
+    network = original_module("capture_attention", model)
+    modules = list(cast(Iterator[tuple[str, nn.Module]], network.named_modules()))
+    folded = tuple(_join(name, "") for name, module in modules if isinstance(module, FoldedRBWA))
+    blocks = {block: (name, _parts(block)) for name, block in modules if not name.startswith(folded)}
+    available = [_join(name, part) for name, parts in blocks.values() for part in parts]
+    if not available:
+        remedy = "capture the network that it was folded from" if folded else "there is nothing to capture"
+        raise ValueError(
+            f"capture_attention: model must contain a DRACB, WSILB, WSILBV or GatedCommunication, got "
+            f"{type(network).__name__} without; {remedy}."
+        )
+    wanted = set(available) if names is None else _select(names, available, network)
+    thread = get_ident()
+    captured: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
+    outputs: dict[nn.Module, Tensor] = {}  # of the parts of the block that is running
+    running = False
+
+    def of_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
+        return lambda *args: hook(*args) if get_ident() == thread else None
+
+    def begin_run(module: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal running
+        running = True
+        captured.clear()
+        outputs.clear()  # a run that failed may have left some
+
+    def end_run(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        nonlocal running
+        running = False
+        calls.clear()
+
+    def record_part(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        outputs[module] = output
+
+    def record_block(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # Only the block tells whose parts those were, because several blocks may share one module.
+        name, parts = blocks.get(block, ("", {}))  # a copy of the network has the hooks, but is not asked about
+        values = {part: outputs.pop(module) for part, module in parts.items() if module in outputs}
+        if "map" in values:
+            values = {"map": values["map"], "fused": values["map"]} | values
+        for part, value in values.items():
+            full = _join(name, part)
+            if full in wanted and running:
+                calls[full] += 1
+                captured[full if calls[full] == 1 else f"{full}#{calls[full]}"] = value.detach()
+            elif full in wanted and f"{full}#2" not in captured:
+                captured[full] = value.detach()
+
+    with ExitStack() as stack:
+        stack.enter_context(uncompiled())
+        stack.enter_context(network.register_forward_pre_hook(of_this_thread(begin_run)))
+        for block, (name, parts) in blocks.items():
+            if any(_join(name, part) in wanted for part in parts):
+                for module in parts.values():
+                    stack.enter_context(module.register_forward_hook(of_this_thread(record_part)))
+                stack.enter_context(block.register_forward_hook(of_this_thread(record_block)))
+        # Last, because the network may itself be a block. An error ends a run, too.
+        stack.enter_context(network.register_forward_hook(of_this_thread(end_run), always_call=True))
+        yield captured
+
+
+def _parts(block: nn.Module) -> dict[str, nn.Module]:
+    """The tensors that a block offers, and the module in it that computes each."""
+    if not isinstance(block, (DRACB, WSILB, WSILBV, GatedCommunication)):
+        return {}
+    parts = {"map": block.distill, "fused": block.communication} if isinstance(block, DRACB) else {}
+    return parts if block.gate is None else {**parts, "gate": block.gate}
+
+
+def _join(name: str, part: str) -> str:
+    return f"{name}.{part}" if name else part
+
+
+def _select(names: Sequence[str], available: Sequence[str], network: nn.Module) -> set[str]:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"capture_attention: names must be a sequence of names or patterns, got {names!r}; for example "
+            "names=['*.gate']."
+        )
+    selected: set[str] = set()
+    for name in names:
+        matching = [candidate for candidate in available if fnmatchcase(candidate, name)]
+        if not matching:
+            close = difflib.get_close_matches(name, available)
+            listed = ", ".join(map(repr, close or available[:3]))
+            there_is = f"close are {listed}" if close else f"of {len(available)} there are {listed}"
+            raise ValueError(
+                f"capture_attention: names must match what is in {type(network).__name__}, got {name!r}; {there_is}."
+            )
+        selected.update(matching)
+    return selected
