@@ -269,14 +269,12 @@ def test_other_scales(scale: int, fold: bool, tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_data
 def test_the_shipped_network_in_every_precision(tmp_path: Path) -> None:
-    # float32 as in the scores of the card; float16 loses nothing, int8 lost 0.07 dB with the first weights.
-    expected = {"float32": 31.64, "float16": 31.64, "int8": 31.57}
+    # float32 as in the scores of the card; float16 loses nothing, int8 a tenth of a decibel.
+    expected = {"float32": 31.64, "float16": 31.64, "int8": 31.54}
     for precision, psnr in expected.items():
         file = tmp_path / f"{precision}.onnx"
         calibrate = ["--calibrate", str(DATA / "train" / "bsds500")] if precision == "int8" else []
         assert main(["--precision", precision, *calibrate, "-o", str(file)]) == 0
         methods = {precision: onnxfile.onnx_upscaler(file, 4)}
         rows = list(evaluate.evaluate(sorted((DATA / "test" / "Set5").glob("*.png")), 4, methods))
-        assert evaluate.mean_score(rows).psnr == pytest.approx(psnr, abs=0.1 if precision == "int8" else 0.02), (
-            precision
-        )
+        assert evaluate.mean_score(rows).psnr == pytest.approx(psnr, abs=0.02), precision
