@@ -31,7 +31,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "browser", "results/*.md", "results/benchmarks/*.md"]  # the latter are parts of pages
+exclude_patterns = ["_build", "browser", "results/*.md", "results/*/*.md"]  # the latter are parts of pages
 
 html_theme = "furo"
 html_title = "sc_blocks"

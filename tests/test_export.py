@@ -269,8 +269,8 @@ def test_other_scales(scale: int, fold: bool, tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_data
 def test_the_shipped_network_in_every_precision(tmp_path: Path) -> None:
-    # What the page says of Set5, and what the folder of the training gives to calibrate on.
-    expected = {"float32": 31.27, "float16": 31.27, "int8": 31.20}
+    # float32 as in the scores of the card; float16 loses nothing, int8 a tenth of a decibel.
+    expected = {"float32": 31.64, "float16": 31.64, "int8": 31.54}
     for precision, psnr in expected.items():
         file = tmp_path / f"{precision}.onnx"
         calibrate = ["--calibrate", str(DATA / "train" / "bsds500")] if precision == "int8" else []

@@ -177,7 +177,7 @@ def test_receptive_fields_on_the_page_are_the_measured_ones() -> None:
         assert shares[3] == 0
     assert alike(row("receptive-field", "channel part, trained"), numbers["mixing"]["channel"])
     ratio = blocks["trained"]["channel, energy"][0] / blocks["trained"]["spatial, energy"][0]
-    assert round(ratio) == 16
+    assert round(ratio) == 11
 
 
 def test_the_parts_of_scacb_look_as_far_as_measured() -> None:

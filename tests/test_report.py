@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from examples.drop_in.compare import Run
 from examples.drop_in.variants import count_parameters
 from examples.mren import report
 from examples.mren.comparison import read_csv
-from examples.mren.model import WEIGHTS
+from examples.mren.model import MREN, VARIANTS, WEIGHTS, save_weights
 
 SCALES = sorted(int(re.search(r"_x(\d)", file.name)[1]) for file in WEIGHTS.glob("mren_x*.scores.csv"))
 
@@ -25,6 +26,25 @@ def test_the_committed_tables_are_those_that_the_files_give() -> None:
     assert texts
     committed = {file.name: file.read_text() for file in report.DOCS.glob("*.md")}
     assert committed == texts, "run python -m examples.mren.report and python -m examples.drop_in.report"
+    for page, text in report.pages().items():
+        assert page.read_text() == text, "run python -m examples.mren.report"
+
+
+def test_a_narrow_network_gets_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mren_x4.safetensors", "mren_x4.scores.csv"):
+        shutil.copy(WEIGHTS / name, tmp_path)
+    config = {"scale": 4, **VARIANTS["mren_s"]}
+    save_weights(MREN(**config), tmp_path / "mren_s_x4.safetensors", config)
+    scores = (WEIGHTS / "mren_x4.scores.csv").read_text().replace(",mren,", ",mren_s,")
+    (tmp_path / "mren_s_x4.scores.csv").write_text(scores)
+    monkeypatch.setattr(report, "WEIGHTS", tmp_path)
+    first, second = (line for line in report.table5(4).splitlines() if "our" in line)
+    assert first.startswith("| **MREN, our weights** | 298K |")
+    assert second.startswith("| **MREN-S, ours, not the paper's** | 224K |")
+    assert first.split("|")[3:] == second.split("|")[3:]
+    assert "| MREN-S ×4 | 224,463 |" in report.files_table()
+    assert "MREN-S ×4, these weights" in report.scores_table()
+    assert "MREN-S ×4, as the paper" not in report.scores_table()
 
 
 @pytest.mark.parametrize("scale", SCALES)

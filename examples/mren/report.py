@@ -2,13 +2,14 @@
 
 Run as ``python -m examples.mren.report``: it reads ``weights/*.scores.csv`` and ``weights/*.log.csv``, and in
 ``results/`` the paper's table 5, the runs of the ablations and the logs of the recipes, and writes
-``docs/results/*.md`` and ``*.svg``.
+``docs/results/*.md`` and ``*.svg``, and the tables of the shipped weights in ``README.md`` and ``weights/README.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from examples.mren.ablate import TABLES, read_runs, tabulate
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
-from examples.mren.model import WEIGHTS
+from examples.mren.model import WEIGHTS, read_weights
 from examples.mren.plots import svg_plot
 
 HERE = Path(__file__).parent
@@ -25,7 +26,9 @@ DOCS = HERE.parents[1] / "docs" / "results"
 DATASETS = ("Set5", "Set14", "B100", "Urban100")
 # Tables that were made at another budget than the rest: the files of their runs.
 OTHER_BUDGETS = {"beyond": "beyond.csv", "recipe": "recipe.csv"}
-NETWORKS = {"mren": ("MREN", 60), "mren_l": ("MREN-L", 84)}
+NETWORKS = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}
+README, CARD = HERE.parents[1] / "README.md", WEIGHTS / "README.md"
+BEGIN, END = "<!-- written by python -m examples.mren.report -->", "<!-- until here -->"
 
 
 def _read(file: Path) -> list[dict[str, str]]:
@@ -54,16 +57,77 @@ def table5(scale: int) -> str:
     """The paper's table 5 for one scale, with bicubic and our weights as scored here."""
     ours = scored(scale)
     published = [row for row in _read(RESULTS / "table5.csv") if row["scale"] == str(scale)]
-    lines = [["", "parameters", *DATASETS], ["---", "---:", *["---"] * len(DATASETS)]]
-    lines.append(["bicubic, scored here", "", *_cells(ours["bicubic"])])
+    rows = [["", "parameters", *DATASETS], ["---", "---:", *["---"] * len(DATASETS)]]
+    rows.append(["bicubic, scored here", "", *_cells(ours["bicubic"])])
     for row in published:
         name = f"{row['method']} ({row['year']})" if row["year"] else f"**{row['method']}, as the paper reports it**"
         parameters = f"{row['kiloparameters']}K" if row["kiloparameters"] else ""
-        lines.append([name, parameters, *(f"{row[f'{d}_psnr']} / {row[f'{d}_ssim']}" for d in DATASETS)])
-        variant = {title: key for key, (title, _) in NETWORKS.items()}.get(row["method"])
+        rows.append([name, parameters, *(f"{row[f'{d}_psnr']} / {row[f'{d}_ssim']}" for d in DATASETS)])
+        variant = {title: key for key, title in NETWORKS.items()}.get(row["method"])
         if variant in ours:
-            lines.append([f"**{row['method']}, our weights**", parameters, *_cells(ours[variant])])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+            rows.append([f"**{row['method']}, our weights**", parameters, *_cells(ours[variant])])
+        if variant == "mren" and "mren_s" in ours:  # MREN's trunk with a narrow tail; the paper has no such network
+            count = f"{parameters_of(WEIGHTS / f'mren_s_x{scale}.safetensors') / 1000:.0f}K"
+            rows.append(["**MREN-S, ours, not the paper's**", count, *_cells(ours["mren_s"])])
+    return _lay_out(rows)
+
+
+def parameters_of(file: Path) -> int:
+    """How many parameters a weight file holds."""
+    return sum(tensor.numel() for tensor in read_weights(file)[1].values())
+
+
+def scores_table() -> str:
+    """What the shipped weights score, beside bicubic and what the paper reports for the same network."""
+    rows = [["PSNR / SSIM", *DATASETS], ["---"] * (1 + len(DATASETS))]
+    for scale in shipped_scales():
+        ours = scored(scale)
+        rows.append([f"bicubic ×{scale}", *_cells(ours["bicubic"])])
+        for variant in (variant for variant in NETWORKS if variant in ours):
+            rows.append([f"**{NETWORKS[variant]} ×{scale}, these weights**", *_cells(ours[variant])])
+            for row in _read(RESULTS / "table5.csv"):
+                if (row["method"], row["scale"]) == (NETWORKS[variant], str(scale)):
+                    cells = [f"{row[f'{d}_psnr']} / {row[f'{d}_ssim']}" for d in DATASETS]
+                    rows.append([f"{NETWORKS[variant]} ×{scale}, as the paper reports it", *cells])
+    return _lay_out(rows)
+
+
+def files_table() -> str:
+    """The weight files with their checksums."""
+    rows = [["file", "network", "parameters", "SHA-256"], ["---", "---", "---:", "---"]]
+    for file in sorted(WEIGHTS.glob("*.safetensors")):
+        checksum = hashlib.sha256(file.read_bytes()).hexdigest()
+        rows.append([f"`{file.name}`", _title(file), f"{parameters_of(file):,}", f"`{checksum}`"])
+    return _lay_out(rows)
+
+
+def pages() -> dict[Path, str]:
+    """The pages of which parts are generated: their text with those parts made anew."""
+    parts = {README: scores_table(), CARD: f"{files_table()}\n{scores_table()}"}
+    return {page: with_part(page.read_text(), part) for page, part in parts.items()}
+
+
+def with_part(text: str, part: str) -> str:
+    """The text of a page with its generated part made anew.
+
+    Raises:
+        ValueError: If the two comments between which it stands are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the generated part stands between {BEGIN} and {END}, and they are not both there.")
+    return f"{before}{begin}\n{part}{end}{after}"
+
+
+def _title(file: Path) -> str:
+    """The name to print of a file in the folder of weights, such as MREN-S ×4."""
+    variant, _, rest = file.name.partition("_x")
+    return f"{NETWORKS[variant]} ×{rest[0]}"
+
+
+def _lay_out(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
 def _cells(scores: dict[str, tuple[float, float]]) -> list[str]:
@@ -87,10 +151,14 @@ def draw_curves(logs: dict[str, Path], target: Path, *, over: str) -> None:
         axes.set_ylabel("PSNR on held-out images, dB")
 
 
+def shipped_scales() -> list[int]:
+    """The scales of which there are scored weights."""
+    return sorted({int(file.name.partition("_x")[2][0]) for file in WEIGHTS.glob("*.scores.csv")})
+
+
 def tables() -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
-    scales = sorted({int(file.name.partition("_x")[2][0]) for file in WEIGHTS.glob("*.scores.csv")})
-    texts = {f"table5_x{scale}.md": table5(scale) for scale in scales}
+    texts = {f"table5_x{scale}.md": table5(scale) for scale in shipped_scales()}
     for name, table in TABLES.items():
         file = RESULTS / OTHER_BUDGETS.get(name, "ablation.csv")
         runs = read_runs(file) if file.exists() else []
@@ -112,10 +180,10 @@ def run(_: argparse.Namespace) -> None:
     for name, text in tables().items():
         write_text(DOCS / name, text)
         print(DOCS / name)
-    logs = {
-        f"{NETWORKS[file.name.partition('_x')[0]][0]} ×{file.name.partition('_x')[2][0]}": file
-        for file in sorted(WEIGHTS.glob("*.log.csv"))
-    }
+    for page, text in pages().items():
+        write_text(page, text)
+        print(page)
+    logs = {_title(file): file for file in sorted(WEIGHTS.glob("*.log.csv"))}
     draw_curves(logs, DOCS / "training.svg", over="step")
     recipes = {file.name.removesuffix(".log.csv"): file for file in sorted(RESULTS.glob("*.log.csv"))}
     if recipes:

@@ -1,0 +1,87 @@
+"""Make everything anew that the documentation computes with the shipped weights: ``python -m docs.figures``.
+
+After a change of weights score them (``examples.mren.evaluate --csv``), run this, and read the pages whose numbers
+moved. Tables in the explanation pages are text of their own: ``tests/test_measured.py`` names those that no longer fit.
+So is the table of correlations on the page of attention maps, which the step ``attention`` prints. Times of the
+benchmarks do not depend on weights and are left alone.
+
+The tables of :mod:`docs.figures.scores` need the test sets, in ``../shared/data`` or where ``SC_BLOCKS_DATA`` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from docs.figures.plotting import photograph
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "docs" / "images"
+DETAILS = ("astronaut", "chelsea", "rocket", "coffee")
+
+
+def module(name: str, *arguments: str) -> None:
+    """Run a command of the repository."""
+    subprocess.run([sys.executable, "-m", name, *arguments], cwd=ROOT, check=True)
+
+
+def draw_sample() -> None:
+    module("examples.mren.upscale", "-o", str(IMAGES / "mren_sample.png"), "--overwrite")
+
+
+def draw_details() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in DETAILS:
+            Image.fromarray(photograph(name).permute(1, 2, 0).numpy()).save(Path(folder) / f"{name}.png")
+        output = str(IMAGES / "details.jpg")
+        module("examples.mren.compare", "--data", folder, "--crop", *DETAILS, "-o", output, "--overwrite")
+
+
+def draw_attention() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder) / "attention.png"
+        module("examples.mren.attention", "--max-side", "256", "--blocks", "1", "3", "6", "-o", str(drawn))
+        with Image.open(drawn) as image:
+            size = (1500, round(1500 * image.height / image.width))
+            image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(IMAGES / "attention.jpg", quality=82)
+
+
+# The quick ones first.
+STEPS: dict[str, Callable[[], None]] = {
+    "sample": draw_sample,
+    "details": draw_details,
+    "attention": draw_attention,
+    "pair": lambda: module("docs.figures.pair"),
+    "tutorials": lambda: module("docs.figures.tutorials.draw"),
+    "printed": lambda: module("docs.figures.printed"),
+    "report": lambda: module("examples.mren.report"),
+    "precision": lambda: module("benchmarks.precision"),
+    "benchmarks": lambda: module("benchmarks.report"),
+    "numerics": lambda: module("docs.figures.numerics", "--measure"),
+    "scores": lambda: module("docs.figures.scores", "--measure"),
+    "attention_passing": lambda: module("docs.figures.attention_passing", "--measure"),
+    "receptive_field": lambda: module("docs.figures.receptive_field", "--measure"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m docs.figures", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)} (all)")
+    steps = parser.parse_args(arguments).steps or list(STEPS)
+    if unknown := [step for step in steps if step not in STEPS]:
+        parser.error(f"no step {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    for step in steps:
+        print(f"# {step}", flush=True)
+        STEPS[step]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Write into pages what their code prints now: ``python -m docs.figures.printed``.
+
+The pages are those whose code prints numbers of the shipped weights. A block of text that directly follows a block of
+Python is what that one prints; it is replaced unless it is shown in parts (``...``). Tests hold the pages to their code
+up to rounding, so this is for when the weights have changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1]
+PAGES = ("how-to/attention-maps", "how-to/scoring", "how-to/local-statistics")
+BLOCKS = re.compile(r"^```python\n(?P<code>.*?)^```\n(?P<between>\n```text\n(?P<shown>.*?)^```\n)?", re.DOTALL | re.M)
+
+
+def renewed(text: str, name: str) -> str:
+    """The text of a page with what its code prints."""
+    namespace: dict[str, object] = {}
+
+    def run(block: re.Match[str]) -> str:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(compile(block["code"], name, "exec"), namespace)
+        whole, shown = block.group(), block["shown"]
+        if shown is None or "..." in shown:
+            return whole
+        start = block.start("shown") - block.start()
+        return whole[:start] + output.getvalue() + whole[start + len(shown) :]
+
+    return BLOCKS.sub(run, text)
+
+
+def main() -> None:
+    for name in PAGES:
+        page = DOCS / f"{name}.md"
+        page.write_text(renewed(page.read_text(), page.name))
+        print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What the shipped ×4 weights score in windows, in tiles and in exported files: the tables of the how-to pages.
+
+``python -m docs.figures.scores`` writes ``docs/results/shipped/*.md`` from ``measured/scores.json``; with ``--measure``
+that file is made anew, in some minutes on one core; a measurement that was stopped goes on, unless the weights are
+others by then. The test sets and the images to calibrate int8 on are looked for in ``../shared/data``, or where
+``SC_BLOCKS_DATA`` says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from docs.figures.plotting import MEASURED, command, photograph, read_numbers, write_numbers
+from examples.mren.data import imresize, list_images, mod_crop
+from examples.mren.evaluate import Row, Upscale, evaluate, mean_score, network_upscaler
+from examples.mren.export import export_onnx
+from examples.mren.files import write_text
+from examples.mren.metrics import psnr
+from examples.mren.model import load_mren, weights_path
+from examples.mren.onnxfile import onnx_upscaler
+from examples.mren.quantize import calibration_images
+from sc_blocks import to_local
+
+NAME = "scores"
+SCALE = 4
+TRAINED_ON = 48  # side of the low-resolution patches that the weights were trained on last
+ROOT = Path(__file__).parents[2]
+TABLES = ROOT / "docs" / "results" / "shipped"
+DATA = Path(os.environ.get("SC_BLOCKS_DATA", ROOT.parent / "shared" / "data"))
+PHOTOGRAPHS = ("chelsea", "coffee")
+
+
+def in_settings() -> dict[str, Upscale]:
+    """The network with the statistics of whole maps and of windows, in one piece and in tiles."""
+    net, local = load_mren(SCALE), load_mren(SCALE)
+    to_local(local, torch.zeros(1, 3, TRAINED_ON, TRAINED_ON))
+    return {
+        "whole": network_upscaler(net, "cpu"),
+        "tiles of 128": network_upscaler(net, "cpu", tile=128, scale=SCALE),
+        "tiles of 64": network_upscaler(net, "cpu", tile=64, scale=SCALE),
+        "windows": network_upscaler(local, "cpu"),
+        "windows, tiles of 64": network_upscaler(local, "cpu", tile=64, scale=SCALE),
+    }
+
+
+def means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """PSNR and SSIM of each method, and how far its PSNR lies from that of the first, over single images."""
+    methods = list(dict.fromkeys(row.method for row in rows))
+    own = {method: [row for row in rows if row.method == method] for method in methods}
+    table = {}
+    for method, scored in own.items():
+        changes = [a.score.psnr - b.score.psnr for a, b in zip(scored, own[methods[0]], strict=True)]
+        mean = mean_score(scored)
+        table[method] = {"psnr": mean.psnr, "ssim": mean.ssim, "least": min(changes), "most": max(changes)}
+    return table
+
+
+def exported(folder: Path) -> dict[str, dict[str, float]]:
+    """Files in each precision: megabytes, distance from torch, and scores on Set5."""
+    files = {
+        "float32, folded": ("float32", None),
+        "float32, `--no-fold`": ("float32", False),
+        "float16, folded": ("float16", None),
+        "int8, never folded": ("int8", None),
+    }
+    table = {}
+    for name, (precision, fold) in files.items():
+        file = folder / f"{len(table)}.onnx"
+        calibration = calibration_images(DATA / "train" / "bsds500", SCALE) if precision == "int8" else []
+        told = {"scale": str(SCALE)}
+        away = export_onnx(
+            load_mren(SCALE), file, precision=precision, fold=fold, calibration=calibration, metadata=told
+        )
+        rows = list(evaluate(list_images(DATA / "test" / "Set5"), SCALE, {name: onnx_upscaler(file, SCALE)}))
+        mean = mean_score(rows)
+        table[name] = {"megabytes": file.stat().st_size / 1e6, "psnr": mean.psnr, "ssim": mean.ssim, "away": away}
+        print(name, table[name], flush=True)
+    return table
+
+
+def photographs(settings: dict[str, Upscale]) -> dict[str, dict]:
+    """Sizes and PSNR of photographs that scikit-image ships."""
+    table = {}
+    for name in PHOTOGRAPHS:
+        original = mod_crop(photograph(name), SCALE)
+        small = imresize(original, 1 / SCALE)
+        scores = {what: psnr(settings[what](small), original, SCALE) for what in ("whole", "windows", "tiles of 64")}
+        table[name] = {"size": list(small.shape[:0:-1]), **scores}
+    return table
+
+
+def measure() -> None:
+    if not (DATA / "test" / "Set5").is_dir():
+        raise FileNotFoundError(f"no test sets at {DATA}; SC_BLOCKS_DATA says where yours are.")
+    settings = in_settings()
+    tiles = {name: settings[name] for name in ("whole", "tiles of 128", "tiles of 64")}
+    windows = {name: settings[name] for name in settings if name != "tiles of 128"}
+    files = {name: list_images(DATA / "test" / name) for name in ("Set5", "Set14", "Urban100")}
+    with tempfile.TemporaryDirectory() as folder:
+        parts: dict[str, Callable[[], dict]] = {
+            "photographs": lambda: photographs(settings),
+            "Set5": lambda: means(list(evaluate(files["Set5"], SCALE, windows))),
+            "Set14": lambda: means(list(evaluate(files["Set14"], SCALE, tiles))),
+            "exported": lambda: exported(Path(folder)),
+            "Urban100, every tenth image": lambda: means(list(evaluate(files["Urban100"][::10], SCALE, tiles))),
+        }
+        checksum = hashlib.sha256(weights_path(SCALE).read_bytes()).hexdigest()
+        numbers: dict = read_numbers(NAME) if (MEASURED / f"{NAME}.json").exists() else {}
+        if numbers.get("weights") != checksum:
+            numbers = {"weights": checksum}
+        for name, part in parts.items():
+            if name not in numbers:
+                numbers[name] = part()
+                print(name, numbers[name], flush=True)
+                write_numbers(NAME, numbers)
+
+
+def tables() -> dict[str, str]:
+    """The tables by file name."""
+    numbers = read_numbers(NAME)
+    set5 = numbers["Set5"]
+    windows = [["×4", "of the whole map", "of windows"], ["Set5", pair(set5["whole"]), pair(set5["windows"])]]
+    photos = [["PSNR, dB", "low-resolution size", "whole map", "windows", "tiles of 64"]]
+    for name in PHOTOGRAPHS:
+        width, height = numbers["photographs"][name]["size"]
+        cells = [f"{numbers['photographs'][name][what]:.2f}" for what in ("whole", "windows", "tiles of 64")]
+        photos.append([name, f"{width} × {height}", *cells])
+    tiles = [["×4", "whole", "tiles of 128", "tiles of 64"]]
+    for name in ("Set14", "Urban100, every tenth image"):
+        if name in numbers:
+            tiles.append([name, *(pair(numbers[name][what]) for what in ("whole", "tiles of 128", "tiles of 64"))])
+    both = [
+        ["Set5 ×4", "whole", "tiles of 64"],
+        ["statistics of the whole map", pair(set5["whole"]), pair(set5["tiles of 64"])],
+        [f"of windows, `--local {TRAINED_ON}`", pair(set5["windows"]), pair(set5["windows, tiles of 64"])],
+    ]
+    files = [["MREN ×4", "file", "PSNR / SSIM on Set5", "away from torch"]]
+    for name, file in numbers.get("exported", {}).items():
+        away = f"{file['away']:.0f} dB" if name.startswith("int8") else f"{file['away']:.0e}".replace("e-0", "e-")
+        files.append([name, f"{file['megabytes']:.2f} MB", pair(file), away])
+    made = {"windows": windows, "photographs": photos, "tiles": tiles, "tiles_windows": both, "exported": files}
+    return {f"{name}.md": lay_out(rows) for name, rows in made.items() if len(rows) > 1}  # of what was measured
+
+
+def pair(scores: dict[str, float]) -> str:
+    return f"{scores['psnr']:.2f} / {scores['ssim']:.4f}"
+
+
+def lay_out(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rest]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def draw() -> None:
+    for name, text in tables().items():
+        write_text(TABLES / name, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    command(arguments, __doc__, measure, draw)
+
+
+if __name__ == "__main__":
+    main()
