@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
@@ -36,10 +36,10 @@ class FoldReport:
           0: act is PReLU, which is not known to treat every value alike
     """
 
-    rewritten: dict[str, str] = field(default_factory=dict[str, str])
+    rewritten: dict[str, str]
     """How a module is rewritten, by its qualified name."""
 
-    left: dict[str, str] = field(default_factory=dict[str, str])
+    left: dict[str, str]
     """Why a module that might have been rewritten is left as it is, by its qualified name."""
 
     def __str__(self) -> str:
@@ -131,7 +131,7 @@ def fold_report(module: nn.Module) -> FoldReport:
 def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldReport]:
     """The classes that modules shall have, and what to say about it."""
     changes: dict[nn.Module, type[nn.Module]] = {}
-    report = FoldReport()
+    report = FoldReport({}, {})
     names = {module: name for name, module in cast("Iterator[tuple[str, nn.Module]]", network.named_modules())}
 
     def consider(module: nn.Module, cls: type[nn.Module], what: str, why_not: str | None) -> None:
