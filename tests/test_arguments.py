@@ -146,6 +146,7 @@ CHANGES: dict[type, tuple[dict, dict]] = {
             "scale": 4,
             "channels": 16,
             "num_blocks": 1,
+            "reconstruct_channels": (8, 8),
             "chain": "network",
             "parts": "channel",
             "exchange": None,

@@ -213,7 +213,7 @@ def test_the_printed_scores_are_the_means_of_the_committed_ones(page: Path, scal
             Row(r["dataset"], r["image"], r["method"], Score(float(r["psnr"]), float(r["ssim"])))
             for r in csv.DictReader(opened)
         ]
-    for method, title in (("bicubic", f"bicubic ×{scale}"), ("mren", f"**these weights ×{scale}**")):
+    for method, title in (("bicubic", f"bicubic ×{scale}"), ("mren", f"**MREN ×{scale}, these weights**")):
         of_method = [row for row in rows if row.method == method]
         means = [
             mean_score([row for row in of_method if row.dataset == dataset])

@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = {name for name in opened.namelist() if ".dist-info/" not in name}
-    modules = {f"sc_blocks/{path.name}" for path in (ROOT / "sc_blocks").glob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sc_blocks").rglob("*.py")}
     assert names == modules | {"sc_blocks/py.typed"}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from sc_blocks import _checks
@@ -139,5 +140,6 @@ def _over_pixels(reduce: Callable[..., Tensor], rows: Tensor, nhwc: bool) -> Ten
     if not nhwc:
         return reduce(rows, (2, 3), keepdim=True)
     # Rows first: a line of many pixels fills the vector unit, the channels of one pixel do not.
-    lines = reduce(rows.permute(0, 2, 3, 1).flatten(2), 1)
-    return reduce(lines.unflatten(1, (rows.shape[3], rows.shape[1])), 1)[:, :, None, None]
+    lines = reduce(rearrange(rows, "n c h w -> n h (w c)"), 1)
+    pixels = rearrange(lines, "n (w c) -> n w c", c=rows.shape[1])
+    return rearrange(reduce(pixels, 1), "n c -> n c 1 1")
