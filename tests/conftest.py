@@ -1,8 +1,9 @@
-"""Seeds, and how hard Hypothesis tries."""
+"""Seeds, signals, and how hard Hypothesis tries."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -17,3 +18,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals() -> None:
+    # Under nohup, and in the background of a shell, a process and all that it starts ignore these.
+    for name, handler in (
+        ("SIGINT", signal.default_int_handler),
+        ("SIGTERM", signal.SIG_DFL),
+        ("SIGHUP", signal.SIG_DFL),
+    ):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)

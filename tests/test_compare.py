@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from examples.mren.compare import OVERVIEW, PANEL, Detail, find_detail, main
-from examples.mren.model import MREN, save_weights, weights_path
+from examples.mren.model import MREN, WEIGHTS, save_weights, weights_path
 from tests.images import photo, write_photos
 
 
@@ -27,7 +27,8 @@ def test_what_is_drawn_is_what_was_asked_for(tmp_path: Path, capsys) -> None:
     assert "1 details at x4" in capsys.readouterr().out
     drawn = np.array(Image.open(target))
     gap = 12
-    assert drawn.shape[1] == OVERVIEW + 3 * PANEL + 5 * gap
+    networks = len(list(WEIGHTS.glob("*_x4.safetensors")))
+    assert drawn.shape[1] == OVERVIEW + (2 + networks) * PANEL + (4 + networks) * gap  # and original, bicubic
     original = drawn[gap : gap + PANEL, OVERVIEW + 2 * gap :][:, :PANEL]
     assert np.array_equal(original[4::9, 4::9], np.array(Image.open(image))[8:40, 16:48])  # 288 / 32 = 9 each pixel
 
