@@ -85,7 +85,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--held-out", type=int, default=10, help="training images kept for validation")
     parser.add_argument(
-        "--validate-every", type=int, help="steps between validations and checkpoints; None for about a minute"
+        "--validate-every",
+        type=int,
+        help="steps between validations and checkpoints; 500, or about a minute of a run of given --minutes",
     )
     parser.add_argument("--max-minutes", type=float, help="stop after this long, to be resumed")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
@@ -120,6 +122,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value <= 0:
             parser.error(f"argument --{name.replace('_', '-')}: must be positive, got {value}")
+    if args.validate_every is None and args.minutes is None:
+        args.validate_every = 500  # by steps, not by the clock: what is chosen as the best must repeat
     if args.warm_up_new < 0:
         parser.error(f"argument --warm-up-new: must be 0 or more, got {args.warm_up_new}")
     if args.ema_decay is not None and not 0 <= args.ema_decay < 1:
