@@ -85,8 +85,8 @@ def sample(name: str, *size: int, dtype: torch.dtype = torch.float64) -> Tensor:
 def in_small_strips(folded: nn.Module) -> nn.Module:
     """As if every map were large."""
     for module in folded.modules():
-        if hasattr(module, "least_pixels"):
-            module.values, module.least_pixels = 1, 0
+        if hasattr(module, "strip_values"):
+            module.strip_values = module.least_values = 1
     return folded
 
 
@@ -491,7 +491,7 @@ def test_an_example_is_run_and_compared() -> None:
     net = network()
     x = torch.randn(2, 24, 20, 6, dtype=torch.float64)
     folded = fold(net, example=x, tolerance=1e-12)
-    assert not any({"values", "least_pixels"} & vars(module).keys() for module in folded.modules())
+    assert not any({"strip_values", "least_values"} & vars(module).keys() for module in folded.modules())
     with pytest.raises(ValueError, match=r"fold: the folded network is .* away from the network for the example"):
         fold(net, example=x, tolerance=1e-30)
 

@@ -96,10 +96,10 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
         _apply(changes)
         rewritten = [part for part in changes if isinstance(part, (FoldedRBWA, StripSCACB, StripWSILBV))]
         for part in rewritten:  # as on a large map, however small the example is
-            part.values, part.least_pixels = 1, 0
+            part.strip_values = part.least_values = 1
         _check_same(folded(*args), expected, tolerance)
     for part in rewritten:
-        del part.values, part.least_pixels
+        del part.strip_values, part.least_values
     return folded
 
 

@@ -22,13 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sc_blocks import _checks
-from sc_blocks.deploy.strips import VALUES, gate_in_strips, in_strips, memory_format, runs_on_cpu
+from sc_blocks.deploy.strips import STRIP_VALUES, gate_in_strips, in_strips, memory_format, runs_on_cpu
 from sc_blocks.rbwa import RBWA
 
 # Blurs of larger factors would cost more than they save.
 FACTORS = (2, 3, 4, 5)
-# Pixels of a batch below which the outermost ones cost more time than is saved on the others.
-LEAST_PIXELS = 48 * 48
 # Transposed and depthwise convolutions on a CPU are fastest so.
 NHWC = torch.channels_last
 
@@ -36,19 +34,21 @@ NHWC = torch.channels_last
 class FoldedRBWA(RBWA):
     """An RBWA that computes the same in another order, with the narrow convolution behind it if it is given one."""
 
-    least_pixels, values = LEAST_PIXELS, VALUES
+    strip_values = STRIP_VALUES
+    # Of smaller inputs the outermost pixels cost more time than is saved on the others.
+    least_values = 1 << 18
 
     def forward(self, x: Tensor, tail: nn.Conv2d | None = None) -> Tensor:
         _checks.check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
         if not runs_on_cpu(x):
             return self._last(self.act(self.attention(self._expanded(x))), tail, _same, None)
-        if x.shape[0] * x.shape[2] * x.shape[3] < self.least_pixels:
+        if x.numel() < self.least_values:
             return super().forward(x) if tail is None else tail(super().forward(x))
         expanded, layout = self._expanded(x), memory_format(x)
         if self.attention.local is not None:
             return self._last(self.act(self.attention(expanded)), tail, _same, layout)
         # The gated map would be as large again; it is made a strip at a time.
-        gate = gate_in_strips(self.attention, expanded, self.values)
+        gate = gate_in_strips(self.attention, expanded, self.strip_values)
         return self._last(expanded, tail, lambda rows: self.act(rows * gate), layout)
 
     def _expanded(self, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class FoldedRBWA(RBWA):
             spread = F.conv_transpose2d(around, weight, stride=factor, padding=padding)
             return F.conv2d(spread, blur, self.expand.bias, groups=self.out_channels)
 
-        inner = in_strips(commuted, x, NHWC, halo=1, scale=factor, values=self.values)
+        inner = in_strips(commuted, x, NHWC, halo=1, scale=factor, values=self.strip_values)
         return _with_frame(inner, x, plain, 2)
 
     def _last(
@@ -91,14 +91,14 @@ class FoldedRBWA(RBWA):
             return laid_out(self.project(prepare(rows)))
 
         if tail is None:
-            return in_strips(projected, x, layout or NHWC, halo=1, values=self.values)
+            return in_strips(projected, x, layout or NHWC, halo=1, values=self.strip_values)
         side = merged_side(self)
         weight, bias = _merged(self.project, tail, side)
 
         def merged(rows: Tensor) -> Tensor:
             return laid_out(F.pixel_shuffle(F.conv2d(prepare(rows), weight, bias, stride=side, padding=2), side))
 
-        inner = in_strips(merged, x, layout or NHWC, halo=side, values=self.values)
+        inner = in_strips(merged, x, layout or NHWC, halo=side, values=self.strip_values)
         return _with_frame(inner, x, lambda band: tail(projected(band)), 3)
 
 

@@ -17,7 +17,7 @@ from sc_blocks.scacb import SCACB
 from sc_blocks.wsilb import WSILBV
 
 # Values in a strip for each thread: 2.5 MB in float32. More leave the caches, and of fewer too many belong to halos.
-VALUES = 5 << 17
+STRIP_VALUES = 5 << 17
 
 
 def runs_on_cpu(x: Tensor) -> bool:
@@ -48,7 +48,7 @@ def in_strips(
     *,
     halo: int,
     scale: int = 1,
-    values: int = VALUES,
+    values: int = STRIP_VALUES,
 ) -> Tensor:
     """Compute ``function(x)`` in strips of rows.
 
@@ -93,23 +93,28 @@ def in_strips(
 class StripSCACB(SCACB):
     """An SCACB that works in strips where the map is large; it looks two rows far."""
 
-    values, least_pixels = VALUES, 0
+    strip_values = STRIP_VALUES
+    # 32 MiB in float32. The memory of larger maps goes back to the system after each use, and clearing it anew takes
+    # longer than the arithmetic; that of smaller ones is reused, and strips would only add their halos.
+    least_values = 8 << 20
 
     def forward(self, x: Tensor) -> Tensor:
         _checks.check_feature_map("SCACB", x, self.channels)
-        return in_strips(super().forward, x, memory_format(x), halo=2, values=self.values)
+        if not runs_on_cpu(x) or x.numel() < self.least_values:
+            return super().forward(x)
+        return in_strips(super().forward, x, memory_format(x), halo=2, values=self.strip_values)
 
 
 class StripWSILBV(WSILBV):
     """A WSILBV that takes the statistics of a large map in strips, without maps in between."""
 
-    values, least_pixels = VALUES, 0
+    strip_values = STRIP_VALUES
 
     def forward(self, x: Tensor) -> Tensor:
         _checks.check_feature_map("WSILBV", x, self.channels)
-        if not runs_on_cpu(x) or self.local is not None or x.shape[2] <= strip_height(x, self.values):
+        if not runs_on_cpu(x) or self.local is not None or x.shape[2] <= strip_height(x, self.strip_values):
             return super().forward(x)
-        return x * gate_in_strips(self, x, self.values)
+        return x * gate_in_strips(self, x, self.strip_values)
 
 
 def gate_in_strips(attention: WSILBV, x: Tensor, values: int) -> Tensor:
