@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from examples.mren.data import ImagePair, PatchSampler
+from examples.mren import evaluate, model, upscale
+from examples.mren.data import ImagePair, PatchSampler, imresize, read_rgb
 from examples.mren.degradation import (
     UNIT,
     Degradation,
@@ -22,6 +24,9 @@ from examples.mren.degradation import (
     draw_patch_degradation,
     make_generator,
 )
+from examples.mren.metrics import score
+from examples.mren.model import MREN, VARIANTS, load_mren, save_weights
+from tests.images import write_photos
 from tests.test_train import history, images, run
 
 __all__ = ["images"]  # a fixture
@@ -131,26 +136,77 @@ def test_patches_of_training_are_those_of_clean_images_or_degraded() -> None:
     assert 50 < equal < 110  # of 160
 
 
-def test_a_run_on_photographs_is_recorded_chosen_by_both_and_resumed(images: Path, tmp_path: Path, capsys) -> None:
-    arguments = ["--degrade", "photo", "--steps", "12", "--validate-every", "6"]
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    assert run(images, straight, *arguments) == 0
-    assert json.loads((straight / "run.json").read_text())["degrade"] == "photo"
-    with safe_open(straight / "mren_x4.safetensors", "pt") as file:
+def test_a_run_on_photographs_is_recorded_and_chosen_by_both(images: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "run"
+    arguments = ["--steps", "2", "--validate-every", "1"]
+    assert run(images, output, *arguments, "--degrade", "photo") == 0
+    assert json.loads((output / "run.json").read_text())["degrade"] == "photo"
+    with safe_open(output / "mren_x4.safetensors", "pt") as file:
         assert file.metadata()["degrade"] == "photo"
-    names, *rows = history(straight)
+    names, *rows = history(output)
     for row in rows:
         values = dict(zip(names, map(float, row), strict=True))
         assert values["psnr"] == pytest.approx((values["psnr_clean"] + values["psnr_degraded"]) / 2)
         assert values["psnr_degraded"] < values["psnr_clean"]
-    assert run(images, resumed, *arguments, "--max-minutes", "1e-9") == 0
-    assert run(images, resumed, *arguments[2:], "--resume") == 1
+    assert run(images, output, *arguments, "--resume") == 1
     assert "degrade was 'photo', is None" in capsys.readouterr().err
-    assert run(images, resumed, *arguments, "--resume") == 0
-    assert history(resumed) == history(straight)
+    assert run(images, output, *arguments, "--degrade", "photo", "--resume") == 0
 
 
 def test_degradations_of_validation_are_the_same_in_all_runs() -> None:
     drawn = [draw_degradation(make_generator(number)) for number in range(3)]
     assert drawn == [draw_degradation(make_generator(number)) for number in range(3)]
     assert len(set(drawn)) == 3
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch) -> Path:
+    """A folder of weights in the place of the shipped one."""
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    for name in ("mren_s_x2", "mren_s_x2_photo", "mren_s_x4_photo"):
+        config = {"scale": int(name[8]), "num_blocks": 1, **VARIANTS["mren_s"]}
+        save_weights(MREN(**config), folder / f"{name}.safetensors", config)
+    monkeypatch.setattr(model, "WEIGHTS", folder)
+    return folder
+
+
+def test_weights_for_photographs_have_a_short_name(shipped: Path) -> None:
+    for scale, path, name in ((2, "photo", "x2_photo"), (None, Path("photo"), "x4_photo"), (2, None, "x2")):
+        net, file = load_mren(scale, "mren_s", path=path), shipped / f"mren_s_{name}.safetensors"
+        assert torch.equal(net.head.weight, load_mren(None, path=file).head.weight)
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*mren_x4_photo.*Shipped: .*mren_s_x4_photo"):
+        load_mren(4, path="photo")
+    (shipped / "mren_s_x2_photo.safetensors").rename(shipped / "mren_x2_photo.safetensors")
+    with pytest.raises(ValueError, match="not the arguments of mren"):
+        load_mren(2, path="photo")
+
+
+def test_photographs_are_upscaled_and_scored_by_the_short_name(shipped: Path, tmp_path: Path, capsys) -> None:
+    write_photos(tmp_path / "photos", [(32, 36)])
+    (photo,) = (tmp_path / "photos").iterdir()
+    target = tmp_path / "large.png"
+    arguments = ["--scale", "2", "--variant", "mren_s", "--device", "cpu"]
+    assert upscale.main([str(photo), "-o", str(target), "--weights", "photo", *arguments]) == 0
+    expected = tmp_path / "expected.png"
+    file = shipped / "mren_s_x2_photo.safetensors"
+    assert upscale.main([str(photo), "-o", str(expected), "--weights", str(file), *arguments]) == 0
+    assert target.read_bytes() == expected.read_bytes()
+
+    scores: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for options in ((), ("--jpeg", "75"), ("--jpeg", "30"), ("--noise", "10"), ("--jpeg", "30", "--noise", "10")):
+        table = tmp_path / "scores.csv"
+        command = ["--data", str(tmp_path / "photos"), "--weights", "photo", "--csv", str(table), "--overwrite"]
+        assert evaluate.main([*command, *arguments, *options]) == 0
+        with table.open(newline="") as opened:
+            scores[options] = {row["method"]: row for row in csv.DictReader(opened)}
+    datasets = [rows["bicubic"]["dataset"] for rows in scores.values()]
+    assert datasets == ["photos", "photos, JPEG 75", "photos, JPEG 30", "photos, noise 10", "photos, JPEG 30, noise 10"]
+    bicubic = [float(rows["bicubic"]["psnr"]) for rows in scores.values()]
+    assert bicubic[0] > bicubic[1] > bicubic[2]
+    assert bicubic[0] > bicubic[3]
+    # By hand: shrunk, degraded, enlarged, compared.
+    hr = read_rgb(photo)
+    lr = degrade(imresize(hr, 1 / 2), Degradation(quality=30, noise=10), make_generator(0))
+    assert bicubic[4] == pytest.approx(score(imresize(lr, 2), hr, 2).psnr, abs=1e-4)
+    assert set(scores[()]) == {"bicubic", "mren_s_x2_photo"}
