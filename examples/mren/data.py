@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.mren.degradation import UNIT, degrade_patch, draw_patch_degradation, make_generator
 from examples.mren.imageread import IMAGE_SUFFIXES, MAX_PIXELS, is_image, read_pixels
 
 
@@ -182,6 +183,9 @@ class PatchSampler:
         batch_size: Patches per step, over all processes.
         seed: Of everything that is drawn.
         device: Where the images are kept and the patches are made.
+        degrade: Whether every second low-resolution patch is degraded as a photograph may be, see
+            :mod:`examples.mren.degradation`. The low-resolution images are then kept where JPEGs are made, on the CPU,
+            and a GPU is only sent patches, without being waited for.
     """
 
     def __init__(
@@ -193,13 +197,15 @@ class PatchSampler:
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
+        degrade: bool = False,
     ) -> None:
         self.paths = [pair.path for pair in pairs]
         self.scale = scale
         self.seed = seed
         self.device = torch.device(device)
+        self.degrade = degrade
         self._sizes = np.array([pair.lr.shape[1:] for pair in pairs]).reshape(-1, 2)
-        self._lr = _Images([pair.lr for pair in pairs], device)
+        self._lr = _Images([pair.lr for pair in pairs], "cpu" if degrade else device)
         self._hr = _Images([pair.hr for pair in pairs], device)
         self._set_patches(patch_size, batch_size)
 
@@ -214,7 +220,8 @@ class PatchSampler:
             raise ValueError(f"patch_size must be a multiple of the scale, {self.scale}, got {patch_size}.")
         self.side = patch_size // self.scale  # in low-resolution pixels
         self.batch_size = batch_size
-        self._lr_places = _Places(self.side, self.device)
+        margin = UNIT if self.degrade else 0
+        self._lr_places = _Places(self.side, self._lr.pixels.device, margin=margin)
         self._hr_places = _Places(patch_size, self.device)
 
     def draw(self, step: int) -> list[tuple[int, int, int, int]]:
@@ -233,7 +240,22 @@ class PatchSampler:
         """Low- and high-resolution patches of a step, between 0 and 1, the part that process ``rank`` works on."""
         drawn = torch.tensor(self.draw(step)[rank::world_size])
         corners = drawn * torch.tensor([1, self.scale, self.scale, 1])
-        return self._lr.cut(drawn, self._lr_places), self._hr.cut(corners, self._hr_places)
+        low, high = self._lr.cut(drawn, self._lr_places), self._hr.cut(corners, self._hr_places)
+        if self.degrade:
+            numbers = range(rank, self.batch_size, world_size)
+            low = self._degraded(low, [make_generator(self.seed, step, number) for number in numbers])
+        return low.float() / 255, high.float() / 255
+
+    def _degraded(self, patches: Tensor, generators: list[torch.Generator]) -> Tensor:
+        degraded = torch.stack(
+            [
+                degrade_patch(patch, draw_patch_degradation(generator), generator)
+                for patch, generator in zip(patches, generators, strict=True)
+            ]
+        )
+        if self.device.type == "cuda":
+            degraded = degraded.pin_memory()  # otherwise the copy would wait for all steps before it
+        return degraded.to(self.device, non_blocking=True)
 
 
 class _Images:
@@ -242,27 +264,31 @@ class _Images:
     def __init__(self, images: list[Tensor], device: torch.device | str) -> None:
         self.pixels = torch.cat([image.flatten() for image in images] or [torch.empty(0)]).to(device)
         sizes = torch.tensor([image.shape for image in images], device=device).view(-1, 3)
-        self.widths = sizes[:, 2]
+        self.heights, self.widths = sizes[:, 1], sizes[:, 2]
         self.planes = sizes[:, 1] * sizes[:, 2]
         self.starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
         self.channels = torch.arange(3, device=device).view(1, 3, 1, 1)
 
     def cut(self, drawn: Tensor, places: _Places) -> Tensor:
-        """Patches between 0 and 1 for rows of image, top, left and orientation."""
+        """Patches, uint8, for rows of image, top, left and orientation; what lies outside repeats the border."""
         image, top, left, orientation = rearrange(drawn.to(self.pixels.device), "patch what -> what patch 1 1 1")
         rows = top + places.rows[orientation.flatten(), None]
         columns = left + places.columns[orientation.flatten(), None]
         planes = self.channels * self.planes[image]
-        return self.pixels[self.starts[image] + planes + rows * self.widths[image] + columns].float() / 255
+        heights, widths = self.heights[image], self.widths[image]
+        rows = rows.clamp(min=0).minimum(heights - 1)
+        columns = columns.clamp(min=0).minimum(widths - 1)
+        return self.pixels[self.starts[image] + planes + rows * widths + columns]
 
 
 class _Places:
-    """Where each pixel of a square patch comes from, for its eight flips and rotations."""
+    """Where each pixel of a square patch and its margin comes from, for its eight flips and rotations."""
 
-    def __init__(self, side: int, device: torch.device | str) -> None:
+    def __init__(self, side: int, device: torch.device | str, *, margin: int = 0) -> None:
+        side += 2 * margin
         square = torch.arange(side * side, device=device).view(1, side, side)
         turned = torch.stack([_orient(square, orientation)[0] for orientation in range(8)])
-        self.rows, self.columns = turned // side, turned % side
+        self.rows, self.columns = turned // side - margin, turned % side - margin
 
 
 def _orient(image: Tensor, orientation: int) -> Tensor:

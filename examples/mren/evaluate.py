@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from examples.mren.cli import check_target, describe, fail, note, run_command, whole_number
 from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
+from examples.mren.degradation import Degradation, degrade, make_generator
 from examples.mren.files import name_apart, write_text
 from examples.mren.metrics import Score, score, to_uint8
-from examples.mren.model import DEVICES, STAGES, VARIANTS, load_mren, pick_device
+from examples.mren.model import DEVICES, STAGES, VARIANTS, find_weights, load_mren, pick_device
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
@@ -64,7 +65,12 @@ def network_upscaler(net: nn.Module, device: torch.device | str, *, tile: int | 
 
 
 def evaluate(
-    files: Sequence[Path], scale: int, methods: dict[str, Upscale], *, max_pixels: int = MAX_PIXELS
+    files: Sequence[Path],
+    scale: int,
+    methods: dict[str, Upscale],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    degradation: Degradation | None = None,
 ) -> Iterator[Row]:
     """Shrink each image, enlarge it by each method, score the result against the image.
 
@@ -73,13 +79,22 @@ def evaluate(
         scale: How much smaller the low-resolution images are.
         methods: Name to function from a uint8 image to one ``scale`` times as large.
         max_pixels: How many an image may have.
+        degradation: What the low-resolution images go through before they are enlarged. The noise is that of a fixed
+            seed, the same for images of the same size. The rows are filed under the folder and the degradation.
     """
     for path in files:
-        dataset = path.resolve().parent.name
+        dataset = path.resolve().parent.name + ("" if degradation is None else f", {_describe(degradation)}")
         hr = mod_crop(read_rgb(path, max_pixels=max_pixels), scale)
         lr = imresize(hr, 1 / scale)
+        if degradation is not None:
+            lr = degrade(lr, degradation, make_generator(0))
         for name, upscale in methods.items():
             yield Row(dataset, path.stem, name, score(upscale(lr), hr, scale))
+
+
+def _describe(degradation: Degradation) -> str:
+    parts = {"JPEG": degradation.quality, "noise": degradation.noise or None}
+    return ", ".join(f"{name} {value:g}" for name, value in parts.items() if value is not None)
 
 
 def mean_score(rows: Sequence[Row]) -> Score:
@@ -121,7 +136,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of high-resolution images")
     parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren")
-    parser.add_argument("--weights", type=Path, help="a weight file of your own, instead of the shipped one")
+    parser.add_argument("--weights", type=Path, help="a file of your own, instead of the shipped one; or photo")
+    parser.add_argument(
+        "--jpeg",
+        type=whole_number(1, 100),
+        metavar="Q",
+        help="compress the low-resolution images first, with quality Q and 4:2:0",
+    )
+    parser.add_argument(
+        "--noise",
+        type=whole_number(0, 255),
+        default=0,
+        metavar="S",
+        help="add Gaussian noise to them, before --jpeg; S is its standard deviation, of 255",
+    )
     parser.add_argument(
         "--local",
         type=whole_number(1, LARGEST_WINDOW),
@@ -170,7 +198,10 @@ def run(args: argparse.Namespace) -> int:
             number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
             note(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.")
     files = [path for images in found.values() for path in images]
-    rows, failed = score_all(files, args.scale, methods, max_pixels=args.max_megapixels * 10**6)
+    degradation = Degradation(quality=args.jpeg, noise=args.noise) if args.jpeg or args.noise else None
+    rows, failed = score_all(
+        files, args.scale, methods, max_pixels=args.max_megapixels * 10**6, degradation=degradation
+    )
     if failed:
         note(f"{len(files) - failed} of {len(files)} images are scored; means are theirs.")
     if rows:
@@ -181,7 +212,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def score_all(
-    files: Sequence[Path], scale: int, methods: dict[str, Upscale], *, max_pixels: int = MAX_PIXELS
+    files: Sequence[Path],
+    scale: int,
+    methods: dict[str, Upscale],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    degradation: Degradation | None = None,
 ) -> tuple[list[Row], int]:
     """Score images; one that cannot be scored is named, and the others are.
 
@@ -192,7 +228,7 @@ def score_all(
     failed = 0
     for path in tqdm(files, unit="image", desc=f"x{scale}", disable=None):
         try:
-            rows += list(evaluate([path], scale, methods, max_pixels=max_pixels))
+            rows += list(evaluate([path], scale, methods, max_pixels=max_pixels, degradation=degradation))
         # RuntimeError: no memory, or a fault of the device.
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failed += 1
@@ -202,7 +238,7 @@ def score_all(
 
 
 def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscale]:
-    label = args.variant if args.weights is None else args.weights.stem
+    label = args.variant if args.weights is None else find_weights(args.scale, args.variant, args.weights).stem
     nets = {label: load_mren(args.scale, args.variant, device=device, path=args.weights)}
     if args.local is not None:
         local = load_mren(args.scale, args.variant, device=device, path=args.weights)

@@ -26,7 +26,16 @@ from torch.export import Dim
 
 from examples.mren.files import atomic_write
 from examples.mren.fold import fold_mren
-from examples.mren.model import MREN, STAGES, VARIANTS, Scale, load_mren, read_weights, variant_of, weights_path
+from examples.mren.model import (
+    MREN,
+    STAGES,
+    VARIANTS,
+    Scale,
+    find_weights,
+    load_mren,
+    read_weights,
+    variant_of,
+)
 
 if TYPE_CHECKING:
     from examples.mren.onnxfile import Session
@@ -199,7 +208,7 @@ def run(args: argparse.Namespace) -> None:
         from examples.mren.quantize import calibration_images
 
         calibration = calibration_images(args.calibrate, scale)
-    source = args.weights or weights_path(scale, args.variant)
+    source = find_weights(scale, args.variant, args.weights)
     told = describe(source, args.precision, folded=is_folded(args.fold, args.precision))
     reached = export_onnx(net, output, precision=args.precision, fold=args.fold, calibration=calibration, metadata=told)
     unit = "dB to torch on the images of the calibration" if calibration else "at most away from torch"

@@ -22,6 +22,7 @@ Variant = Literal["mren", "mren_s", "mren_l"]
 Chain = Literal["block", "network"]
 
 WEIGHTS = Path(__file__).parent / "weights"
+PHOTO = "photo"  # the name of the shipped weights that were trained with `--degrade photo`
 
 # Each scale as the factors of its reconstruction stages; a second stage halves the width.
 STAGES: dict[int, tuple[float, ...]] = {2: (2,), 3: (2, 1.5), 4: (2, 2)}
@@ -184,9 +185,20 @@ def mren_l(scale: Scale = 4) -> MREN:
     return MREN(scale, **VARIANTS["mren_l"])
 
 
-def weights_path(scale: Scale, variant: Variant = "mren") -> Path:
-    """Where the shipped weights of a network are, or would be."""
-    return WEIGHTS / f"{variant}_x{scale}.safetensors"
+def weights_path(scale: Scale, variant: Variant = "mren", *, photo: bool = False) -> Path:
+    """Where the shipped weights of a network are, or would be; ``photo`` for those for photographs."""
+    return WEIGHTS / f"{variant}_x{scale}{f'_{PHOTO}' if photo else ''}.safetensors"
+
+
+def find_weights(scale: Scale | None, variant: Variant = "mren", path: str | Path | None = None) -> Path:
+    """The file that :func:`load_mren` reads, given the same.
+
+    Example:
+        >>> find_weights(2, "mren_s", "photo").name, find_weights(None, path="runs/my.safetensors").name
+        ('mren_s_x2_photo.safetensors', 'my.safetensors')
+    """
+    photo = path is not None and str(path) == PHOTO
+    return weights_path(scale or 4, variant, photo=photo) if path is None or photo else Path(path)
 
 
 def variant_of(config: dict[str, Any]) -> Variant | None:
@@ -211,11 +223,11 @@ def load_mren(
     """Load a trained network, ready to upscale.
 
     Args:
-        scale: 2, 3 or 4; ``None`` with a ``path`` for that of the file.
+        scale: 2, 3 or 4; ``None`` with a ``path`` for that of the file, or 4.
         variant: ``"mren"``, ``"mren_s"`` or ``"mren_l"``.
         device: Where the network goes.
         path: A weight file of your own, such as :mod:`examples.mren.train` writes, of any width; ``None`` for the
-            shipped one.
+            shipped one; ``"photo"`` for the shipped one for photographs, which are JPEGs and noisy.
 
     Returns:
         The network in eval mode.
@@ -228,17 +240,18 @@ def load_mren(
         raise ValueError(f"load_mren: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
     if variant not in VARIANTS:
         raise ValueError(f"load_mren: variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
-    file = weights_path(scale, variant) if path is None else Path(path)
+    file = find_weights(scale, variant, path)
+    own = path is not None and str(path) != PHOTO
     if not file.is_file():
         shipped = ", ".join(sorted(found.stem for found in WEIGHTS.glob("*.safetensors"))) or "none"
         raise FileNotFoundError(
-            f"no weights at {file}. Shipped: {shipped}. Train your own with "
+            f"no weights at {file}. Shipped: {shipped}; choose by scale and variant. Train your own with "
             f"python -m examples.mren.train --data FOLDER --scale {scale or 4}, then pass path= (or --weights)."
         )
     config, state = read_weights(file)
     if scale is not None and config["scale"] != scale:
         raise ValueError(f"{file}: was saved with scale={config['scale']!r}, asked for scale={scale!r}.")
-    if path is None and variant_of(config) != variant:
+    if not own and variant_of(config) != variant:
         raise ValueError(f"{file}: was saved with {config}, which are not the arguments of {variant}.")
     net = MREN(**config)
     net.load_state_dict(state)

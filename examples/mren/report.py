@@ -123,7 +123,7 @@ def with_part(text: str, part: str) -> str:
 def _title(file: Path) -> str:
     """The name to print of a file in the folder of weights, such as MREN-S ×4."""
     variant, _, rest = file.name.partition("_x")
-    return f"{NETWORKS[variant]} ×{rest[0]}"
+    return f"{NETWORKS[variant]} ×{rest[0]}" + ", for photographs" * rest[1:].startswith("_photo.")
 
 
 def _lay_out(rows: Sequence[Sequence[str]]) -> str:

@@ -75,6 +75,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="length of the run instead of the recipe's: the schedule is stretched so that it ends on time",
     )
     parser.add_argument("--ema-decay", type=float, help="instead of the recipe's; 0 for no average of the weights")
+    parser.add_argument(
+        "--degrade", choices=("photo",), help="JPEG, noise and blur in half of the low-resolution patches"
+    )
     parser.add_argument("--init", type=Path, help="weight file to begin from, such as that of another scale")
     parser.add_argument(
         "--warm-up-new",
@@ -223,6 +226,7 @@ def train(args: argparse.Namespace) -> int:
         channels_last=args.channels_last,
         compile=args.compile,
         cuda_graph=args.cuda_graph,
+        degrade=args.degrade == "photo",
         init=args.init,
         warm_up_new=args.warm_up_new,
     )

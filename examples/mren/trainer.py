@@ -32,6 +32,8 @@ from examples.mren.checkpoint import (
     write_checkpoint,
 )
 from examples.mren.data import ImagePair, PatchSampler
+from examples.mren.degradation import degrade as degrade_image
+from examples.mren.degradation import draw_degradation, make_generator
 from examples.mren.files import write_text
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, save_weights, warm_start
@@ -145,6 +147,9 @@ class Trainer:
         channels_last: Memory format of the network.
         compile: Whether the blocks of the network are compiled.
         cuda_graph: Whether forward and backward of a step are one CUDA graph each.
+        degrade: Whether half of the low-resolution patches are degraded as a photograph may be, see
+            :mod:`examples.mren.degradation`. What is best is then chosen by the mean of the PSNRs of clean and degraded
+            images.
         init: A weight file to begin from, see :func:`~examples.mren.model.warm_start`.
         warm_up_new: Steps at the start in which only the parameters that ``init`` does not have are trained.
 
@@ -168,6 +173,7 @@ class Trainer:
         channels_last: bool = False,
         compile: bool = False,
         cuda_graph: bool = False,
+        degrade: bool = False,
         init: Path | None = None,
         warm_up_new: int = 0,
     ) -> None:
@@ -178,7 +184,10 @@ class Trainer:
         self.steps: int | None = None  # of a run of given minutes, until steps were timed
         if minutes is None:
             self.steps = recipe.steps or (recipe.epochs or 0) * math.ceil(len(train) / first.batch_size)
-        self.held_out = held_out
+        self.held_out = {"psnr": held_out}
+        if degrade:
+            self.held_out = {"psnr_clean": held_out, "psnr_degraded": _degraded(held_out)}
+        self.degrade = "photo" if degrade else None
         self.output = output
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
@@ -195,6 +204,7 @@ class Trainer:
             batch_size=first.batch_size,
             seed=seed,
             device=self.device,
+            degrade=degrade,
         )
         self.parts = accelerator.gradient_accumulation_steps
         for stage in recipe.stages:
@@ -253,6 +263,7 @@ class Trainer:
                 "accumulate": self.parts,
                 "init": None if init is None else hashlib.sha256(init.read_bytes()).hexdigest(),
                 "warm_up_new": warm_up_new,
+                "degrade": self.degrade,
             }
         )
 
@@ -310,18 +321,18 @@ class Trainer:
                 progress.seconds = before + time.monotonic() - started
                 if validating:
                     validated = self._validate()
-                    shown["PSNR"] = f"{validated:.2f}"
+                    shown["PSNR"] = f"{validated['psnr']:.2f}"
                     progress.history.append(
                         {
                             "step": progress.step,
                             "loss": progress.interval_loss / progress.interval_steps,
-                            "psnr": validated,
+                            **validated,
                             "lr": self._learning_rate(),
                             "seconds": round(progress.seconds, 1),
                         }
                     )
                     progress.interval_loss, progress.interval_steps = 0.0, 0
-                    self._save(best=validated > progress.best_psnr)
+                    self._save(best=validated["psnr"] > progress.best_psnr)
                     last_validation = time.monotonic()
                     if deadline is not None:
                         deadline.validated(progress.step, last_validation - started + before - progress.seconds)
@@ -387,7 +398,7 @@ class Trainer:
         """Count anew how many steps fit into the time that is left."""
         stage = self.recipe.stages[0]
         trained = stage.batch_size * (stage.patch_size // self.sampler.scale) ** 2
-        validated = sum(pair.lr[0].numel() for pair in self.held_out)
+        validated = sum(pair.lr[0].numel() for pairs in self.held_out.values() for pair in pairs)
         left = deadline.steps_left(validated / trained)
         if left is not None:
             self.steps = self.progress.step + self._agreed(left)
@@ -499,12 +510,16 @@ class Trainer:
         return max(1, int(self.accelerator.reduce(torch.tensor(float(steps), device=self.device), "mean").item()))
 
     @torch.no_grad()
-    def _validate(self) -> float:
-        """Mean PSNR over the held-out images, in float32."""
+    def _validate(self) -> dict[str, float]:
+        """Mean PSNR over the held-out images, in float32: clean and degraded ones count the same."""
         # A network of its own: the one that trains computes in mixed precision and is compiled for one size.
         trained = self.raw_net if self.average is None else self.average
         self.validated.load_state_dict(trained.state_dict())
-        mine = self.held_out[self.accelerator.process_index :: self.accelerator.num_processes]
+        means = {name: self._mean_psnr(pairs) for name, pairs in self.held_out.items()}
+        return {"psnr": sum(means.values()) / len(means)} | means
+
+    def _mean_psnr(self, pairs: list[ImagePair]) -> float:
+        mine = pairs[self.accelerator.process_index :: self.accelerator.num_processes]
         total = torch.zeros((), device=self.device)
         for pair in mine:
             sr = self.validated(pair.lr.to(self.device).unsqueeze(0).float() / 255).squeeze(0)
@@ -514,7 +529,7 @@ class Trainer:
                     f"{self._last_good()} Try a lower --lr or --precision no."
                 )
             total += psnr(to_uint8(sr.cpu()), pair.hr.cpu(), self.config["scale"])
-        return self.accelerator.reduce(total, reduction="sum").item() / len(self.held_out)
+        return self.accelerator.reduce(total, reduction="sum").item() / len(pairs)
 
     def _save(self, *, best: bool) -> None:
         """Write the weights if they are the best so far, the log, and a checkpoint; each whole or not at all."""
@@ -532,7 +547,7 @@ class Trainer:
         # Before the checkpoint: a run that is cut off here resumes from the one before and writes them again.
         if best:
             file = self.output / f"{self.variant}_x{self.config['scale']}.safetensors"
-            save_weights(self.validated, file, self.config)
+            save_weights(self.validated, file, self.config, degrade=self.degrade)
         if progress.history:
             table = io.StringIO()
             writer = csv.DictWriter(table, fieldnames=list(progress.history[0]), lineterminator="\n")
@@ -548,6 +563,16 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         write_checkpoint(self.output, progress.step, tensors, state)
+
+
+def _degraded(pairs: list[ImagePair]) -> list[ImagePair]:
+    """Images to validate on, each degraded in a way of its own, the same in all runs."""
+    degraded: list[ImagePair] = []
+    for number, pair in enumerate(pairs):
+        generator = make_generator(number)
+        lr = degrade_image(pair.lr.cpu(), draw_degradation(generator), generator)
+        degraded.append(dataclasses.replace(pair, lr=lr))
+    return degraded
 
 
 def _fingerprint(pairs: list[ImagePair]) -> int:

@@ -44,7 +44,7 @@ from examples.mren.imagefile import (
     write_picture,
 )
 from examples.mren.jobs import Job, check_targets, file_target, plan
-from examples.mren.model import DEVICES, STAGES, VARIANTS, load_mren, pick_device
+from examples.mren.model import DEVICES, STAGES, VARIANTS, find_weights, load_mren, pick_device
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
@@ -248,6 +248,7 @@ def run(args: argparse.Namespace) -> int:
             check_targets([sample], overwrite=args.overwrite)
         device = pick_device(args.device)
         scale = args.scale or (4 if args.weights is None else None)
+        weights = find_weights(scale, args.variant, args.weights)
         net = load_mren(scale, args.variant, device=device, path=args.weights)
     except (OSError, ValueError) as error:
         raise UsageError(describe(error)) from error
@@ -255,7 +256,7 @@ def run(args: argparse.Namespace) -> int:
         to_local(net, torch.zeros(1, 3, args.local, args.local, device=device))
     model = fold_mren(net)
     if sample is not None:
-        label = args.variant.upper().replace("_", "-") if args.weights is None else args.weights.stem
+        label = args.variant.upper().replace("_", "-") if args.weights is None else weights.stem
         write_sample(model, net.scale, sample, label=label)
     options = Options(
         tile=args.tile,
@@ -287,7 +288,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--scale", type=int, choices=tuple(STAGES), help="that of the weights, if left out; else 4")
     parser.add_argument("--variant", choices=tuple(VARIANTS), default="mren")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own instead of the shipped ones")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of your own instead of the shipped ones; photo for those for JPEGs and noise (--variant mren_s)",
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--threads", type=whole_number(1, 4096), metavar="N", help="of the processor; all, if left out")
     parser.add_argument(

@@ -165,14 +165,21 @@ def open_weights(file: str | Path) -> Iterator[WeightFile]:
         yield WeightFile(file, opened, arguments)
 
 
-def save_weights(net: nn.Module, file: Path, config: dict[str, Any]) -> None:
+def save_weights(net: nn.Module, file: Path, config: dict[str, Any], *, degrade: str | None = None) -> None:
     """Write weights and constructor arguments to a ``.safetensors`` file, whole or not at all.
 
     The network may be compiled or wrapped for several processes; its file is the same.
+
+    Args:
+        net: The network.
+        file: Where to.
+        config: The constructor arguments.
+        degrade: How the images that it was trained on were degraded, for who looks into the file; nothing reads it.
     """
     state = {own_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
     with atomic_write(file) as scratch:
-        save_file(state, scratch, metadata={"format": "pt", KEY: json.dumps(config)})
+        about = {} if degrade is None else {"degrade": degrade}
+        save_file(state, scratch, metadata={"format": "pt", KEY: json.dumps(config), **about})
 
 
 def own_name(name: str) -> str:
