@@ -71,7 +71,6 @@ def replaced(report: SwapReport) -> list[str]:
         (lambda name, module: isinstance(module, nn.Conv2d) and module.in_channels == 3, ["0"]),
         (lambda name, module: name in ("2", "2.0", "3"), ["2", "3"]),
     ],
-    ids=str,
 )
 def test_what_is_selected(where: object, names: list[str]) -> None:
     model = small()
@@ -390,7 +389,6 @@ def nothing(name: str, module: nn.Module) -> bool:
         (lambda name, module: True, r"selects the Sequential itself; .* lambda name, module: name != \"\" and"),
         ("", r"got '', which selects the Sequential itself"),
     ],
-    ids=str,
 )
 def test_words_about_what_is_not_there(where: object, words: str) -> None:
     model = small()

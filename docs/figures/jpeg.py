@@ -1,0 +1,107 @@
+"""What the weights for photographs gain on JPEGs: a table and a picture.
+
+``python -m docs.figures.jpeg`` writes ``docs/results/shipped/jpeg.md`` from ``measured/jpeg.json`` and draws
+``docs/images/jpeg.webp``; with ``--measure`` the file is made anew, in about ten minutes on one core. The test sets are
+looked for in ``../shared/data``, or where ``SC_BLOCKS_DATA`` says. The picture is of a photograph of scikit-image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from docs.figures.plotting import command, photograph, read_numbers, write_numbers
+from docs.figures.scores import DATA, ROOT, TABLES, lay_out
+from examples.mren.data import imresize, list_images, mod_crop
+from examples.mren.degradation import Degradation, degrade, make_generator
+from examples.mren.evaluate import Upscale, evaluate, mean_score, network_upscaler
+from examples.mren.files import write_text
+from examples.mren.model import PHOTO, load_mren
+
+NAME = "jpeg"
+SCALE = 4
+SETS = ("Set14", "B100")
+# What the low-resolution images go through, by the heading of the column.
+INPUTS = {
+    "not compressed": None,
+    "quality 75": Degradation(quality=75),
+    "quality 50": Degradation(quality=50),
+    "quality 30": Degradation(quality=30),
+    "quality 75, noise 5": Degradation(quality=75, noise=5.0),
+}
+TITLES = {"bicubic": "bicubic", "clean": "MREN-S ×4", "photo": "MREN-S ×4, for photographs"}
+PICTURE = ROOT / "docs" / "images" / "jpeg.webp"
+SHOWN, QUALITY, CORNER, SIDE = "astronaut", 40, (96, 152), 192  # of the original: row and column, height and width
+
+
+def upscalers() -> dict[str, Upscale]:
+    """Bicubic, the weights for clean images, and those for photographs."""
+    return {
+        "bicubic": lambda lr: imresize(lr, SCALE),
+        "clean": network_upscaler(load_mren(SCALE, "mren_s"), "cpu"),
+        PHOTO: network_upscaler(load_mren(SCALE, "mren_s", path=PHOTO), "cpu"),
+    }
+
+
+def measure() -> None:
+    if not (DATA / "test" / "Set14").is_dir():
+        raise FileNotFoundError(f"no test sets at {DATA}; SC_BLOCKS_DATA says where yours are.")
+    methods = upscalers()
+    numbers: dict[str, dict[str, dict[str, float]]] = {}
+    for name in SETS:
+        files = list_images(DATA / "test" / name)
+        numbers[name] = {}
+        for title, degradation in INPUTS.items():
+            rows = list(evaluate(files, SCALE, methods, degradation=degradation))
+            numbers[name][title] = {
+                method: mean_score([row for row in rows if row.method == method]).psnr for method in methods
+            }
+            print(name, title, numbers[name][title], flush=True)
+    write_numbers(NAME, numbers)
+
+
+def table() -> str:
+    """PSNR of bicubic, and what each network gains over it."""
+    numbers = read_numbers(NAME)
+    rows = [["×4, PSNR in dB", *INPUTS]]
+    for name in SETS:
+        for method, title in TITLES.items():
+            cells = [numbers[name][column] for column in INPUTS]
+            if method == "bicubic":
+                rows.append([f"{name}, {title}", *(f"{cell[method]:.2f}" for cell in cells)])
+            else:
+                rows.append([title, *(f"{cell[method] - cell['bicubic']:+.2f}" for cell in cells)])
+    return lay_out(rows)
+
+
+def picture() -> Image.Image:
+    """A compressed photograph enlarged by each method, and the original."""
+    original = mod_crop(photograph(SHOWN), SCALE)
+    small = degrade(imresize(original, 1 / SCALE), Degradation(quality=QUALITY), make_generator(0))
+    panels = {TITLES[name]: upscale(small) for name, upscale in upscalers().items()} | {"original": original}
+    top, left = CORNER
+    side, caption = 2 * SIDE, 28
+    font = ImageFont.load_default(16)
+    drawn = Image.new("RGB", (len(panels) * (side + 4) - 4, side + caption), "white")
+    for number, (title, image) in enumerate(panels.items()):
+        crop = image[:, top : top + SIDE, left : left + SIDE].permute(1, 2, 0).contiguous().numpy()
+        x = number * (side + 4)
+        drawn.paste(Image.fromarray(crop).resize((side, side), Image.Resampling.NEAREST), (x, caption))
+        ImageDraw.Draw(drawn).text((x + side / 2, caption / 2), title, "black", font, anchor="mm")
+    return drawn
+
+
+def draw() -> None:
+    write_text(TABLES / f"{NAME}.md", table())
+    torch.manual_seed(0)
+    picture().save(PICTURE, quality=88)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    command(arguments, __doc__, measure, draw)
+
+
+if __name__ == "__main__":
+    main()
