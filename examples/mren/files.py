@@ -48,6 +48,11 @@ def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
             scratch.replace(file)
         else:
             _rename_to_new(scratch, file)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(scratch)):
+            raise
+        # A user knows nothing of the scratch file, and errors while writing name no file at all.
+        raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
         scratch.unlink(missing_ok=True)
 

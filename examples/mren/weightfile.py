@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from examples.mren.cli import is_out_of_memory, one_line
@@ -172,7 +172,8 @@ def save_weights(net: nn.Module, file: Path, config: dict[str, Any]) -> None:
     """
     state = {own_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
     with atomic_write(file) as scratch:
-        save_file(state, scratch, metadata={"format": "pt", KEY: json.dumps(config)})
+        # Not by save_file, whose file has permissions of its own, and whose errors are no OSErrors.
+        scratch.write_bytes(save(state, metadata={"format": "pt", KEY: json.dumps(config)}))
 
 
 def own_name(name: str) -> str:
