@@ -160,7 +160,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         type=_json_object,
         default={},
         metavar="JSON",
-        help="""further arguments of the network, such as '{"exchange": null}'""",
+        help="further arguments of the network",
     )
     add("--recipe", choices=sorted(RECIPES), default="paper", help="how it is trained")
     add("--steps", type=int, help="length of the run instead of the recipe's")
