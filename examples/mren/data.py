@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.mren.cli import describe, is_out_of_memory
+from examples.mren.files import what_is_there
 from examples.mren.imageread import IMAGE_SUFFIXES, MAX_PIXELS, is_image, read_pixels
 
 T = TypeVar("T")
@@ -96,7 +97,8 @@ def list_images(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder at {folder}.")
+        there = "that is a file." if folder.exists() else what_is_there(folder)
+        raise FileNotFoundError(f"no folder at {folder}; {there}")
     files = sorted(path for path in folder.iterdir() if is_image(path))
     if not files:
         raise ValueError(f"{folder}: no images; looked for {', '.join('*' + suffix for suffix in IMAGE_SUFFIXES)}.")

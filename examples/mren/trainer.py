@@ -483,9 +483,7 @@ class Trainer:
         try:
             self._write(best=best)
         except OSError as error:
-            raise TrainingError(
-                f"{describe(error)} {self._last_good()} Mend that, then go on from there with --resume."
-            ) from error
+            raise TrainingError(f"{describe(error)} {self._last_good()} Go on from there with --resume.") from error
 
     def _write(self, *, best: bool) -> None:
         progress = self.progress

@@ -127,11 +127,11 @@ class WeightFile:
             if shape != tuple(expected[name].shape):
                 raise ValueError(f"{self._misfit()}: {name} is {shape}, not {tuple(expected[name].shape)}.")
             if kind not in _FLOATS:
-                raise ValueError(f"{self.path}: {name} is of type {one_line(kind)[:20]}, weights are floating-point.")
+                raise ValueError(f"{self.path}: {name} is of type {one_line(kind)[:20]}; save it as floating-point.")
         for name, stored in self._stored.items():
             state[name] = self._opened.get_tensor(stored)
             if not state[name].isfinite().all():
-                raise ValueError(f"{self.path}: {name} holds NaN or infinite values; weights are finite.")
+                raise ValueError(f"{self.path}: {name} holds NaN or infinite values; take earlier ones.")
         return state
 
     def _misfit(self) -> str:
@@ -153,7 +153,11 @@ def open_weights(file: str | Path) -> Iterator[WeightFile]:
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError from error
-        raise ValueError(f"{file}: not a readable .safetensors file ({one_line(error)[:200]}).") from error
+        reason = one_line(error)[:200]
+        raise ValueError(
+            f"{file}: not a readable .safetensors file ({reason}); copy it again, or convert a .pth or .ckpt as "
+            "docs/how-to/safe-weights.md shows."
+        ) from error
     with opened:
         metadata = opened.metadata() or {}
         if KEY not in metadata:
