@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    "sphinx_argparse_cli",
     "headings",  # docs/_ext, as is the next
     "try_it",
     "sphinx-mathjax-offline",  # formulas without a third-party host

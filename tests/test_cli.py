@@ -15,7 +15,7 @@ import pytest
 
 from examples.mren import files
 from examples.mren.cli import UsageError, check_target, one_line, run_command
-from examples.mren.files import atomic_write, check_regular, name_apart
+from examples.mren.files import atomic_write, check_regular, name_apart, what_is_there
 
 ROOT = Path(__file__).parents[1]
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process can handle")
@@ -26,7 +26,7 @@ needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTE
     [
         (UsageError("-o is needed."), 2, "-o is needed."),
         (ValueError("a.png: damaged\nin two\x1b[2Jlines"), 1, "a.png: damaged in two\\x1b[2Jlines"),
-        (OSError(28, "No space left on device", "a.png"), 1, "a.png: No space left on device."),
+        (OSError(28, "No space left on device", "a.png"), 1, "a.png: No space left on device; make space"),
         (ImportError("no skimage"), 1, "no skimage"),
         (MemoryError(), 1, "not enough memory"),
         (
@@ -62,6 +62,19 @@ def test_handlers_of_signals_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert run_command(lambda _: 0, argparse.ArgumentParser().parse_args, []) == 0
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_is_not_there_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("gone")
+    for path, words in {
+        "photo": "has no photo; did you mean photos?",
+        "photos/x/y.png": "photos has no x.",
+        "other": f"{tmp_path} has no other.",
+        "link": "it is a link to gone, which is not there.",
+    }.items():
+        monkeypatch.chdir(tmp_path)
+        assert words in what_is_there(path)
 
 
 def test_a_message_has_an_end() -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from examples.mren.data import imresize, list_images
+from examples.mren.data import imresize, list_images, mod_crop
 from examples.mren.evaluate import Row, evaluate, main, mean_score, network_upscaler
 from examples.mren.metrics import Score
 from examples.mren.model import MREN, WEIGHTS, load_mren, save_weights, weights_path
-from tests.images import DATA, needs_data, write_photos
+from tests.images import DATA, needs_data, photo, write_photos
 
 # Bicubic by the protocol of the papers, PSNR and SSIM: an independent implementation's figures, which reproduce the
 # published ones of a released network.
@@ -112,9 +113,9 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, weights: Path, capsys) -
 
 
 def test_folders_of_one_name_are_not_averaged(tmp_path: Path, weights: Path, capsys) -> None:
-    for name in ("a", "b"):
-        write_photos(tmp_path / name / "HR", [(48, 48)])
-    folders = [str(tmp_path / name / "HR") for name in ("a", "b")]
+    folders = [str(tmp_path / name / "set") for name in ("a", "b")]
+    for folder in folders:
+        write_photos(Path(folder), [(48, 48)])
     assert main(["--data", *folders, "--scale", "2", "--weights", str(weights)]) == 1
     assert "folders must differ in name" in capsys.readouterr().err
 
@@ -131,6 +132,63 @@ def test_an_image_that_cannot_be_scored_costs_only_itself(tmp_path: Path, weight
     assert len(output.out.splitlines()) == 3
     with (tmp_path / "scores.csv").open() as opened:
         assert {row["image"] for row in csv.DictReader(opened)} == {good.stem}
+
+
+def write_pair(hr: Path, lr: Path, *, scale: int, size: tuple[int, int] = (50, 49)) -> None:
+    """A picture, and it shrunk; the sides need not be multiples of the scale."""
+    image = photo(*size, seed=len(hr.name))
+    for file, values in ((hr, image), (lr, imresize(mod_crop(image, scale), 1 / scale))):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values.permute(1, 2, 0).numpy()).save(file)
+
+
+def test_given_pairs_are_scored_as_shrunk_images_are(tmp_path: Path, weights: Path, capsys) -> None:
+    one, two = tmp_path / "one" / "HR", tmp_path / "two"
+    for hr, lr in (("baby.png", "babyx2.png"), ("img_001_SRF_2_HR.png", "img_001_SRF_2_LR.png"), ("x2.png", "x2.png")):
+        write_pair(one / hr, tmp_path / "LR" / lr, scale=2)
+    write_pair(two / "a.png", tmp_path / "X2" / "a.png", scale=2)
+    write_pair(tmp_path / "other.png", tmp_path / "LR" / "babyx4.png", scale=4)  # of another scale, beside the others
+    arguments = ["--data", str(one), str(two), "--scale", "2", "--weights", str(weights), "--device", "cpu", "--csv"]
+    assert main([*arguments, str(tmp_path / "shrunk.csv")]) == 0
+    shrunk = capsys.readouterr().out
+    assert shrunk.splitlines()[0].split() == ["one", "two"]
+    assert [line.split()[0] for line in shrunk.splitlines()[1:]] == ["bicubic", "small"]
+    assert main([*arguments, str(tmp_path / "given.csv"), "--lr", str(tmp_path / "LR"), str(tmp_path / "X2")]) == 0
+    assert capsys.readouterr().out == shrunk
+    assert (tmp_path / "given.csv").read_bytes() == (tmp_path / "shrunk.csv").read_bytes()
+
+
+def test_what_is_no_pair_is_named(tmp_path: Path, weights: Path, capsys) -> None:
+    hr, lr = tmp_path / "set", tmp_path / "LR"
+    write_pair(hr / "good.png", lr / "goodx2.png", scale=2)
+    write_pair(hr / "lost.png", tmp_path / "elsewhere.png", scale=2)
+    write_pair(hr / "scale.png", lr / "scalex4.png", scale=4)
+    write_pair(hr / "size.png", lr / "size.png", scale=3)
+    write_pair(hr / "twice.png", lr / "twice.png", scale=2)
+    (lr / "twice.bmp").write_bytes((lr / "twice.png").read_bytes())
+    write_pair(tmp_path / "elsewhere.png", lr / "alone.png", scale=2)
+    write_pair(hr / "shared.png", lr / "sharedx2.png", scale=2)
+    (hr / "shared_HR.png").write_bytes((hr / "shared.png").read_bytes())
+    arguments = ["--data", str(hr), "--scale", "2", "--weights", str(weights), "--device", "cpu", "--lr"]
+    assert main([*arguments, str(lr)]) == 1
+    output = capsys.readouterr()
+    errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    for words in (
+        f"{hr / 'lost.png'}: has no partner in {lr}; lost.png or lostx2.png would be one.",
+        f"{hr / 'scale.png'}: has no partner of x2; {lr / 'scalex4.png'} is x4 by its name.",
+        f"{lr / 'size.png'}: has 16 x 16 pixels; for --scale 2 its high-resolution partner asks for 24 x 25; it fits",
+        f"{hr / 'twice.png'}: has several partners, {lr / 'twice.bmp'} and {lr / 'twice.png'}",
+        f"{lr / 'alone.png'}: has no high-resolution partner",
+        f"{lr / 'sharedx2.png'}: is the partner of ",
+    ):
+        assert sum(words in line for line in errors) == 1, words
+    assert len(errors) == 6
+    assert "1 of 7 images are scored" in output.err
+    assert len(output.out.splitlines()) == 3
+    assert main([*arguments, str(lr), str(lr)]) == 2
+    assert "--lr: must be as many folders as --data, 1; got 2" in capsys.readouterr().err
+    assert main([*arguments, str(hr)]) == 2
+    assert "is the folder of the high-resolution images" in capsys.readouterr().err
 
 
 def test_an_image_that_is_too_large_is_not_decoded(tmp_path: Path, weights: Path, capsys) -> None:

@@ -17,25 +17,16 @@ import torch
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from examples.mren import train as training
 from examples.mren import trainer
 from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.recipes import RECIPES, Recipe, Stage
 from examples.mren.train import main
+from examples.mren.trainoptions import parse, recipe_of
 from tests.images import write_photos
 
 SMALL = [
-    "--num-blocks",
-    "1",
-    "--batch-size",
-    "2",
-    "--patch-size",
-    "32",
-    "--held-out",
-    "1",
-    "--recipe",
-    "short",
-    "--cpu",
+    *("--num-blocks", "1", "--config", '{"channels": 12}', "--recipe", "short", "--batch-size", "2"),
+    *("--patch-size", "32", "--held-out", "1", "--cpu"),
 ]
 
 
@@ -73,7 +64,7 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(images: Path, tmp_
     assert sorted(path.name for path in (resumed / "checkpoints").glob("step*")) == ["step_0000006", "step_0000010"]
     assert run(images, resumed, *arguments, "--max-minutes", "1e-9", "--resume") == 0
     assert [line[0] for line in history(resumed)] == ["step", "6", "12", "18"]
-    assert run(images, resumed, *arguments, "--resume") == 0
+    assert resume(resumed) == 0  # its options need not be repeated
     assert history(resumed) == history(straight)  # losses, PSNR and learning rates, to the last digit
     nets = [load_mren(4, path=folder / "mren_x4.safetensors") for folder in (straight, resumed)]
     for ours, theirs in zip(*(net.state_dict().values() for net in nets), strict=True):
@@ -83,7 +74,7 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(images: Path, tmp_
 def test_what_is_saved_is_the_average_of_the_weights(images: Path, tmp_path: Path) -> None:
     # Followed by hand: the network after each step, averaged with a decay that grows towards the recipe's.
     torch.manual_seed(0)
-    start = MREN(4, num_blocks=1).state_dict()
+    start = MREN(4, num_blocks=1, channels=12).state_dict()
     followed: list[dict[str, torch.Tensor]] = []
     step = trainer.Trainer._step
 
@@ -137,13 +128,13 @@ def test_another_scale_is_begun_from(images: Path, tmp_path: Path, capsys) -> No
 
 def test_a_file_of_which_nothing_fits_is_not_begun_from(images: Path, tmp_path: Path, capsys) -> None:
     weights = tmp_path / "narrow.safetensors"
-    save_weights(MREN(4, channels=12, num_blocks=1), weights, {"scale": 4, "channels": 12, "num_blocks": 1})
+    save_weights(MREN(4, channels=24, num_blocks=1), weights, {"scale": 4, "channels": 24, "num_blocks": 1})
     state = load_mren(4, path=weights).state_dict()
-    wide = MREN(4, channels=24, num_blocks=1)
-    fitting = [name for name, value in wide.state_dict().items() if state[name].shape == value.shape]
+    narrow = MREN(4, channels=12, num_blocks=1)
+    fitting = [name for name, value in narrow.state_dict().items() if state[name].shape == value.shape]
     assert fitting == ["tail.bias"]  # as wide as the picture
     assert run(images, tmp_path / "run", "--init", str(weights)) == 1
-    assert "has 12 channels, the network 60; begin from one that is as wide" in capsys.readouterr().err
+    assert "has 24 channels, the network 12; begin from one that is as wide" in capsys.readouterr().err
     save_file({"other": torch.zeros(1)}, weights, metadata={"mren": '{"scale": 4}'})
     assert run(images, tmp_path / "run", "--init", str(weights)) == 1
     assert "its weights do not fit its constructor arguments" in capsys.readouterr().err
@@ -241,23 +232,89 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_step", struck)
         assert run(images, tmp_path / "run", *arguments) == 128 + number
-    assert "stopped at step 10; the same command with --resume goes on" in capsys.readouterr().out
+    assert "stopped at step 10; --resume -o" in capsys.readouterr().out
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert run(images, tmp_path / "run", *arguments, "--resume") == 0
     assert history(tmp_path / "run") == history(tmp_path / "straight")
 
 
-def test_resuming_with_other_settings_names_them(images: Path, tmp_path: Path, capsys) -> None:
-    assert run(images, tmp_path / "run", "--steps", "1") == 0
-    assert run(images, tmp_path / "run", "--steps", "1", "--lr", "0.5", "--resume") == 1
-    assert "other settings (lr was [0.001], is [0.5])" in capsys.readouterr().err
-    assert run(images, tmp_path / "run", "--steps", "1", "--scale", "2", "--variant", "mren_l", "--resume") == 1
-    assert "other settings (scale was 4, is 2; channels was 60, is 84; " in capsys.readouterr().err
+def resume(output: Path, *arguments: str) -> int:
+    return main(["--resume", "-o", str(output), *arguments])
+
+
+def test_an_option_that_contradicts_the_run_is_refused_by_name(images: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "run"
+    assert run(images, output, "--steps", "1") == 0
+    before = {path: path.read_bytes() for path in output.rglob("*.safetensors")}
+    for options, words in {
+        ("--lr", "0.5"): "--lr [0.001], not [0.5];",
+        ("--scale", "2", "--variant", "mren_l"): "--scale 4, not 2; --variant mren, not mren_l;",
+        ("--config", '{"exchange": null}'): "--config {'channels': 12}, not {'exchange': None};",
+        ("--compile",): "--compile False, not True;",
+    }.items():
+        assert resume(output, *options) == 2
+        assert f"was begun with {words}" in capsys.readouterr().err
+    # What says the same is none: the options, and what the recipe has.
+    assert run(images, output, "--steps", "1", "--resume", "--lr", "1e-3", "--ema-decay", "0.999") == 0
+    after = {path: path.read_bytes() for path in before}
+    assert after == before
 
 
 def test_resuming_nothing_says_so(images: Path, tmp_path: Path, capsys) -> None:
-    assert run(images, tmp_path / "run", "--resume") == 1
-    assert "no checkpoint to resume from" in capsys.readouterr().err
+    assert run(images, tmp_path / "run", "--resume") == 2
+    assert "holds no run to resume" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["-o", str(tmp_path / "run")])
+    assert "required: --data" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--steps", "1") == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert resume(tmp_path / "run") == 0
+    assert "resumed at step 0" in capsys.readouterr().out
+    assert [line[0] for line in history(tmp_path / "run")] == ["step", "1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        "{}",
+        '{"options": [1]}',
+        '{"options": {"help": true, "data": ["x"]}}',
+        '{"options": {"lr": "x"}}',
+        '{"options": {"lr": -1}}',
+        '{"options": {"config": [[]]}}',
+        '{"options": {"seed": {}}}',
+        '{"options": {"cpu": 7}}',
+    ],
+)
+def test_a_run_whose_options_are_damaged_is_named(images: Path, tmp_path: Path, capsys, text: str) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(text)
+    assert resume(tmp_path) == 2
+    assert f"{file}: does not hold the options of a run" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_made_longer(images: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--validate-every", "4", "--num-blocks", "1"]
+    assert run(images, tmp_path / "long", *arguments, "--steps", "12") == 0
+    assert run(images, tmp_path / "run", *arguments, "--steps", "8") == 0
+    assert resume(tmp_path / "run", "--steps", "7") == 1
+    assert "has been trained for 8 steps" in capsys.readouterr().err
+    assert resume(tmp_path / "run", "--steps", "12") == 0
+    rows, straight = history(tmp_path / "run"), history(tmp_path / "long")
+    assert [row[0] for row in rows] == ["step", "4", "8", "12"]
+    # The learning rate ended once, and then again where that of a run of 12 steps does.
+    column = rows[0].index("lr")
+    assert float(rows[2][column]) == pytest.approx(0, abs=1e-12)
+    assert rows[3][column] == straight[3][column]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 12
+    assert resume(tmp_path / "run") == 0  # it is finished
+    assert history(tmp_path / "run") == rows
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_step_and_its_images(images: Path, tmp_path: Path, capsys) -> None:
@@ -305,16 +362,31 @@ def test_an_unfinished_checkpoint_is_not_resumed_from(images: Path, tmp_path: Pa
     assert "resumed at step 2" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--patch-size", "64"], "less than the patch of 64 x 64"),
-        (["--held-out", "3"], "3 of 3 images"),
-    ],
-)
-def test_data_that_does_not_fit_is_named(images: Path, tmp_path: Path, capsys, arguments, message) -> None:
-    assert run(images, tmp_path / "run", *arguments) == 1
-    assert message in capsys.readouterr().err
+def test_bad_images_are_all_named_before_it_starts(images: Path, tmp_path: Path, capsys) -> None:
+    write_photos(images, [(40, 48), (48, 40), (36, 44), (20, 44), (44, 40)])
+    (images / "4.png").write_bytes(b"no picture")
+    assert run(images, tmp_path / "run") == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "3.png: 44 x 20 pixels, less than the patch of 32 x 32" in errors[0]
+    assert "4.png: not a readable image" in errors[1]
+    assert "2 of 5 images cannot be trained on" in errors[2]
+    assert "--skip-bad" in errors[2]
+    assert not (tmp_path / "run").exists()
+    assert run(images, tmp_path / "run", "--skip-bad", "--steps", "1") == 0
+    output = capsys.readouterr()
+    assert [line.split(":")[0] for line in output.err.splitlines() if line.startswith("skipped")] == ["skipped"] * 2
+    assert output.out.startswith("2 images to train on, 1 to validate on")
+    assert resume(tmp_path / "run") == 0
+
+
+def test_few_images_are_said(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--dry-run", "--held-out", "2") == 0
+    assert "1 of 3 images remain to train on after --held-out 2" in capsys.readouterr().err
+    write_photos(images, [(36, 36)] * 22)
+    assert run(images, tmp_path / "run", "--dry-run", "--held-out", "2") == 0
+    assert "remain to train on" not in capsys.readouterr().err
+    assert run(images, tmp_path / "run", "--held-out", "22") == 1
+    assert "22 of 22 images to hold out" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -337,7 +409,7 @@ def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_the_default_recipe_is_the_papers() -> None:
-    paper = training._recipe(training._parse(["--data", "."]))
+    paper = recipe_of(parse(["--data", "."]))
     (stage,) = paper.stages
     assert (stage.batch_size, stage.patch_size, stage.lr, stage.loss, paper.epochs) == (16, 192, 5e-4, "l1", 3000)
     # Halved after every 600 of the 3000 epochs.
@@ -418,10 +490,20 @@ def test_a_run_of_given_minutes_ends_on_time_with_its_schedule_complete(images: 
         patch.setattr(trainer.Trainer, "_step", counted)
         patch.setattr(trainer.time, "monotonic", lambda: now)
         assert run(images, tmp_path / "run", "--minutes", "0.2") == 0
-    (last,) = history(tmp_path / "run")[1:]
-    assert 85 <= int(last[0]) <= 100
-    assert float(last[3]) == pytest.approx(0, abs=1e-5)
-    assert 8 < now <= 12
+        assert 85 <= int(last(tmp_path / "run")[0]) <= 100
+        assert float(last(tmp_path / "run")[3]) == pytest.approx(0, abs=1e-5)
+        assert 8 < now <= 12
+        # Made longer: half of the schedule is behind it, and the other half takes as long again.
+        started = now
+        assert resume(tmp_path / "run", "--minutes", "0.1") == 1
+        assert resume(tmp_path / "run", "--minutes", "0.35") == 0
+    assert 7 < now - started <= 21 - started
+    assert 150 <= int(last(tmp_path / "run")[0]) <= 195
+    assert float(last(tmp_path / "run")[3]) == pytest.approx(0, abs=1e-5)
+
+
+def last(output: Path) -> list[str]:
+    return history(output)[-1]
 
 
 def test_nothing_of_a_checkpoint_is_executed(images: Path, tmp_path: Path, capsys) -> None:
@@ -467,3 +549,31 @@ def test_images_that_changed_behind_their_names_are_noticed(images: Path, tmp_pa
     write_photos(images, [(40, 48), (48, 44), (36, 44)])
     assert run(images, tmp_path / "run", "--steps", "1", "--resume") == 1
     assert "other settings (files was" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(images: Path, tmp_path: Path, capsys) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no limits on the size of a file")
+    output, arguments = tmp_path / "run", ["--steps", "3", "--validate-every", "1"]
+    assert run(images, tmp_path / "straight", *arguments) == 0
+    step = trainer.Trainer._step
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk(self: trainer.Trainer) -> torch.Tensor:
+        if self.progress.step == 2:  # large enough for the weights and the log, too small for the optimizer's state
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+        return step(self)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer.Trainer, "_step", fill_disk)
+            assert run(images, output, *arguments) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert f"{output / 'checkpoints' / 'step_0000003'}: File too large" in errors[0]
+    assert f"Last good checkpoint: {output / 'checkpoints' / 'step_0000002'}" in errors[0]
+    kept = sorted(path.name for path in (output / "checkpoints").iterdir() if not path.name.startswith("."))
+    assert kept == ["step_0000001", "step_0000002"]
+    assert resume(output) == 0
+    assert history(output) == history(tmp_path / "straight")

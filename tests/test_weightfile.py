@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import struct
 import time
 from pathlib import Path
@@ -109,7 +111,7 @@ def test_weights_that_are_no_numbers_are_refused(value: float, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
 def test_weights_that_are_not_floating_point_are_refused(dtype: torch.dtype, state, tmp_path: Path) -> None:
     cast = state | {"tail.bias": state["tail.bias"].to(dtype)}
-    with pytest.raises(ValueError, match=r"a\.safetensors: tail\.bias is of type .*, weights are floating-point"):
+    with pytest.raises(ValueError, match=r"a\.safetensors: tail\.bias is of type .*; save it as floating-point"):
         load_mren(2, path=write(tmp_path / "a.safetensors", cast))
 
 
@@ -178,3 +180,13 @@ def test_too_little_memory_is_not_the_files_fault(state, tmp_path: Path, monkeyp
     monkeypatch.setattr("examples.mren.weightfile.safe_open", no_memory)
     with pytest.raises(MemoryError):
         load_mren(2, path=file)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_permissions_of_a_weight_file_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_weights(MREN(**CONFIG), tmp_path / "a.safetensors", CONFIG)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640

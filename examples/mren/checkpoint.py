@@ -1,26 +1,95 @@
 """Checkpoints of a training run: tensors in ``.safetensors`` files, everything else in JSON.
 
-Nothing in a checkpoint is executed when it is loaded.
+A checkpoint may come from anybody. Nothing in it is executed, and it is compared with the run that it shall continue
+before anything of it is used.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim import Optimizer
 
+from examples.mren.cli import is_out_of_memory, one_line
+from examples.mren.files import check_regular
+
 KEEP = 2
 PARTIAL = ".part"
+STATE = "state.json"
+# Of the log; the second of a run with degraded images.
+COLUMNS = (
+    ("step", "loss", "psnr", "lr", "seconds"),
+    ("step", "loss", "psnr", "psnr_clean", "psnr_degraded", "lr", "seconds"),
+)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged; the message names it."""
+    """A checkpoint is damaged, or of another run; the message names it."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    fraction: float = 0.0
+    """Of the schedule, between 0 and 1."""
+    minutes: float | None = None
+    """Length of the run that the fraction is part of, if it is given by time."""
+    seconds: float = 0.0
+    best_psnr: float = -math.inf
+    interval_loss: float = 0.0
+    """Sum of the losses since the last validation."""
+    interval_steps: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    """A row of the log for each validation."""
+
+
+def parse_progress(values: Any) -> Progress:
+    """The progress that a checkpoint holds.
+
+    Raises:
+        ValueError: If a value is missing, unknown, or of another type or range.
+
+    Example:
+        >>> parse_progress(dataclasses.asdict(Progress(step=3))).step
+        3
+    """
+    if not isinstance(values, dict) or set(values) != {each.name for each in dataclasses.fields(Progress)}:
+        raise ValueError("its progress lacks a value, or has an unknown one")
+    history = values["history"]
+    valid = {
+        "step": type(values["step"]) is int and 0 <= values["step"] < 2**40,
+        "fraction": _is_number(values["fraction"], 0, 1),
+        "minutes": values["minutes"] is None or _is_number(values["minutes"], 1e-9, 1e9),
+        "seconds": _is_number(values["seconds"], 0, 1e12),
+        "best_psnr": _is_number(values["best_psnr"]),
+        "interval_loss": _is_number(values["interval_loss"], 0, 1e300),
+        "interval_steps": type(values["interval_steps"]) is int and 0 <= values["interval_steps"] < 2**40,
+        "history": isinstance(history, list)
+        and any(all(_is_row(row, columns) for row in history) for columns in COLUMNS),
+    }
+    for name, is_valid in valid.items():
+        if not is_valid:
+            raise ValueError(f"its {name} is not of the type and range of a run")
+    return Progress(**values)
+
+
+def _is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
+    return type(value) in (int, float) and least <= value <= most  # type: ignore[operator]
+
+
+def _is_row(row: object, columns: tuple[str, ...]) -> bool:
+    return isinstance(row, dict) and tuple(row) == columns and all(map(_is_number, row.values()))
 
 
 def write_checkpoint(output: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object) -> None:
@@ -31,18 +100,23 @@ def write_checkpoint(output: Path, step: int, tensors: Mapping[str, Mapping[str,
         step: Number of steps that were taken.
         tensors: A ``.safetensors`` file's worth of tensors by the name of the file.
         state: Everything else, of the types that JSON has.
+
+    Raises:
+        OSError: If it cannot be written; the checkpoints before it stay.
     """
     folder = output / "checkpoints" / f"step_{step:07d}"
     scratch = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     try:
+        scratch.mkdir(parents=True)
         for name, values in tensors.items():
             contiguous = {key: value.detach().cpu().contiguous() for key, value in values.items()}
-            save_file(contiguous, scratch / f"{name}.safetensors")
-        (scratch / "state.json").write_text(json.dumps(state))
+            (scratch / f"{name}.safetensors").write_bytes(save(contiguous))
+        (scratch / STATE).write_text(json.dumps(state), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for old in checkpoints(output)[:-KEEP]:
@@ -56,10 +130,29 @@ def read_checkpoint(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dic
         CheckpointError: If a file is missing or damaged.
     """
     try:
-        state = json.loads((folder / "state.json").read_text())
+        for name in (STATE, *(f"{name}.safetensors" for name in names)):
+            check_regular(folder / name)
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return {name: load_file(folder / f"{name}.safetensors") for name in names}, state
     except Exception as error:  # safetensors has an exception type of its own
-        raise CheckpointError(f"{folder}: not a readable checkpoint ({error}).") from error
+        if is_out_of_memory(error):
+            raise MemoryError from error
+        raise CheckpointError(f"{folder}: not a readable checkpoint ({one_line(error)[:200]}).") from error
+
+
+def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise unless tensors have the names, shapes and types of others, and finite values.
+
+    Raises:
+        ValueError: As it says.
+    """
+    if given.keys() != expected.keys():
+        raise ValueError(f"holds {len(given)} tensors, of which {len(given.keys() & expected.keys())} are the run's")
+    for name, value in given.items():
+        if (value.shape, value.dtype) != (expected[name].shape, expected[name].dtype):
+            raise ValueError(f"{name} is {tuple(value.shape)} of {value.dtype}, not as the run has it")
+        if not value.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values")
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -74,9 +167,22 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`optimizer_tensors` returned."""
+    """Put back what :func:`optimizer_tensors` returned.
+
+    Raises:
+        ValueError: If that is not the state of Adam for these parameters, none of which may lack a part of its state.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition(".")
+        if not (number.isdecimal() and int(number) < len(parameters)):
+            raise ValueError(f"{one_line(key)[:80]} belongs to no parameter")
         state.setdefault(int(number), {})[name] = value
+    expected: dict[str, Tensor] = {}
+    for number in state:  # parameters that were not trained yet have none
+        parameter = parameters[number]
+        expected[f"{number}.step"] = parameter.new_zeros(())
+        expected |= {f"{number}.{name}": parameter for name in ("exp_avg", "exp_avg_sq")}
+    check_tensors(tensors, expected)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -29,8 +29,20 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from examples.mren.files import what_is_there
+
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "could not create a primitive")
+_NO_SPACE = "; make space there, or choose another output."
+_REMEDIES = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EFBIG: "; allow larger files there, or choose another output.",
+    errno.EROFS: "; choose another place.",
+    errno.EACCES: "; change its permissions, or choose another.",
+    errno.ENAMETOOLONG: "; choose a shorter name.",
+    errno.EISDIR: "; name a file in it.",
+}
 _LONGEST = 2000  # of a message; what a file holds may be quoted in one
 
 
@@ -129,10 +141,11 @@ def describe(error: BaseException, file: object = None) -> str:
     text = str(error)
     if is_out_of_memory(error):
         text = "there is not enough memory; close other programs, or take a smaller --tile."
-    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}."
     elif isinstance(error, OSError) and error.strerror:
-        text = f"{error.strerror}."
+        name = "" if error.filename is None else f"{error.filename}: "
+        missing = error.errno == errno.ENOENT and error.filename is not None
+        remedy = f"; {what_is_there(error.filename)}" if missing else _REMEDIES.get(error.errno or 0, ".")
+        text = f"{name}{error.strerror}{remedy}"
     return text if file is None or str(file) in text else f"{file}: {text or type(error).__name__}"
 
 

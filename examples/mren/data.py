@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +21,12 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.mren.cli import describe, is_out_of_memory
 from examples.mren.degradation import UNIT, degrade_patch, draw_patch_degradation, make_generator
+from examples.mren.files import what_is_there
 from examples.mren.imageread import IMAGE_SUFFIXES, MAX_PIXELS, is_image, read_pixels
+
+T = TypeVar("T")
 
 
 def imresize(image: Tensor, scale: float) -> Tensor:
@@ -92,7 +98,8 @@ def list_images(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder at {folder}.")
+        there = "that is a file." if folder.exists() else what_is_there(folder)
+        raise FileNotFoundError(f"no folder at {folder}; {there}")
     files = sorted(path for path in folder.iterdir() if is_image(path))
     if not files:
         raise ValueError(f"{folder}: no images; looked for {', '.join('*' + suffix for suffix in IMAGE_SUFFIXES)}.")
@@ -128,7 +135,12 @@ class ImagePair:
 
 
 def load_pairs(
-    files: list[Path], scale: int, *, min_size: int = 1, device: torch.device | str = "cpu"
+    files: list[Path],
+    scale: int,
+    *,
+    min_size: int = 1,
+    device: torch.device | str = "cpu",
+    on_bad: Callable[[str], object] | None = None,
 ) -> list[ImagePair]:
     """Read images and make their low-resolution twins, once, to be kept in memory.
 
@@ -137,9 +149,10 @@ def load_pairs(
         scale: How much smaller the low-resolution images are.
         min_size: Smallest height and width allowed, in high-resolution pixels: the patch.
         device: Where the images go.
+        on_bad: Called with what is wrong, for each file that is left out because it is unreadable or too small.
 
     Raises:
-        ValueError: If a file is unreadable or an image is smaller than ``min_size``.
+        ValueError: If a file is unreadable or an image is smaller than ``min_size``, and there is no ``on_bad``.
     """
 
     def load(path: Path) -> ImagePair:
@@ -151,13 +164,25 @@ def load_pairs(
             )
         return ImagePair(path, hr.to(device), imresize(hr, 1 / scale).to(device))
 
+    def load_good(path: Path) -> ImagePair | None:
+        try:
+            return load(path)
+        except (ValueError, OSError) as error:
+            if on_bad is None or is_out_of_memory(error):
+                raise
+            on_bad(describe(error, path))
+            return None
+
     # Threads: decoding and resizing release the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(load, files), total=len(files), desc="images", unit="image", leave=False))
+        loaded = tqdm(
+            pool.map(load_good, files), total=len(files), desc="images", unit="image", leave=False, disable=None
+        )
+        return [pair for pair in loaded if pair is not None]
 
 
-def split_held_out(files: list[Path], held_out: int) -> tuple[list[Path], list[Path]]:
-    """Divide files into those to train on and ``held_out`` evenly spaced ones to validate on."""
+def split_held_out(files: list[T], held_out: int) -> tuple[list[T], list[T]]:
+    """Divide files or images into those to train on and ``held_out`` evenly spaced ones to validate on."""
     if not 0 < held_out < len(files):
         raise ValueError(f"{held_out} of {len(files)} images to hold out; hold out at least 1, leave at least 1.")
     chosen = {int((i + 0.5) * len(files) / held_out) for i in range(held_out)}

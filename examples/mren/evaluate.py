@@ -1,6 +1,9 @@
 """Score MREN on folders of high-resolution images, next to bicubic, by the protocol of :mod:`examples.mren.metrics`.
 
-Run as ``python -m examples.mren.evaluate --data Set5 Set14 --scale 4 --csv scores.csv``.
+    python -m examples.mren.evaluate --data Set5 Set14 --scale 4 --csv scores.csv
+    python -m examples.mren.evaluate --data Set5/HR --lr Set5/LR_bicubic/X4 --scale 4
+
+The low-resolution images are made by MATLAB's bicubic, or given with ``--lr``: see :mod:`examples.mren.imagepairs`.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.mren.cli import check_target, describe, fail, note, run_command, whole_number
+from examples.mren.cli import UsageError, check_target, describe, fail, note, run_command, whole_number
 from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
 from examples.mren.degradation import Degradation, degrade, make_generator
 from examples.mren.files import name_apart, write_text
+from examples.mren.imagepairs import dataset_name, match_lr
 from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import DEVICES, STAGES, VARIANTS, find_weights, load_mren, pick_device
 from sc_blocks import to_local
@@ -70,6 +74,7 @@ def evaluate(
     methods: dict[str, Upscale],
     *,
     max_pixels: int = MAX_PIXELS,
+    lr_files: Mapping[Path, Path] | None = None,
     degradation: Degradation | None = None,
 ) -> Iterator[Row]:
     """Shrink each image, enlarge it by each method, score the result against the image.
@@ -79,17 +84,37 @@ def evaluate(
         scale: How much smaller the low-resolution images are.
         methods: Name to function from a uint8 image to one ``scale`` times as large.
         max_pixels: How many an image may have.
+        lr_files: The low-resolution image of each file, which is then not shrunk.
         degradation: What the low-resolution images go through before they are enlarged. The noise is that of a fixed
             seed, the same for images of the same size. The rows are filed under the folder and the degradation.
+
+    Raises:
+        ValueError: If an image cannot be read, or a low-resolution image is not of the size that the scale asks for.
     """
     for path in files:
-        dataset = path.resolve().parent.name + ("" if degradation is None else f", {_describe(degradation)}")
+        dataset = dataset_name(path.parent) + ("" if degradation is None else f", {_describe(degradation)}")
         hr = mod_crop(read_rgb(path, max_pixels=max_pixels), scale)
-        lr = imresize(hr, 1 / scale)
+        if lr_files is None:
+            lr = imresize(hr, 1 / scale)
+        else:
+            lr = read_rgb(lr_files[path], max_pixels=max_pixels)
+            _check_sizes(hr, lr, scale, lr_files[path])
         if degradation is not None:
             lr = degrade(lr, degradation, make_generator(0))
         for name, upscale in methods.items():
             yield Row(dataset, path.stem, name, score(upscale(lr), hr, scale))
+
+
+def _check_sizes(hr: Tensor, lr: Tensor, scale: int, lr_file: Path) -> None:
+    height, width = lr.shape[1:]
+    wanted = hr.shape[1] // scale, hr.shape[2] // scale
+    if (height, width) != wanted:
+        fitting = [other for other in STAGES if (hr.shape[1] // other, hr.shape[2] // other) == (height, width)]
+        remedy = f"; it fits --scale {fitting[0]}" if fitting else ""
+        raise ValueError(
+            f"{lr_file}: has {width} x {height} pixels; for --scale {scale} its high-resolution partner asks for "
+            f"{wanted[1]} x {wanted[0]}{remedy}."
+        )
 
 
 def _describe(degradation: Degradation) -> str:
@@ -134,9 +159,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of high-resolution images")
-    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
-    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren")
-    parser.add_argument("--weights", type=Path, help="a file of your own, instead of the shipped one; or photo")
+    parser.add_argument(
+        "--lr",
+        type=Path,
+        nargs="+",
+        help="folders of low-resolution images, one for each of --data; without it, images are shrunk. Partners are "
+        "baby.png and babyx4.png, or have one name",
+    )
+    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4, help="what is enlarged by")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="which shipped network")
+    parser.add_argument("--weights", type=Path, help="a weight file of your own, instead of the shipped one; or photo")
     parser.add_argument(
         "--jpeg",
         type=whole_number(1, 100),
@@ -174,7 +206,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="of an image",
     )
-    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="what the network runs on")
     return parser.parse_args(argv)
 
 
@@ -187,28 +219,52 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.csv is not None:
         check_target(args.csv, overwrite=args.overwrite)
+    if args.lr is not None and len(args.lr) != len(args.data):
+        raise UsageError(f"--lr: must be as many folders as --data, {len(args.data)}; got {len(args.lr)}.")
     device = pick_device(args.device)
-    names = [folder.resolve().name for folder in args.data]
+    names = [dataset_name(folder) for folder in args.data]
     if len(set(names)) < len(names):
         raise ValueError(f"--data: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
     methods = _methods(args, device)
-    found = {folder.resolve().name: list_images(folder) for folder in args.data}
+    found = {dataset_name(folder): list_images(folder) for folder in args.data}
     for name, images in found.items():
         if len(images) != IMAGES.get(name, len(images)):
             number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
             note(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.")
     files = [path for images in found.values() for path in images]
+    lr_files, problems = (None, 0) if args.lr is None else _partners(list(found.values()), args.lr, args.scale)
+    to_score = files if lr_files is None else list(lr_files)
     degradation = Degradation(quality=args.jpeg, noise=args.noise) if args.jpeg or args.noise else None
     rows, failed = score_all(
-        files, args.scale, methods, max_pixels=args.max_megapixels * 10**6, degradation=degradation
+        to_score,
+        args.scale,
+        methods,
+        max_pixels=args.max_megapixels * 10**6,
+        lr_files=lr_files,
+        degradation=degradation,
     )
-    if failed:
-        note(f"{len(files) - failed} of {len(files)} images are scored; means are theirs.")
+    if failed or problems:
+        note(f"{len(to_score) - failed} of {len(files)} images are scored; means are theirs.")
     if rows:
         print(table(rows))
     if rows and args.csv is not None:
         write_text(args.csv, to_csv(rows), overwrite=args.overwrite)
-    return 1 if failed else 0
+    return 1 if failed or problems else 0
+
+
+def _partners(hr_files: Sequence[list[Path]], folders: Sequence[Path], scale: int) -> tuple[dict[Path, Path], int]:
+    """The low-resolution image of each high-resolution one; those without are named and counted."""
+    partners: dict[Path, Path] = {}
+    count = 0
+    for files, folder in zip(hr_files, folders, strict=True):
+        if folder.resolve() == files[0].parent.resolve():
+            raise UsageError(f"--lr: {folder} is the folder of the high-resolution images; give one of its own.")
+        found, problems = match_lr(files, list_images(folder), scale)
+        partners |= found
+        count += len(problems)
+        for problem in problems:
+            fail(problem)
+    return partners, count
 
 
 def score_all(
@@ -217,6 +273,7 @@ def score_all(
     methods: dict[str, Upscale],
     *,
     max_pixels: int = MAX_PIXELS,
+    lr_files: Mapping[Path, Path] | None = None,
     degradation: Degradation | None = None,
 ) -> tuple[list[Row], int]:
     """Score images; one that cannot be scored is named, and the others are.
@@ -228,7 +285,9 @@ def score_all(
     failed = 0
     for path in tqdm(files, unit="image", desc=f"x{scale}", disable=None):
         try:
-            rows += list(evaluate([path], scale, methods, max_pixels=max_pixels, degradation=degradation))
+            rows += list(
+                evaluate([path], scale, methods, max_pixels=max_pixels, lr_files=lr_files, degradation=degradation)
+            )
         # RuntimeError: no memory, or a fault of the device.
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failed += 1

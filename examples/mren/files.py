@@ -8,11 +8,14 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 # What os.link says where a filesystem has no second names for a file: FAT, some network drives, some containers.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_MOST_NAMES = 2000  # of a folder that are looked through for one that may have been meant
 
 
 @contextmanager
@@ -48,6 +51,11 @@ def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
             scratch.replace(file)
         else:
             _rename_to_new(scratch, file)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(scratch)):
+            raise
+        # A user knows nothing of the scratch file, and errors while writing name no file at all.
+        raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -66,10 +74,38 @@ def check_regular(file: str | Path) -> None:
         ValueError: If it is a folder, a pipe, a socket or a device.
     """
     mode = os.stat(file).st_mode
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{file}: is a folder, a file is needed; name one in it.")
     if not stat.S_ISREG(mode):
-        kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
+        kinds = {stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
         kind = next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
-        raise ValueError(f"{file}: is {kind}, a file is needed.")
+        raise ValueError(f"{file}: is {kind}, a file is needed; save what it gives as one.")
+
+
+def what_is_there(path: str | Path) -> str:
+    """The end of a message about a path that does not exist: which folder lacks it, and a similar name in that.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "photos").mkdir()
+        ...     what_is_there(Path(folder, "photo", "a.png")).replace(folder, "/data")
+        '/data has no photo; did you mean /data/photos?'
+    """
+    path = Path(path)
+    missing = path
+    while not os.path.lexists(missing.parent):
+        missing = missing.parent
+    folder = missing.parent
+    try:
+        if os.path.lexists(missing):  # what it leads to is gone
+            return f"it is a link to {os.readlink(missing)}, which is not there."
+        names = [entry.name for entry in islice(os.scandir(folder), _MOST_NAMES)]
+    except OSError as error:
+        return f"{folder}: {error.strerror}."
+    similar = get_close_matches(missing.name, names, 1)
+    hint = f"; did you mean {folder / similar[0]}?" if similar else "."
+    return f"{folder.resolve() if folder == Path() else folder} has no {missing.name}{hint}"
 
 
 def name_apart(files: Sequence[Path], *, suffixes: bool = False) -> dict[str, Path]:

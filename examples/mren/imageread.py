@@ -179,7 +179,8 @@ def _reading(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"{name}: not a readable image ({one_line(error)[:200] or type(error).__name__}).") from error
+        reason = one_line(error)[:200] or type(error).__name__
+        raise ValueError(f"{name}: not a readable image ({reason}); save it anew, or copy it again.") from error
 
 
 def _is_tiff(file: BinaryIO) -> bool:
@@ -208,7 +209,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         raise RefusedError(
             f"has {size[0]} x {size[1]} pixels, {size[0] * size[1] / 1e6:.3g} megapixels; "
-            f"{max_pixels / 1e6:.3g} are allowed"
+            f"{max_pixels / 1e6:.3g} are allowed; scale it down, or raise the limit"
         )
 
 
@@ -275,7 +276,7 @@ def _read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) ->
     colors = 1 if photometric == "MINISBLACK" else 3
     # The parts that it is stored in may be larger than the picture; those of a real file hardly are.
     if max(page.tilewidth, 1) * max(page.tilelength, 1) > size[0] * size[1] + 2**24:
-        raise RefusedError("is stored in tiles far larger than itself")
+        raise RefusedError("is stored in tiles far larger than itself; save it anew")
     if page.samplesperpixel not in (colors, colors + 1) or page.imagedepth != 1:
         raise RefusedError(f"{page.samplesperpixel} values per pixel; save it as gray or RGB, with or without opacity")
     values = page.asarray()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.mren.cli import UsageError, check_target, note
-from examples.mren.files import check_regular
+from examples.mren.files import check_regular, what_is_there
 from examples.mren.imagefile import FORMATS, IMAGE_SUFFIXES, is_image
 
 STREAM = "-"  # standard input, or output
@@ -117,11 +117,13 @@ def _find_sources(inputs: Sequence[str], output: Path, *, recursive: bool) -> It
             images = list(_walk(path, output, recursive=recursive))
             if not images:
                 wanted = ", ".join(f"*{suffix}" for suffix in IMAGE_SUFFIXES)
-                raise UsageError(f"{item}: no images; looked for {wanted}.")
+                nested = not recursive and any(each.is_dir() for each in path.iterdir())
+                remedy = "; --recursive looks into the folders in it, too" if nested else ""
+                raise UsageError(f"{item}: no images; looked for {wanted}{remedy}.")
             for file in images:
                 yield file, file.relative_to(path)
         elif not os.path.lexists(path):
-            raise UsageError(f"{item}: no such file or folder.")
+            raise UsageError(f"{item}: no such file or folder; {what_is_there(path)}")
         else:
             try:
                 check_regular(path)

@@ -1,16 +1,19 @@
 """Train MREN on a folder of high-resolution images.
 
     python -m examples.mren.train --data FOLDER --scale 4 --recipe short -o runs/x4
+    python -m examples.mren.train --resume -o runs/x4
+    python -m examples.mren.train --resume --steps 20000 -o runs/x4
 
-writes into the output folder: ``mren_x4.safetensors``, the weights of the best validation; ``log.csv``, a row for each
-validation; ``run.json``, the settings; and ``checkpoints/``, from which ``--resume`` goes on as if the run had never
-stopped. Under ``accelerate launch`` several processes share each batch.
+The first writes into the output folder: ``mren_x4.safetensors``, the weights of the best validation; ``log.csv``, a row
+for each validation; ``run.json``, the options and settings; and ``checkpoints/``. The second goes on from the newest
+checkpoint as if the run had never stopped. The third gives it another length, whether it was finished or not: the
+schedule is laid over all 20,000 steps, and the learning rate goes on from where it is in such a run.
+Under ``accelerate launch`` several processes share each batch.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import signal
 import sys
@@ -18,7 +21,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,122 +28,15 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from examples.mren.checkpoint import checkpoints
-from examples.mren.cli import UsageError, run_command
-from examples.mren.data import list_images, load_pairs, split_held_out
+from examples.mren.cli import UsageError, fail, note, run_command
+from examples.mren.data import ImagePair, list_images, load_pairs, split_held_out
 from examples.mren.files import write_text
-from examples.mren.model import MREN, STAGES, VARIANTS
-from examples.mren.recipes import RECIPES, Recipe
+from examples.mren.model import MREN, VARIANTS
+from examples.mren.recipes import Recipe
 from examples.mren.trainer import Trainer
+from examples.mren.trainoptions import OPTIONS, options_of, parse, recipe_of
 
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r} ({error})") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
-    return value
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.mren.train",
-        description="Train MREN on a folder of high-resolution images.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of high-resolution images")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("runs/mren"), help="folder for everything that is written"
-    )
-    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
-    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren")
-    parser.add_argument("--num-blocks", type=int, default=6, help="MREBs")
-    parser.add_argument(
-        "--config",
-        type=_json_object,
-        default={},
-        metavar="JSON",
-        help="""further arguments of the network, such as '{"exchange": null}'""",
-    )
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="paper")
-    parser.add_argument("--steps", type=int, help="instead of the recipe's")
-    for field in ("batch-size", "patch-size"):
-        parser.add_argument(f"--{field}", type=int, help="instead of the recipe's, in all its stages")
-    parser.add_argument("--lr", type=float, help="instead of that of the recipe's first stage")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        help="length of the run instead of the recipe's: the schedule is stretched so that it ends on time",
-    )
-    parser.add_argument("--ema-decay", type=float, help="instead of the recipe's; 0 for no average of the weights")
-    parser.add_argument(
-        "--degrade", choices=("photo",), help="JPEG, noise and blur in half of the low-resolution patches"
-    )
-    parser.add_argument("--init", type=Path, help="weight file to begin from, such as that of another scale")
-    parser.add_argument(
-        "--warm-up-new",
-        type=int,
-        default=0,
-        metavar="STEPS",
-        help="steps at the start that train only what --init does not have",
-    )
-    parser.add_argument("--held-out", type=int, default=10, help="training images kept for validation")
-    parser.add_argument(
-        "--validate-every",
-        type=int,
-        help="steps between validations and checkpoints; 500, or about a minute of a run of given --minutes",
-    )
-    parser.add_argument("--max-minutes", type=float, help="stop after this long, to be resumed")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks of the network")
-    parser.add_argument("--cuda-graph", action="store_true", help="replay a step as CUDA graphs")
-    parser.add_argument("--threads", type=int, help="threads of the processor")
-    parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument(
-        "--accumulate", type=int, default=1, metavar="PARTS", help="parts that a batch is worked off in"
-    )
-    parser.add_argument("--deterministic", action="store_true", help="refuse operations that are not")
-    parser.add_argument("--cpu", action="store_true", help="even if there is a GPU")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="read the images, draw one batch, say what there is, stop"
-    )
-    args = parser.parse_args(argv)
-    for name in (
-        "steps",
-        "batch_size",
-        "patch_size",
-        "lr",
-        "held_out",
-        "validate_every",
-        "num_blocks",
-        "minutes",
-        "max_minutes",
-        "accumulate",
-        "threads",
-    ):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            parser.error(f"argument --{name.replace('_', '-')}: must be positive, got {value}")
-    if args.validate_every is None and args.minutes is None:
-        args.validate_every = 500  # by steps, not by the clock: what is chosen as the best must repeat
-    if args.warm_up_new < 0:
-        parser.error(f"argument --warm-up-new: must be 0 or more, got {args.warm_up_new}")
-    if args.ema_decay is not None and not 0 <= args.ema_decay < 1:
-        parser.error(f"argument --ema-decay: must be at least 0 and below 1, got {args.ema_decay}")
-    return args
-
-
-def _recipe(args: argparse.Namespace) -> Recipe:
-    shape = {name: getattr(args, name) for name in ("batch_size", "patch_size") if getattr(args, name) is not None}
-    recipe = RECIPES[args.recipe]
-    stages = [dataclasses.replace(stage, **shape) for stage in recipe.stages]
-    if args.lr is not None:
-        stages[0] = dataclasses.replace(stages[0], lr=args.lr)
-    given = {name: getattr(args, name) for name in ("steps", "ema_decay") if getattr(args, name) is not None}
-    return dataclasses.replace(recipe, stages=tuple(stages), **given)
+FEW_IMAGES = 20  # of which a network learns little; the field trains on hundreds
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -189,6 +84,35 @@ def _check_output(args: argparse.Namespace) -> None:
         )
 
 
+def _load_images(
+    args: argparse.Namespace, recipe: Recipe, *, is_main_process: bool
+) -> tuple[list[ImagePair], list[ImagePair]]:
+    """Images to train on and to validate on; all that are bad are named before anything else is done."""
+    files = [path for folder in args.data for path in list_images(folder)]
+    patch_size = max(stage.patch_size for stage in recipe.stages) // args.scale * args.scale
+    problems: list[str] = []
+    # Of held-out images as well: what can be trained on can be scored, which takes 11 pixels and the border.
+    pairs = load_pairs(files, args.scale, min_size=max(patch_size, 11 + 2 * args.scale), on_bad=problems.append)
+    for problem in sorted(problems) if is_main_process else []:
+        if args.skip_bad:
+            note(f"skipped: {problem}")
+        else:
+            fail(problem)
+    if problems and not args.skip_bad:
+        raise ValueError(
+            f"{len(problems)} of {len(files)} images cannot be trained on; mend them or take them out, or go on "
+            "without them by --skip-bad."
+        )
+    to_train, to_validate = split_held_out(pairs, args.held_out)
+    if len(to_train) < FEW_IMAGES and is_main_process:
+        fewer = "; a smaller --held-out leaves more" if len(to_validate) > len(to_train) else ""
+        note(
+            f"{len(to_train)} of {len(pairs)} images remain to train on after --held-out {args.held_out}, and a "
+            f"network learns little from so few{fewer}."
+        )
+    return to_train, to_validate
+
+
 def train(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     started = time.monotonic()
@@ -197,7 +121,7 @@ def train(args: argparse.Namespace) -> int:
     torch.backends.cudnn.benchmark = not args.deterministic  # the shapes of a training do not change
     if not args.resume:
         _check_output(args)
-    recipe = _recipe(args)
+    recipe = recipe_of(args)
     torch.use_deterministic_algorithms(args.deterministic)
     accelerator = Accelerator(
         cpu=args.cpu,
@@ -206,18 +130,12 @@ def train(args: argparse.Namespace) -> int:
     )
     config = {"scale": args.scale, **VARIANTS[args.variant], "num_blocks": args.num_blocks, **args.config}
     _check(config)
-    files = [path for folder in args.data for path in list_images(folder)]
-    to_train, to_validate = split_held_out(files, args.held_out)
-    first = recipe.stages[0]
-    patch_size = max(stage.patch_size for stage in recipe.stages) // args.scale * args.scale
-    # Of held-out images as well: what can be trained on can be scored, which takes 11 pixels and the border.
-    min_size = max(patch_size, 11 + 2 * args.scale)
-    train_pairs = load_pairs(to_train, args.scale, min_size=min_size)
+    to_train, to_validate = _load_images(args, recipe, is_main_process=accelerator.is_main_process)
     trainer = Trainer(
         config,
         recipe,
-        train_pairs,
-        load_pairs(to_validate, args.scale, min_size=min_size),
+        to_train,
+        to_validate,
         args.output,
         accelerator=accelerator,
         variant=args.variant,
@@ -234,6 +152,7 @@ def train(args: argparse.Namespace) -> int:
         afresh = trainer.untouched
         listed = ", ".join(afresh[:3]) + f" and {len(afresh) - 3} more" * (len(afresh) > 3)
         accelerator.print(f"begun from {args.init}; nothing there for {listed or 'no parameter'}")
+    first = recipe.stages[0]
     side = first.patch_size // args.scale
     size = f"{side * args.scale} x {side * args.scale}"
     length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
@@ -257,16 +176,17 @@ def train(args: argparse.Namespace) -> int:
             ) from None
     try:
         if args.resume:
+            trainer.check_settings(json.loads((args.output / "run.json").read_text(encoding="utf-8")))
             accelerator.print(f"resumed at step {trainer.resume()}")
         if accelerator.is_main_process:
-            settings = trainer.progress.settings | {"recipe": args.recipe, "torch": torch.__version__}
+            settings = trainer.settings | {"recipe": args.recipe, "torch": torch.__version__, OPTIONS: options_of(args)}
             write_text(args.output / "run.json", json.dumps(settings, indent=2) + "\n")
         with _stopping_in_good_order(trainer) as received:
             progress = trainer.run(validate_every=args.validate_every, max_minutes=args.max_minutes, started=started)
     finally:
         lock.release()
     if received:
-        accelerator.print(f"stopped at step {progress.step}; the same command with --resume goes on from there.")
+        accelerator.print(f"stopped at step {progress.step}; --resume -o {args.output} goes on from there.")
         return 128 + received[0]
     accelerator.print(
         f"step {progress.step} of {trainer.steps or 'some'}, {progress.seconds / 60:.1f} minutes, best validation "
@@ -278,7 +198,7 @@ def train(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run_command(train, _parse, argv)
+    return run_command(train, parse, argv)
 
 
 if __name__ == "__main__":

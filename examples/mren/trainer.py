@@ -9,11 +9,9 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 import math
 import time
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,16 @@ from tqdm import tqdm
 
 from examples.mren.checkpoint import (
     CheckpointError,
+    Progress,
+    check_tensors,
     checkpoints,
     load_optimizer_tensors,
     optimizer_tensors,
+    parse_progress,
     read_checkpoint,
     write_checkpoint,
 )
+from examples.mren.cli import describe, one_line
 from examples.mren.data import ImagePair, PatchSampler
 from examples.mren.degradation import degrade as degrade_image
 from examples.mren.degradation import draw_degradation, make_generator
@@ -38,97 +40,13 @@ from examples.mren.files import write_text
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, save_weights, warm_start
 from examples.mren.recipes import LOSSES, Recipe, ema_decay_at, make_optimizer
+from examples.mren.timing import SAVE_EVERY, VALIDATION_SHARE, Deadline, Timing
 
 CHECK_EVERY = {"cpu": 10, "cuda": 100}  # steps between looks at the loss and the clock: each look waits for the device
-MEASURED_STEPS = 50  # after which a run of given minutes decides how many steps fit
-SAVE_EVERY = 60.0  # seconds between validations of a run of given minutes
-VALIDATION_SHARE = 0.03  # of its time at most, but for the last one
-MARGIN = 2.0  # seconds that such a run keeps for writing its last files
 
 
 class TrainingError(ValueError):
     """Training cannot go on; the message says why and what to do."""
-
-
-@dataclass
-class Progress:
-    """How far a run has come; part of every checkpoint."""
-
-    settings: dict[str, Any]
-    step: int = 0
-    fraction: float = 0.0
-    """Of the schedule, between 0 and 1."""
-    seconds: float = 0.0
-    best_psnr: float = -math.inf
-    interval_loss: float = 0.0
-    """Sum of the losses since the last validation."""
-    interval_steps: int = 0
-    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
-
-
-@dataclass
-class Timing:
-    """Where the time of a step goes, in seconds, summed over the steps that were timed."""
-
-    input: float = 0.0
-    """Drawing the patches."""
-    network: float = 0.0
-    """Forward, loss and backward."""
-    update: float = 0.0
-    """Clipping, optimizer and average of the weights."""
-    steps: int = 0
-
-    def describe(self, batch_size: int) -> str:
-        """One line on the speed, and on what share of it is which part's."""
-        total = self.input + self.network + self.update
-        if not (self.steps and total):
-            return "no step was timed"
-        parts = {"input": self.input, "network": self.network, "update": self.update}
-        shares = ", ".join(f"{name} {seconds / total:.1%}".replace("%", " %") for name, seconds in parts.items())
-        speed = self.steps / total
-        return f"{speed:.4g} steps/s, {speed * batch_size:.4g} images/s; of a step: {shares}"
-
-
-@dataclass
-class Deadline:
-    """When a run of given minutes ends, and how many steps fit before."""
-
-    end: float
-    """On the clock of ``time.monotonic``."""
-    seconds_per_step: float | None = None
-    """Unknown until enough steps were timed."""
-    validation: float | None = None
-    """Seconds that the last validation took; unknown before the first."""
-    looked: tuple[int, float] | None = None
-    """Step and time of the last look."""
-
-    def look(self, step: int) -> None:
-        """Measure the steps since the last look, if they are enough. The first look comes after compilation."""
-        now = time.monotonic()
-        if self.looked is None:
-            self.looked = step, now
-        elif step - self.looked[0] >= MEASURED_STEPS:
-            self.seconds_per_step = (now - self.looked[1]) / (step - self.looked[0])
-            self.looked = step, now
-
-    def validated(self, step: int, seconds: float) -> None:
-        """Leave a validation out of the measurement of the steps."""
-        self.validation = seconds
-        self.looked = step, time.monotonic()
-
-    def steps_left(self, steps_per_validation: float) -> int | None:
-        """Steps that fit before the last validation; ``None`` as long as that is unknown.
-
-        Args:
-            steps_per_validation: How many steps take as long as a validation, roughly; used before the first one.
-        """
-        if self.seconds_per_step is None:
-            return None
-        known = self.validation is not None
-        validation = self.validation if known else steps_per_validation * self.seconds_per_step
-        left = self.end - time.monotonic() - validation - MARGIN
-        share = 1 - VALIDATION_SHARE * (left > SAVE_EVERY)  # the rest goes to the validations on the way
-        return max(1, int(share * left / self.seconds_per_step))
 
 
 class Trainer:
@@ -240,32 +158,31 @@ class Trainer:
         self.net, self.optimizer = accelerator.prepare(net, optimizer)
         self.validated = MREN(**config, device=self.device).eval()
         self._graphed: tuple[Any, ...] | None = None  # what the CUDA graphs were recorded for
-        # What decides the numbers of a run; a checkpoint of other settings is refused.
-        self.progress = Progress(
-            settings={
-                **config,
-                **{
-                    name: [stage[name] for stage in map(dataclasses.asdict, recipe.stages)]
-                    for name in dataclasses.asdict(first)
-                },
-                "clip_grad_norm": recipe.clip_grad_norm,
-                "ema_decay": recipe.ema_decay,
-                "steps": self.steps,
-                "minutes": minutes,
-                "seed": seed,
-                "images": len(train),
-                "held_out": len(held_out),
-                "files": _fingerprint(train + held_out),
-                "precision": accelerator.mixed_precision,
-                "compile": compile,
-                "channels_last": channels_last,
-                "processes": accelerator.num_processes,
-                "accumulate": self.parts,
-                "init": None if init is None else hashlib.sha256(init.read_bytes()).hexdigest(),
-                "warm_up_new": warm_up_new,
-                "degrade": self.degrade,
-            }
-        )
+        self.progress = Progress(minutes=minutes)
+        # What decides the numbers of a run; a checkpoint of other settings, but for its length, is refused.
+        self.settings: dict[str, Any] = {
+            **config,
+            **{
+                name: [stage[name] for stage in map(dataclasses.asdict, recipe.stages)]
+                for name in dataclasses.asdict(first)
+            },
+            "clip_grad_norm": recipe.clip_grad_norm,
+            "ema_decay": recipe.ema_decay,
+            "steps": self.steps,
+            "minutes": minutes,
+            "seed": seed,
+            "images": len(train),
+            "held_out": len(held_out),
+            "files": _fingerprint(train + held_out),
+            "precision": accelerator.mixed_precision,
+            "compile": compile,
+            "channels_last": channels_last,
+            "processes": accelerator.num_processes,
+            "accumulate": self.parts,
+            "init": None if init is None else hashlib.sha256(init.read_bytes()).hexdigest(),
+            "warm_up_new": warm_up_new,
+            "degrade": self.degrade,
+        }
 
     def run(
         self, *, validate_every: int | None = None, max_minutes: float | None = None, started: float | None = None
@@ -349,24 +266,17 @@ class Trainer:
         self.interrupted = True
 
     def resume(self) -> int:
-        """Go back to the newest readable checkpoint and return its step."""
+        """Go back to the newest readable checkpoint and return its step; 0 if none was written yet.
+
+        A run may have another length than before: its schedule is then laid over the whole of it, as if the run had
+        been begun with that length.
+
+        Raises:
+            TrainingError: If the run has other settings, is longer than asked for, or no checkpoint is readable.
+        """
         found = checkpoints(self.output)
         if not found:
-            raise TrainingError(
-                f"{self.output / 'checkpoints'}: no checkpoint to resume from; leave out --resume to start."
-            )
-        # Before anything is loaded: other settings can mean other shapes.
-        saved = json.loads((self.output / "run.json").read_text())
-        differing = [
-            f"{name} was {saved.get(name)!r}, is {value!r}"
-            for name, value in self.progress.settings.items()
-            if saved.get(name) != value
-        ]
-        if differing:
-            raise TrainingError(
-                f"{self.output} was begun with other settings ({'; '.join(differing)}); resume with the same ones, or "
-                "start afresh in another folder."
-            )
+            return 0
         for folder in reversed(found):
             try:
                 self._load(folder)
@@ -376,19 +286,59 @@ class Trainer:
                 return self.progress.step
         raise TrainingError(f"{self.output / 'checkpoints'}: no readable checkpoint; start afresh in another folder.")
 
+    def check_settings(self, saved: dict[str, Any]) -> None:
+        """Raise if a run was begun with other settings than this one; its length may be another.
+
+        Args:
+            saved: What ``run.json`` says.
+
+        Raises:
+            TrainingError: As it says; the message names all that differ.
+        """
+        differing = [
+            f"{name} was {one_line(repr(saved.get(name)))[:80]}, is {value!r}"
+            for name, value in self.settings.items()
+            if name not in ("steps", "minutes") and saved.get(name) != value
+        ]
+        if differing:
+            raise TrainingError(
+                f"{self.output} was begun with other settings ({'; '.join(differing)}); resume with the same ones, or "
+                "start afresh in another folder."
+            )
+
     def _load(self, folder: Path) -> None:
         names = ("net", "optimizer", *(("average",) if self.average is not None else ()))
         tensors, state = read_checkpoint(folder, names)
         try:
-            self.raw_net.load_state_dict(tensors["net"])
-            load_optimizer_tensors(self.optimizer, tensors["optimizer"])
+            progress = parse_progress(state["progress"])
+            check_tensors(tensors["net"], self.raw_net.state_dict())
             if self.average is not None:
-                self.average.load_state_dict(tensors["average"])
+                check_tensors(tensors["average"], self.average.state_dict())
+            load_optimizer_tensors(self.optimizer, tensors["optimizer"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.progress = dataclasses.replace(self.progress, **state["progress"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder}: does not fit the network ({error}).") from error
+            raise CheckpointError(f"{folder}: does not fit the run ({one_line(error)[:200]}).") from error
+        self._fit_schedule(progress)
+        self.raw_net.load_state_dict(tensors["net"])
+        if self.average is not None:
+            self.average.load_state_dict(tensors["average"])
+        self.progress = progress
+
+    def _fit_schedule(self, progress: Progress) -> None:
+        """Place what was trained within a run of this one's length."""
+        if self.minutes is None:
+            length, taken, option = self.steps or 1, progress.step, f"--steps {self.steps}"
+        else:
+            length, taken, option = self.minutes * 60, progress.seconds, f"--minutes {self.minutes:g}"
+        if self.minutes is None or progress.minutes != self.minutes:
+            if taken > length:
+                raise TrainingError(
+                    f"{self.output}: has been trained for {progress.step} steps, {progress.seconds / 60:.1f} minutes, "
+                    f"which {option} would cut off; give more to go on."
+                )
+            progress.fraction = taken / length
+        progress.minutes = self.minutes
 
     def _learning_rate(self) -> float:
         number, fraction = self.recipe.locate(self.progress.fraction)
@@ -544,6 +494,13 @@ class Trainer:
             progress.best_psnr = progress.history[-1]["psnr"]
         if not self.accelerator.is_main_process:
             return
+        try:
+            self._write(best=best)
+        except OSError as error:
+            raise TrainingError(f"{describe(error)} {self._last_good()} Go on from there with --resume.") from error
+
+    def _write(self, *, best: bool) -> None:
+        progress = self.progress
         # Before the checkpoint: a run that is cut off here resumes from the one before and writes them again.
         if best:
             file = self.output / f"{self.variant}_x{self.config['scale']}.safetensors"
@@ -559,7 +516,7 @@ class Trainer:
             tensors["average"] = self.average.state_dict()
         scaler = self.accelerator.scaler
         state = {
-            "progress": {name: value for name, value in vars(progress).items() if name != "settings"},
+            "progress": dataclasses.asdict(progress),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         write_checkpoint(self.output, progress.step, tensors, state)

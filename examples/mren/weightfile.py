@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from examples.mren.cli import is_out_of_memory, one_line
@@ -127,11 +127,11 @@ class WeightFile:
             if shape != tuple(expected[name].shape):
                 raise ValueError(f"{self._misfit()}: {name} is {shape}, not {tuple(expected[name].shape)}.")
             if kind not in _FLOATS:
-                raise ValueError(f"{self.path}: {name} is of type {one_line(kind)[:20]}, weights are floating-point.")
+                raise ValueError(f"{self.path}: {name} is of type {one_line(kind)[:20]}; save it as floating-point.")
         for name, stored in self._stored.items():
             state[name] = self._opened.get_tensor(stored)
             if not state[name].isfinite().all():
-                raise ValueError(f"{self.path}: {name} holds NaN or infinite values; weights are finite.")
+                raise ValueError(f"{self.path}: {name} holds NaN or infinite values; take earlier ones.")
         return state
 
     def _misfit(self) -> str:
@@ -153,7 +153,11 @@ def open_weights(file: str | Path) -> Iterator[WeightFile]:
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError from error
-        raise ValueError(f"{file}: not a readable .safetensors file ({one_line(error)[:200]}).") from error
+        reason = one_line(error)[:200]
+        raise ValueError(
+            f"{file}: not a readable .safetensors file ({reason}); copy it again, or convert a .pth or .ckpt as "
+            "docs/how-to/safe-weights.md shows."
+        ) from error
     with opened:
         metadata = opened.metadata() or {}
         if KEY not in metadata:
@@ -179,7 +183,8 @@ def save_weights(net: nn.Module, file: Path, config: dict[str, Any], *, degrade:
     state = {own_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
     with atomic_write(file) as scratch:
         about = {} if degrade is None else {"degrade": degrade}
-        save_file(state, scratch, metadata={"format": "pt", KEY: json.dumps(config), **about})
+        # Not by save_file, whose file has permissions of its own, and whose errors are no OSErrors.
+        scratch.write_bytes(save(state, metadata={"format": "pt", KEY: json.dumps(config), **about}))
 
 
 def own_name(name: str) -> str:

@@ -1,0 +1,91 @@
+"""Low-resolution images for high-resolution ones, by the names that the usual data sets give them.
+
+``baby.png`` belongs to ``baby.png``, ``babyx4.png`` and ``baby_LRBI_x4.png``; ``img_001_SRF_4_HR.png`` to
+``img_001_SRF_4_LR.png``, ``Canon_001_HR.png`` to ``Canon_001_LR4.png``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+_SUFFIX = re.compile(r"(?:[_-]?x(\d)[a-z]?|[_-](?:SRF[_-]?(\d)|LRB[ID]|LRDN|LR[_-]?(\d)?|HR|GT))$", re.IGNORECASE)
+_GENERIC = ("hr", "gt")  # names of folders that say nothing of the data set
+
+
+def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> tuple[dict[Path, Path], list[str]]:
+    """Find the low-resolution image of each high-resolution one.
+
+    Args:
+        hr_files: The high-resolution images of one folder.
+        lr_files: The low-resolution images of another; those whose names say another scale are not looked for.
+        scale: The scale.
+
+    Returns:
+        The low-resolution image by the high-resolution one, and what is wrong with the others: no partner, several, or
+        one of another scale.
+
+    Example:
+        >>> hr, lr = [Path("HR/a.png"), Path("HR/b.png")], [Path("LR/ax4.png"), Path("LR/bx2.png")]
+        >>> pairs, problems = match_lr(hr, lr, 4)
+        >>> [(hr.name, lr.name) for hr, lr in pairs.items()]
+        [('a.png', 'ax4.png')]
+        >>> problems
+        ['HR/b.png: has no partner of x4; LR/bx2.png is x2 by its name.']
+    """
+    by_name: dict[str, list[tuple[int, int, Path]]] = {}
+    for file in lr_files:
+        for depth, (name, stated) in enumerate(_forms(file.stem)):
+            by_name.setdefault(name, []).append((depth, stated or scale, file))
+    pairs: dict[Path, Path] = {}
+    problems: list[str] = []
+    known: set[Path] = set()  # that are somebody's partner, at this scale or at another
+    for hr in hr_files:
+        # The closest name is meant: the one of which least has to be left out.
+        found = sorted(
+            (depth + further, stated, file)
+            for depth, (name, _) in enumerate(_forms(hr.stem))
+            for further, stated, file in by_name.get(name, [])
+        )
+        known |= {file for _, _, file in found}
+        fitting = [(depth, file) for depth, stated, file in found if stated == scale]
+        closest = sorted({file for depth, file in fitting if depth == fitting[0][0]})
+        if len(closest) == 1:
+            pairs[hr] = closest[0]
+        elif closest:
+            problems.append(f"{hr}: has several partners, {' and '.join(map(str, closest[:3]))}; leave one.")
+        elif found:
+            _, stated, file = found[0]
+            problems.append(f"{hr}: has no partner of x{scale}; {file} is x{stated} by its name.")
+        else:
+            folder = lr_files[0].parent if lr_files else "an empty folder"
+            wanted = f"{hr.name} or {hr.stem}x{scale}{hr.suffix}"
+            problems.append(f"{hr}: has no partner in {folder}; {wanted} would be one.")
+    problems += [f"{lr}: has no high-resolution partner; take it out." for lr in sorted(set(lr_files) - known)]
+    for lr in [lr for lr, count in Counter(pairs.values()).items() if count > 1]:
+        sharing = [hr for hr, partner in pairs.items() if partner == lr]
+        problems.append(f"{lr}: is the partner of {' and of '.join(map(str, sharing[:3]))}; give each its own.")
+        pairs = {hr: partner for hr, partner in pairs.items() if partner != lr}
+    return pairs, problems
+
+
+def dataset_name(folder: Path) -> str:
+    """The name by which the images of a folder are known: the folder's, or that of the data set whose ``HR`` it is.
+
+    Example:
+        >>> dataset_name(Path("data/Set5")), dataset_name(Path("data/Set5/HR"))
+        ('Set5', 'Set5')
+    """
+    folder = folder.resolve()
+    return folder.parent.name if folder.name.lower() in _GENERIC else folder.name
+
+
+def _forms(stem: str) -> list[tuple[str, int | None]]:
+    """A name and what is left of it without one suffix after the other, each with the scale that those said."""
+    forms: list[tuple[str, int | None]] = [(stem, None)]
+    while (match := _SUFFIX.search(forms[-1][0])) and match.start():
+        stated = next((int(number) for number in match.groups() if number), forms[-1][1])
+        forms.append((forms[-1][0][: match.start()], stated))
+    return forms

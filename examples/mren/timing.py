@@ -1,0 +1,76 @@
+"""The clock of a training run: where the time of its steps goes, and how many steps fit into a given time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+MEASURED_STEPS = 50  # after which a run of given minutes decides how many steps fit
+SAVE_EVERY = 60.0  # seconds between validations of a run of given minutes
+VALIDATION_SHARE = 0.03  # of its time at most, but for the last one
+MARGIN = 2.0  # seconds that such a run keeps for writing its last files
+
+
+@dataclass
+class Timing:
+    """Where the time of a step goes, in seconds, summed over the steps that were timed."""
+
+    input: float = 0.0
+    """Drawing the patches."""
+    network: float = 0.0
+    """Forward, loss and backward."""
+    update: float = 0.0
+    """Clipping, optimizer and average of the weights."""
+    steps: int = 0
+
+    def describe(self, batch_size: int) -> str:
+        """One line on the speed, and on what share of it is which part's."""
+        total = self.input + self.network + self.update
+        if not (self.steps and total):
+            return "no step was timed"
+        parts = {"input": self.input, "network": self.network, "update": self.update}
+        shares = ", ".join(f"{name} {seconds / total:.1%}".replace("%", " %") for name, seconds in parts.items())
+        speed = self.steps / total
+        return f"{speed:.4g} steps/s, {speed * batch_size:.4g} images/s; of a step: {shares}"
+
+
+@dataclass
+class Deadline:
+    """When a run of given minutes ends, and how many steps fit before."""
+
+    end: float
+    """On the clock of ``time.monotonic``."""
+    seconds_per_step: float | None = None
+    """Unknown until enough steps were timed."""
+    validation: float | None = None
+    """Seconds that the last validation took; unknown before the first."""
+    looked: tuple[int, float] | None = None
+    """Step and time of the last look."""
+
+    def look(self, step: int) -> None:
+        """Measure the steps since the last look, if they are enough. The first look comes after compilation."""
+        now = time.monotonic()
+        if self.looked is None:
+            self.looked = step, now
+        elif step - self.looked[0] >= MEASURED_STEPS:
+            self.seconds_per_step = (now - self.looked[1]) / (step - self.looked[0])
+            self.looked = step, now
+
+    def validated(self, step: int, seconds: float) -> None:
+        """Leave a validation out of the measurement of the steps."""
+        self.validation = seconds
+        self.looked = step, time.monotonic()
+
+    def steps_left(self, steps_per_validation: float) -> int | None:
+        """Steps that fit before the last validation; ``None`` as long as that is unknown.
+
+        Args:
+            steps_per_validation: How many steps take as long as a validation, roughly; used before the first one.
+        """
+        if self.seconds_per_step is None:
+            return None
+        known = self.validation is not None
+        validation = self.validation if known else steps_per_validation * self.seconds_per_step
+        left = self.end - time.monotonic() - validation - MARGIN
+        share = 1 - VALIDATION_SHARE * (left > SAVE_EVERY)  # the rest goes to the validations on the way
+        return max(1, int(share * left / self.seconds_per_step))
