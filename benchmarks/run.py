@@ -147,6 +147,8 @@ def describe(row: Row) -> str:
         parts.append(f"{row['ratio']['median']:.3g} ({low:.3g} to {high:.3g}) of {row['ratio']['to']}")
     if row.get("peak_bytes") is not None:
         parts.append(f"{row['peak_bytes'] / 2**20:.4g} MiB")
+    if "kept_bytes" in row:
+        parts.append(f"{row['kept_bytes'] / 2**20:.4g} MiB kept for the backward pass")
     return ": ".join([parts[0], ", ".join(parts[1:])])
 
 
