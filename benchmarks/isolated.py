@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +27,39 @@ STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 
 
-def measure(
-    net: str,
-    form: str,
-    size: tuple[int, int],
-    *,
-    device: str = "cpu",
-    threads: int = 1,
-    repeats: int = 0,
-    tile: int | None = None,
-    num_blocks: int | None = None,
-    keep_freed: bool = False,
-    timeout: float | None = None,
-) -> dict[str, Any]:
-    """Start the process and return its results.
+@dataclass(frozen=True)
+class Request:
+    """What is measured."""
+
+    net: str
+    """Name in :data:`benchmarks.candidates.NETS` or ``BLOCKS``."""
+    form: str
+    """See :func:`benchmarks.candidates.prepare`."""
+    size: tuple[int, int]
+    """Height and width of the input."""
+    device: str = "cpu"
+    threads: int = 1
+    repeats: int = 0
+    """Forwards to time; 0 measures memory alone."""
+    tile: int | None = None
+    """Side of the tiles in which it runs."""
+    num_blocks: int | None = None
+    """Depth of MREN, for quick runs."""
+    keep_freed: bool = False
+    """Leave the allocator at its defaults, with which it may keep freed memory, and look at the first forward.
+    Otherwise freed memory is returned at once, and the number is the memory of a forward's tensors."""
+
+
+def measure(request: Request, timeout: float | None = None) -> dict[str, Any]:
+    """Start the process; return ``peak_bytes`` and ``rounds``, or ``skipped`` with the reason.
 
     Args:
-        net: Name in :data:`benchmarks.candidates.NETS` or ``BLOCKS``.
-        form: See :func:`benchmarks.candidates.prepare`.
-        size: Height and width of the input.
-        device: Where the network runs.
-        threads: Of torch, and of other libraries that are built on OpenMP.
-        repeats: Forwards to time; 0 measures memory alone.
-        tile: Run in tiles of this size.
-        num_blocks: Depth of MREN, for quick runs.
-        keep_freed: Leave the allocator at its defaults, with which it may keep freed memory, and look at the first
-            forward. Otherwise freed memory is returned at once, and the number is the memory of a forward's tensors.
+        request: What is measured.
         timeout: Seconds after which the process is ended.
-
-    Returns:
-        ``peak_bytes`` and ``rounds``, or ``skipped`` with the reason.
     """
-    request = {"net": net, "form": form, "size": size, "device": device, "threads": threads, "repeats": repeats}
-    request |= {"tile": tile, "num_blocks": num_blocks, "keep_freed": keep_freed}
-    command = [sys.executable, "-m", "benchmarks.isolated", json.dumps(request)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    if not keep_freed:  # settings of glibc: every block of 64 KiB and more is a mapping of its own
+    command = [sys.executable, "-m", "benchmarks.isolated", json.dumps(asdict(request))]
+    environment = os.environ | {"OMP_NUM_THREADS": str(request.threads), "PYTHONPATH": str(ROOT)}
+    if not request.keep_freed:  # settings of glibc: every block of 64 KiB and more is a mapping of its own
         environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=timeout)
@@ -74,33 +73,31 @@ def measure(
     return {"skipped": reason(RuntimeError(last)).removeprefix("RuntimeError: ")}
 
 
-def main(request: dict[str, Any]) -> dict[str, Any]:
+def main(request: Request) -> dict[str, Any]:
     """Answer a request, in the process of its own."""
-    torch.set_num_threads(request["threads"])
-    device, form, tile, repeats = (request[name] for name in ("device", "form", "tile", "repeats"))
-    device = torch.device(device)
+    torch.set_num_threads(request.threads)
+    device, tile = torch.device(request.device), request.tile
     found: dict[str, Any] = {}
     with torch.no_grad():
         try:
-            net, x = make(request["net"], request["size"], num_blocks=request["num_blocks"])
+            net, x = make(request.net, request.size, num_blocks=request.num_blocks)
             net, x = net.to(device), x.to(device)
-            call, example = prepare(net, x if tile is None else x[..., :tile, :tile], form)
+            call, example = prepare(net, x if tile is None else x[..., :tile, :tile], request.form)
         except Unavailable as error:
             return {"skipped": str(error)}
-    scale = NETS[request["net"]].scale if tile else 1
-    run = forward(
-        call if tile is None else lambda given: tiled(call, given, scale=scale, tile=tile, overlap=min(32, tile // 4)),
-        example if tile is None else x,
-    )
+    run = forward(call, example)
     # ONNX Runtime keeps what it once had, so its first forward is the one to look at. Of torch, which returns it,
     # the second: the first also packs weights.
-    if "onnx" not in form and not request["keep_freed"]:
-        forward(call, example)()
+    if "onnx" not in request.form and not request.keep_freed:
+        run()
+    if tile is not None:
+        in_tiles = partial(tiled, call, scale=NETS[request.net].scale, tile=tile, overlap=min(32, tile // 4))
+        run = forward(in_tiles, x)
     found["peak_bytes"] = peak(run, device)
-    if repeats:
+    if request.repeats:
         # Where one forward is timed, it takes so long that warming up again would be a waste.
-        turn = stopwatch(run, device) if repeats > 1 else lambda: elapsed(run, device)
-        found["rounds"] = [significant(turn(), 5) for _ in range(repeats)]
+        turn = stopwatch(run, device) if request.repeats > 1 else partial(elapsed, run, device)
+        found["rounds"] = [significant(turn(), 5) for _ in range(request.repeats)]
     return found
 
 
@@ -129,4 +126,4 @@ def peak(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    print(json.dumps(main(Request(**json.loads(sys.argv[1])))))

@@ -139,7 +139,7 @@ def costs_table(suite: Suite, results: Results) -> str:
         if row["mode"] == FORWARD and "skipped" not in row and form in ("eager", "folded"):
             counted = counts.get(name, row) if form == "eager" else {}
             numbers = [_parameters(counted), _gmacs(counted, 3), _median(row), _median(suite.row(name, form, BACKWARD))]
-            lines.append([name if form == "eager" else _label(row), *numbers, mib(counted.get("kept_bytes"))])
+            lines.append([name if form == "eager" else f"{name}, {form}", *numbers, mib(counted.get("kept_bytes"))])
     plain = [suite.row(CONVOLUTION, "eager", mode) for mode in (FORWARD, BACKWARD)]
     times = " and ".join(f"{_ms(row)} ms" for row in plain if row)
     header = ["", "parameters", "GMACs", "forward", "forward + backward", "kept for it, MiB"]

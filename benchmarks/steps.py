@@ -12,8 +12,25 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training step."""
+
+    form: str
+    """``"eager"``, ``"channels_last"``, ``"compiled"`` or several, separated by ``", "``."""
+    device: str = "cpu"
+    threads: int = 1
+    batch_size: int = 4
+    """Patches a step."""
+    patch_size: int = 24
+    """Side of the low-resolution patches."""
+    num_blocks: int = 6
+    """Depth of MREN."""
 
 
 class Worker:
@@ -21,38 +38,21 @@ class Worker:
 
     Args:
         checkout: Folder whose ``sc_blocks`` and ``examples`` are timed.
-        form: ``"eager"``, ``"channels_last"``, ``"compiled"`` or several, separated by ``", "``.
-        device: Where it trains.
-        threads: Of torch.
-        batch_size: Patches a step.
-        patch_size: Side of the low-resolution patches.
-        num_blocks: Depth of MREN.
+        request: The step.
 
     Raises:
         RuntimeError: If the process fails before its first step; the message holds its last line.
     """
 
-    def __init__(
-        self,
-        checkout: Path,
-        form: str,
-        *,
-        device: str = "cpu",
-        threads: int = 1,
-        batch_size: int = 4,
-        patch_size: int = 24,
-        num_blocks: int = 6,
-    ) -> None:
-        request = {"form": form, "device": device, "threads": threads}
-        request |= {"batch_size": batch_size, "patch_size": patch_size, "num_blocks": num_blocks}
+    def __init__(self, checkout: Path, request: Request) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), json.dumps(request)],
+            [sys.executable, str(Path(__file__)), json.dumps(asdict(request))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=checkout,
-            env=os.environ | {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": str(threads)},
+            env=os.environ | {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": str(request.threads)},
         )
         try:
             first = self._answer()
@@ -85,7 +85,7 @@ class Worker:
         return json.loads(line)
 
 
-def main(request: dict[str, Any]) -> None:
+def main(request: Request) -> None:
     """Answer requests, in the process."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # compilers and libraries print to standard output, too
@@ -97,13 +97,13 @@ def main(request: dict[str, Any]) -> None:
     import sc_blocks
     from examples.mren.model import MREN
 
-    torch.set_num_threads(request["threads"])
+    torch.set_num_threads(request.threads)
     torch.manual_seed(0)
-    device, number, side = (torch.device(request["device"]), request["batch_size"], request["patch_size"])
+    device, number, side = (torch.device(request.device), request.batch_size, request.patch_size)
     x = torch.rand(number, 3, side, side, device=device)
     y = torch.rand(number, 3, 4 * side, 4 * side, device=device)
-    net = MREN(4, num_blocks=request["num_blocks"]).to(device)
-    if "channels_last" in request["form"]:
+    net = MREN(4, num_blocks=request.num_blocks).to(device)
+    if "channels_last" in request.form:
         net = net.to(memory_format=torch.channels_last)
         x, y = (tensor.to(memory_format=torch.channels_last) for tensor in (x, y))
     try:
@@ -112,7 +112,7 @@ def main(request: dict[str, Any]) -> None:
         optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)
     else:
         optimizer = make_optimizer(net, 5e-4)
-    call = torch.compile(net, fullgraph=True, dynamic=False) if "compiled" in request["form"] else net
+    call = torch.compile(net, fullgraph=True, dynamic=False) if "compiled" in request.form else net
 
     def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -135,4 +135,4 @@ def main(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(Request(**json.loads(sys.argv[1])))

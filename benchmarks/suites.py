@@ -29,7 +29,7 @@ from benchmarks.candidates import (
 from benchmarks.gpu import gpu
 from benchmarks.results import Row
 from benchmarks.runner import BACKWARD, FORWARD, Candidate, Settings, cost, entry, measure, skipped, timed_form
-from benchmarks.steps import Worker
+from benchmarks.steps import Request, Worker
 from benchmarks.timing import significant, summarise
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +97,7 @@ FOLDING_MEMORY = 120 * 160  # pixels from which memory is measured: that of less
 def fold(settings: Settings) -> list[Row]:
     """Blocks and networks as written and folded, at small and large sizes: time of the two in turn, and peak memory."""
     rows: list[Row] = []
-    names, sizes = (("SCACB", "MREN ×4"), ((12, 12), (16, 24))) if settings.quick else (FOLDING, FOLDING_SIZES)
+    names, sizes = (("SCACB", "MREN ×4"), ((12, 16),)) if settings.quick else (FOLDING, FOLDING_SIZES)
     limited = replace(settings, limit=settings.limit / (len(names) * len(sizes)))
     for name in names:
         for size in sizes:
@@ -177,17 +177,10 @@ def training(settings: Settings) -> list[Row]:
 
     def step(code: str, form: str, patches: tuple[int, int]) -> Candidate:
         def build(row: Row) -> Callable[[], float]:
-            number, side = patches
+            depth = settings.num_blocks or 6
+            request = Request(form, settings.device.type, settings.threads, *patches, depth)
             try:
-                worker = Worker(
-                    checkouts[code],
-                    form,
-                    device=settings.device.type,
-                    threads=settings.threads,
-                    batch_size=number,
-                    patch_size=side,
-                    num_blocks=settings.num_blocks or 6,
-                )
+                worker = Worker(checkouts[code], request)
             except RuntimeError as error:
                 raise Unavailable(reason(error)) from error
             workers.append(worker)
@@ -268,16 +261,9 @@ def _nets(settings: Settings) -> list[str]:
 
 def _isolated(name: str, form: str, size: tuple[int, int], settings: Settings, **more: Any) -> Row:
     seconds = min(settings.limit, settings.deadline - time.monotonic())
-    return isolated.measure(
-        name,
-        form,
-        size,
-        device=settings.device.type,
-        threads=settings.threads,
-        num_blocks=settings.num_blocks,
-        timeout=None if math.isinf(seconds) else max(0.0, seconds),
-        **more,
-    )
+    of_all = {"device": settings.device.type, "threads": settings.threads, "num_blocks": settings.num_blocks}
+    request = isolated.Request(name, form, size, **of_all, **more)
+    return isolated.measure(request, None if math.isinf(seconds) else max(0.0, seconds))
 
 
 def _too_large(done: list[Row], size: tuple[int, int], tiled: int | None, end: float) -> str | None:

@@ -19,7 +19,7 @@ from benchmarks.candidates import BLOCKS, CONVOLUTION, NETS, STEPS, Unavailable,
 from benchmarks.fixtures import CCA, IMDN, RFDB, srcnn, vdsr
 from benchmarks.markdown import digits, table
 from benchmarks.runner import Candidate, Settings, measure
-from benchmarks.steps import Worker
+from benchmarks.steps import Request, Worker
 from benchmarks.timing import OutOfTime, Summary, interleave, ratio, stopwatch, summarise, time_limit
 from examples.mren.fold import fold_mren
 from examples.mren.model import MREN
@@ -310,7 +310,7 @@ def test_a_quick_run_of_what_needs_processes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_worker_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"another sc_blocks|No module named"):
-        Worker(tmp_path, "eager", num_blocks=1, patch_size=8)
+        Worker(tmp_path, Request("eager", num_blocks=1, patch_size=8))
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_costs_are_counted_and_timed_beside_the_convolution() -> None:
     found["counts"] = [results.Suite(blocks.machine, blocks.settings, [counted])]
     texts = report.tables(found)
     assert ["SCACB", "8,280", "0.005", "2.00", "2.00", "3.00"] in lines_of(texts["costs.md"])
-    assert ["SCACB, folded, forward", "", "", "0.750", "", ""] in lines_of(texts["costs.md"])
+    assert ["SCACB, folded", "", "", "0.750", "", ""] in lines_of(texts["costs.md"])
     assert "DRACB" not in texts["costs.md"]
     skipped = next(cells for cells in lines_of(texts["blocks.md"]) if cells[0] == "DRACB")
     assert "not run: made up" in skipped
