@@ -7,10 +7,12 @@ import functools
 import io
 import logging
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -249,14 +251,34 @@ def _onnx(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
     return lambda given: session.run(None, {name: given.numpy()}), x
 
 
-# A network and an example of its input -> what computes with it, and its input. An engine is a line here.
+def _runtime(name: str, options: dict[str, str] | None = None) -> Step:
+    """An engine of :mod:`examples.mren.engines`, opened with options of its own."""
+
+    def step(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
+        if x.device.type != "cpu":
+            raise Unavailable(f"{name} is measured on the CPU only")
+        try:
+            engine = import_module(f"examples.mren.engines.{name}")
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "network"
+                engine.write(net, path, x)
+                return engine.load(path, threads=torch.get_num_threads(), **(options or {})), x
+        except ImportError as error:
+            raise Unavailable(reason(error)) from error
+
+    return step
+
+
+# Each takes a network and an example of its input, and returns a function of that input, and the input.
 ENGINES: dict[str, Step] = {
     "eager": lambda net, x: (net, x),
     "compiled": _compiled,
     "onnx": _onnx,
+    "openvino": _runtime("openvino"),
+    "openvino bf16": _runtime("openvino", {"precision": "bf16"}),
+    "ncnn": _runtime("ncnn"),
 }
-# Engines that have no operator for the transposed convolutions of a folded network, or gain nothing by them.
-UNFOLDED_ENGINES: frozenset[str] = frozenset()
+UNFOLDED_ENGINES = frozenset({"ncnn"})  # it computes in an order of its own, and folding makes it slower
 
 STEPS: dict[str, Step] = {
     **ENGINES,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.candidates import NETS, Call, Unavailable, make, prepare, reason
+from benchmarks.candidates import ENGINES, NETS, Call, Unavailable, make, prepare, reason
 from benchmarks.results import Row
 from benchmarks.timing import OutOfTime, interleave, ratio, significant, stopwatch, summarise, time_limit
 from sc_blocks.introspect import Complexity, complexity
@@ -50,7 +50,7 @@ class Settings:
 
     def allows(self, form: str) -> bool:
         """Whether a form takes no step that was excluded. Quick runs compile and export nothing."""
-        slow = {"compiled", "compiled blocks", "onnx"} if self.quick else set()
+        slow = {*ENGINES, "compiled blocks"} - {"eager"} if self.quick else set()
         return not (self.without | slow) & set(form.split(", "))
 
     def make(self, name: str, size: tuple[int, int]) -> tuple[nn.Module, Tensor]:
