@@ -219,7 +219,7 @@ def _cuda_graph(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
             net(x)
     stream.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph, pool=_graph_pool()):
+    with torch.inference_mode(), torch.cuda.graph(graph, pool=_graph_pool(), capture_error_mode="thread_local"):
         result = net(x)
 
     def replay(given: Tensor) -> object:

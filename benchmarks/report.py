@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -87,7 +87,9 @@ def comparisons(results: Results) -> Iterator[Comparison]:
         yield from _compare(suite, *fastest)
     for name in ("training", "engines", "fold"):
         for suite in results.get(name, []):
-            yield from (each for each in map(_to_reference, suite.rows, [suite] * len(suite.rows)) if each)
+            for row in suite.rows:
+                if name != "engines" or row["name"].startswith("MREN"):
+                    yield from _to_reference(row, suite)
 
 
 def _compare(suite: Suite, mine: Row | None, other: Row | None) -> Iterator[Comparison]:
@@ -95,14 +97,13 @@ def _compare(suite: Suite, mine: Row | None, other: Row | None) -> Iterator[Comp
         yield f"{_label(mine)} / {_label(other)}", suite.place, ratio(mine["rounds"], other["rounds"])
 
 
-def _to_reference(row: Row, suite: Suite) -> Comparison | None:
-    """A row of ours beside its own reference; nothing for the reference itself."""
+def _to_reference(row: Row, suite: Suite) -> Iterator[Comparison]:
+    """A row of ours beside its own reference; nothing for the reference itself, and for other code."""
     times = dict(row.get("ratio", {"to": "", "q1": 1, "q3": 1}))
     to = ", ".join(map(_code, times.pop("to").split(" | ")[:2]))
-    if times["q1"] == times["q3"] == 1 or row.get("code", "this code") != "this code":
-        return None
-    size = f" at {_size(row)}" if "size" in row else ""
-    return f"{_label(row)}{size} / {to}", suite.place, Summary(**times)
+    if not times["q1"] == times["q3"] == 1 and row.get("code", "this code") == "this code":
+        size = f" at {_size(row)}" if "size" in row else ""
+        yield f"{_label(row)}{size} / {to}", suite.place, Summary(**times)
 
 
 def lost(comparison: Comparison) -> bool:
@@ -110,9 +111,10 @@ def lost(comparison: Comparison) -> bool:
     return comparison[2].q1 > NOISE
 
 
-def comparison_table(found: Sequence[Comparison]) -> str:
-    """Comparisons in a table."""
-    return table(["", "machine", "times"], [[what, place, spread(times)] for what, place, times in found])
+def comparison_table(found: Iterable[Comparison]) -> str:
+    """Comparisons in a table, each once: the best forms may be of the same kind."""
+    lines = [[what, place, spread(times)] for what, place, times in dict.fromkeys(found)]
+    return table(["", "machine", "times"], lines) or NOT_MEASURED
 
 
 def choices_table(results: Results, *, memory: bool = True) -> str:
@@ -174,7 +176,7 @@ def forms_tables(results: Results) -> str:
 
 def fold_table(suite: Suite, _: Results) -> str:
     """Folded and as written, and whether anything folded is slower."""
-    found = [each for row in suite.rows if (each := _to_reference(row, suite))]
+    found = [each for row in suite.rows for each in _to_reference(row, suite)]
     slower = sum(map(lost, found))
     text = f"**Slower when folded: {slower} of {len(found)}**." if slower else "**Nothing folded is slower**."
     worst = max(found, key=lambda each: each[2].median, default=None)
@@ -376,8 +378,8 @@ def tables(results: Results) -> dict[str, str]:
     first = {name: suites[:1] for name, suites in results.items()}
     texts = {
         "choices.md": choices_table(results),
-        "losses.md": comparison_table([each for each in comparisons(first) if lost(each)]) or NOT_MEASURED,
-        "summary.md": comparison_table(list(comparisons(results))) or NOT_MEASURED,
+        "losses.md": comparison_table(filter(lost, comparisons(first))),
+        "summary.md": comparison_table(comparisons(results)),
         "forms.md": forms_tables(results),
         "precision.md": precision_table(),
     }

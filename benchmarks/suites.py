@@ -78,7 +78,7 @@ def engines(settings: Settings) -> list[Row]:
     size = (12, 16) if settings.quick else (120, 160)
     candidates: dict[str, Candidate] = {}
     for engine in filter(settings.allows, ENGINES):
-        for name in IN_ENGINES:
+        for name in _nets(settings) if settings.quick else IN_ENGINES:
             folds = name.startswith("MREN") and engine not in UNFOLDED_ENGINES
             form = ("folded" if engine == "eager" else f"folded, {engine}") if folds else engine
             candidates[f"{name} | {engine}"] = Candidate(

@@ -383,6 +383,17 @@ def test_comparisons_of_made_up_numbers() -> None:
     assert set(report.tables({}).values()) == {"Not measured.\n", report.precision_table()}
 
 
+def test_only_ours_can_lose_and_each_loss_is_named_once() -> None:
+    (nets,) = made_up()["nets"]
+    double = {"to": "IMDN ×4 | onnx", "median": 2.0, "q1": 1.9, "q3": 2.1}
+    rows = [{"name": name, "form": "onnx", "engine": "onnx", "size": [1, 3, 120, 160], "ratio": double}
+            for name in ("MREN ×4", "SAFMN ×4")]  # fmt: skip
+    losses = report.tables(made_up() | {"engines": [results.Suite(nets.machine, nets.settings, rows)]})["losses.md"]
+    assert [cells[0] for cells in lines_of(losses)[2:]] == [
+        "MREN ×4, eager / IMDN ×4, eager", "MREN ×4, onnx at 160 × 120 / IMDN ×4, onnx"
+    ]  # fmt: skip
+
+
 def test_a_folded_block_that_is_slower_is_named() -> None:
     (nets,) = made_up()["nets"]
 
