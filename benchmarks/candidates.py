@@ -204,12 +204,12 @@ def blocks_of(net: nn.Module) -> Iterator[nn.Module]:
 @functools.cache
 def _graph_pool() -> Any:
     # One for all: dozens of graphs with memory of their own would fill the device. They never run at the same time, and
-    # nobody reads a result after another graph was played back.
+    # no result is read after another graph has been replayed.
     return torch.cuda.graph_pool_handle()
 
 
 def _cuda_graph(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
-    """Record a forward, and play it back. The input and the result stay in the memory that was recorded."""
+    """Capture a forward in a CUDA graph, and replay it. Input and result keep the memory that was captured."""
     if x.device.type != "cuda":
         raise Unavailable("CUDA graphs need --device cuda")
     stream, side = torch.cuda.current_stream(), torch.cuda.Stream()

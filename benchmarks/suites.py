@@ -98,9 +98,10 @@ def fold(settings: Settings) -> list[Row]:
     """Blocks and networks as written and folded, at small and large sizes: time of the two in turn, and peak memory."""
     rows: list[Row] = []
     names, sizes = (("SCACB", "MREN ×4"), ((12, 16),)) if settings.quick else (FOLDING, FOLDING_SIZES)
-    limited = replace(settings, limit=settings.limit / (len(names) * len(sizes)))
+    sides = len(names) * sum(math.sqrt(math.prod(size)) for size in sizes)
     for name in names:
         for size in sizes:
+            limited = replace(settings, limit=settings.limit * math.sqrt(math.prod(size)) / sides)
             # Each pair on its own: the two stand close together, and small sizes do not wait for large ones.
             pair = {
                 form: Candidate(entry(name, form, size), timed_form(name, form, size, settings), "eager")
@@ -120,7 +121,7 @@ def memory(settings: Settings) -> list[Row]:
     for name in _nets(settings):
         for form in list(filter(settings.allows, NETS[name].memory_forms))[: 1 if settings.quick else None]:
             row = entry(name, form, size) | _isolated(name, form, size, settings)
-            # Compilers leave so much behind that a first forward of theirs says nothing.
+            # After compilation so much memory is held that a first forward says nothing.
             if "skipped" not in row and "compiled" not in form and settings.device.type == "cpu":
                 kept = _isolated(name, form, size, settings, keep_freed=True)
                 row["peak_bytes_with_default_allocator"] = kept.get("peak_bytes")
