@@ -297,7 +297,8 @@ def test_memory_is_that_of_one_forward() -> None:
 @pytest.mark.slow
 def test_a_quick_run_of_what_needs_processes(tmp_path: Path) -> None:
     found = quick(tmp_path, "--suite", "memory", "growth", "training", "fold", "--against", str(ROOT))
-    assert all(row["peak_bytes"] > 0 for row in found["memory"]["rows"] + found["fold"]["rows"])
+    assert all(row["peak_bytes"] > 0 for row in found["memory"]["rows"])
+    assert all(row["peak_bytes"] is not None for row in found["fold"]["rows"])  # a small map may fit into held memory
     assert {row["name"] for row in found["fold"]["rows"] if "ratio" in row} == {"SCACB", "MREN ×4"}
     whole, tiled = ([row for row in found["growth"]["rows"] if bool(row["tile"]) == flag] for flag in (False, True))
     assert [row["size"][-2:] for row in whole] == [[12, 12], [16, 24]]
