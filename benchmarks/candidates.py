@@ -1,35 +1,40 @@
-"""What is measured: networks, blocks, and the forms in which a network can run. A further one is a line here."""
+"""What is measured: networks, blocks, and the forms in which a network can run. A new one of each is a line here."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import logging
 import re
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.fixtures import CCA, IMDB, IMDN, RFDB, srcnn, vdsr
 from examples.mren.fold import fold_mren
-from examples.mren.model import MREN, mren, mren_l
+from examples.mren.model import MREN, mren, mren_l, mren_s
 from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILB, WSILBV, DRACBChain
 from sc_blocks.deploy import fold
 
 Call = Callable[[Tensor], object]
+Step = Callable[[nn.Module, Tensor], tuple[Call, Tensor]]
 
 
-class Unavailable(RuntimeError):  # noqa: N818 (no fault of anybody)
+class Unavailable(RuntimeError):  # noqa: N818 (it is no error of the program)
     """A candidate cannot run here; the message says why and goes into the results."""
 
 
 @dataclass(frozen=True)
 class Net:
-    """A network, with the forms in which it is timed and those of which memory is measured."""
+    """A network, with the forms in which it is timed and those whose memory is measured."""
 
     make: Callable[[], nn.Module]
     forms: tuple[str, ...] = ("eager",)
@@ -38,7 +43,7 @@ class Net:
 
 
 def peer(module: str, name: str, **arguments: object) -> Callable[[], nn.Module]:
-    """What makes a network of a package that may not be installed."""
+    """A constructor of a network of a package that may not be installed."""
 
     def make() -> nn.Module:
         try:
@@ -49,7 +54,7 @@ def peer(module: str, name: str, **arguments: object) -> Callable[[], nn.Module]
     return make
 
 
-# Steps, done from left to right: see STEPS.
+# Forms: steps from left to right, see STEPS.
 OURS = (
     "eager",
     "channels_last",
@@ -64,22 +69,23 @@ OURS = (
     "onnx",
     "folded, onnx",
 )
+FOLDED = ("eager", "folded")
 COMMON = ("eager", "channels_last", "compiled", "channels_last, compiled", "channels_last, bf16", "onnx")
 
-# Blocks that fold rewrites, which must not make them slower; it leaves the others as they are.
-FOLDED_BLOCKS = frozenset({"SCACB", "RBWA to twice the size", "MREB"})
-
+SPAN = "spandrel.architectures.SPAN"
+SAFMN = "spandrel.architectures.SAFMN"
 NETS: dict[str, Net] = {
     "MREN ×4": Net(mren, OURS, OURS),
-    "MREN-L ×4": Net(mren_l, ("eager", "folded"), ("eager", "folded")),
-    "MREN ×2": Net(lambda: mren(2), ("eager", "folded"), ("eager", "folded"), scale=2),
+    "MREN-S ×4": Net(mren_s, ("eager", "folded", "folded, compiled", "folded, onnx"), FOLDED),
+    "MREN-L ×4": Net(mren_l, FOLDED, FOLDED),
+    "MREN ×2": Net(lambda: mren(2), FOLDED, FOLDED, scale=2),
     "IMDN ×4": Net(IMDN, COMMON, COMMON),
     "SRCNN ×4": Net(srcnn),
     "VDSR ×4": Net(vdsr),
     "CARN ×4": Net(peer("torchsr.models", "carn", scale=4)),
     "NinaSR-B0 ×4": Net(peer("torchsr.models", "ninasr_b0", scale=4)),
-    "SPAN ×4": Net(peer("spandrel.architectures.SPAN", "SPAN", num_in_ch=3, num_out_ch=3)),
-    "SAFMN ×4": Net(peer("spandrel.architectures.SAFMN", "SAFMN", dim=36)),
+    "SPAN ×4": Net(peer(SPAN, "SPAN", num_in_ch=3, num_out_ch=3)),
+    "SAFMN ×4": Net(peer(SAFMN, "SAFMN", dim=36)),
     "SeemoRe-T ×4": Net(
         peer("spandrel.architectures.SeemoRe", "SeemoRe", num_experts=3, embedding_dim=36, lr_space="exp")
     ),
@@ -97,10 +103,14 @@ NETS: dict[str, Net] = {
             upsampler="pixelshuffledirect",
         )
     ),
+    # At the scale 2 only in the suites that name them.
+    "MREN-S ×2": Net(lambda: mren_s(2), (), (), scale=2),
+    "IMDN ×2": Net(lambda: IMDN(2), (), (), scale=2),
+    "SPAN ×2": Net(peer(SPAN, "SPAN", num_in_ch=3, num_out_ch=3, upscale=2), (), (), scale=2),
+    "SAFMN ×2": Net(peer(SAFMN, "SAFMN", dim=36, upscaling_factor=2), (), (), scale=2),
 }
 REFERENCE_NET = "IMDN ×4"
 
-# How many tensors a block takes is 1, but for a chain: one a stage.
 CONVOLUTION = "3×3 convolution"
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     CONVOLUTION: lambda: nn.Conv2d(60, 60, 3, padding=1),
@@ -117,41 +127,108 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "SqueezeExcite of timm": peer("timm.layers", "SqueezeExcite", channels=60),
     "CbamModule of timm": peer("timm.layers.cbam", "CbamModule", channels=60),
 }
+# Blocks that fold rewrites, whole or in part.
+FOLDED_BLOCKS = ("RBWA to twice the size", "SCACB", "MREB")
 
 
 class OnOneMap(nn.Module):
-    """A chain whose stages all see the same map."""
+    """A chain whose stages all take the same map."""
 
     def __init__(self, chain: DRACBChain, stages: int) -> None:
         super().__init__()
         self.chain = chain
         self.stages = stages
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.chain([x] * self.stages)
+
+
+def make(name: str, size: tuple[int, int], *, seed: int = 0, num_blocks: int | None = None) -> tuple[nn.Module, Tensor]:
+    """A network with an image, or a block with a map of 60 channels; on the CPU, with random numbers.
+
+    Args:
+        name: Of :data:`NETS` or :data:`BLOCKS`.
+        size: Height and width of the input.
+        seed: Of the weights and the input.
+        num_blocks: Depth of MREN, for quick runs.
+
+    Raises:
+        Unavailable: If a package is missing.
+    """
+    torch.manual_seed(seed)
+    net = (NETS[name].make if name in NETS else BLOCKS[name])().eval()
+    if num_blocks and isinstance(net, MREN):
+        net.body = net.body[:num_blocks]
+    return net, torch.rand(1, 3 if name in NETS else 60, *size)
 
 
 def _channels_last(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
     return net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
 
 
-def _bfloat16(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
-    return net.bfloat16(), x.bfloat16()
-
-
 def _folded(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
-    # MREN's own folding, where there is one, knows more than that of its blocks.
+    # MREN's own folding does more than that of its blocks.
     return (fold_mren(net) if isinstance(net, MREN) else fold(net)), x
 
 
 def _compiled(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
     # fullgraph: a network that falls back to eager would be timed under the wrong name.
-    call = torch.compile(net, fullgraph=True, dynamic=False)
+    return _run_once(torch.compile(net, fullgraph=True, dynamic=False), x), x
+
+
+def _compiled_blocks(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
+    for block in blocks_of(net):
+        block.compile(dynamic=False)
+    return _run_once(net, x), x
+
+
+def _run_once(call: Call, x: Tensor) -> Call:
     try:
-        call(x)
+        # The same blocks are compiled for many sizes and types in one process; by default torch gives up after eight.
+        torch._dynamo.config.recompile_limit = 256
+        with torch.inference_mode():
+            call(x)
     except Exception as error:
         raise Unavailable(f"torch.compile failed (on a CPU it needs a C++ compiler): {reason(error)}") from error
-    return call, x
+    return call
+
+
+def blocks_of(net: nn.Module) -> Iterator[nn.Module]:
+    """The blocks that a network repeats, which are compiled one by one in a fraction of the time of the whole."""
+    for child in net.children():
+        # A container of another class, such as a folded one, computes in its own way.
+        parts = child.children() if type(child) in (nn.Sequential, nn.ModuleList) else [child]
+        yield from (part for part in parts if next(part.children(), None) is not None)
+
+
+@functools.cache
+def _graph_pool() -> Any:
+    # One for all: dozens of graphs with memory of their own would fill the device. They never run at the same time, and
+    # no result is read after another graph has been replayed.
+    return torch.cuda.graph_pool_handle()
+
+
+def _cuda_graph(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
+    """Capture a forward in a CUDA graph, and replay it. Input and result keep the memory that was captured."""
+    if x.device.type != "cuda":
+        raise Unavailable("CUDA graphs need --device cuda")
+    stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(stream)
+    with torch.inference_mode(), torch.cuda.stream(side):
+        for _ in range(3):  # allocations, choices of algorithms and autotuning cannot be recorded
+            net(x)
+    stream.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph, pool=_graph_pool(), capture_error_mode="thread_local"):
+        result = net(x)
+
+    def replay(given: Tensor) -> object:
+        if given is not x:
+            x.copy_(given)
+        graph.replay()
+        return result
+
+    return replay, x
 
 
 def _onnx(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
@@ -174,13 +251,43 @@ def _onnx(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
     return lambda given: session.run(None, {name: given.numpy()}), x
 
 
-STEPS: dict[str, Callable[[nn.Module, Tensor], tuple[Call, Tensor]]] = {
+def _runtime(name: str, options: dict[str, str] | None = None) -> Step:
+    """An engine of :mod:`examples.mren.engines`, opened with options of its own."""
+
+    def step(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
+        if x.device.type != "cpu":
+            raise Unavailable(f"{name} is measured on the CPU only")
+        try:
+            engine = import_module(f"examples.mren.engines.{name}")
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "network"
+                engine.write(net, path, x)
+                return engine.load(path, threads=torch.get_num_threads(), **(options or {})), x
+        except ImportError as error:
+            raise Unavailable(reason(error)) from error
+
+    return step
+
+
+# Each takes a network and an example of its input, and returns a function of that input, and the input.
+ENGINES: dict[str, Step] = {
     "eager": lambda net, x: (net, x),
-    "channels_last": _channels_last,
-    "bf16": _bfloat16,
-    "folded": _folded,
     "compiled": _compiled,
     "onnx": _onnx,
+    "openvino": _runtime("openvino"),
+    "openvino bf16": _runtime("openvino", {"precision": "bf16"}),
+    "ncnn": _runtime("ncnn"),
+}
+UNFOLDED_ENGINES = frozenset({"ncnn"})  # it computes in an order of its own, and folding makes it slower
+
+STEPS: dict[str, Step] = {
+    **ENGINES,
+    "channels_last": _channels_last,
+    "bf16": lambda net, x: (net.bfloat16(), x.bfloat16()),
+    "fp16": lambda net, x: (net.half(), x.half()),
+    "folded": _folded,
+    "compiled blocks": _compiled_blocks,
+    "CUDA graph": _cuda_graph,
 }
 
 

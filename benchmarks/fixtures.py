@@ -1,4 +1,4 @@
-"""Networks and blocks of other papers to measure beside ours, written from the papers; for nothing but measuring."""
+"""Networks and blocks of other papers, rewritten from the papers, to be measured beside ours and for nothing else."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class RFDB(nn.Module):
 
 
 class Enlarged(nn.Module):
-    """A network of the years before pixel shuffle: bicubic first, then convolutions on the luma at full size."""
+    """A network from before pixel shuffle: bicubic enlargement, then convolutions on the luma at full size."""
 
     def __init__(self, scale: int, convs: nn.Sequential, *, residual: bool) -> None:
         super().__init__()

@@ -1,101 +1,232 @@
-"""Frames per second on a GPU, and how far that is from what the device could do."""
+"""Frames and training steps per second on a GPU, and which fraction of the device's limits that is."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.candidates import NETS, REFERENCE_NET, Unavailable, prepare
-from benchmarks.timing import interleave, ratio, significant, stopwatch, summarise
-from sc_blocks.introspect import complexity
+from benchmarks.candidates import STEPS, Call, Unavailable, blocks_of, make, prepare
+from benchmarks.results import Row
+from benchmarks.runner import Candidate, Settings, entry, forward, measure
+from benchmarks.timing import significant, stopwatch
+from examples.mren.recipes import make_optimizer
 
-FORMS = (
-    "bf16, channels_last",
-    "bf16, channels_last, compiled",
-    "folded, bf16, channels_last",
-    "folded, bf16, channels_last, compiled",
-)
+GRAPH = "CUDA graph"
+OUTPUT = (720, 1280)
+# Dense bfloat16 and float16 operations and bytes per second, from NVIDIA's data sheets, which print twice the
+# operations, with sparsity: https://www.nvidia.com/en-us/data-center/h100/ and https://www.nvidia.com/en-us/data-center/h200/
+DATA_SHEETS = {
+    "H100 PCIe": (756e12, 2.0e12),
+    "H100 NVL": (835e12, 3.9e12),
+    "H100": (989e12, 3.35e12),
+    "H200 NVL": (835e12, 4.8e12),
+    "H200": (989e12, 4.8e12),
+}
 
 
-def gpu(device: torch.device, repeats: int, seed: int, *, quick: bool = False) -> list[dict[str, Any]]:
-    """MREN ×4 and its reference in bfloat16 to 1280 × 720, one frame and eight at a time.
+def gpu(settings: Settings) -> list[Row]:
+    """Networks to 1280 × 720, training steps, and a matrix product and a copy as limits, all in the same rounds.
 
-    The bound is the longer of two times: of the multiply-accumulates at the rate of a large matrix product, and of the
-    bytes at the rate of a copy, both measured in the same rounds. The bytes are those of a run in which every
-    convolution reads its input and writes its result once and all else is fused with it; a network that fuses
-    convolutions can beat that.
-
-    Raises:
-        ValueError: If the device is no GPU.
+    The candidates are listed by importance: where time is short, the last ones are skipped. A fraction is that of the
+    least time that the device needs, which is the longer one of two: for the multiply-accumulates, and for the bytes
+    of a run in which every convolution reads its input and writes its result once and all other operations are fused
+    with it. A network that fuses convolutions can beat that. The rates of the device are those measured for the matrix
+    product and the copy, and those of its data sheet.
     """
-    if device.type != "cuda":
-        raise ValueError(f"the suite gpu needs --device cuda, got {device.type}.")
-    side, cells = (256, 2**20) if quick else (8192, 2**29)
-    a, b = (torch.rand(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    source = torch.empty(cells, device=device, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    turns = {
-        "product": stopwatch(lambda: a @ b, device),
-        "copy": stopwatch(lambda: target.copy_(source), device),
+    candidates: dict[str, Candidate] = {}
+    ready: dict[tuple[str, str, int], tuple[Call, Tensor]] = {}
+    ours, peers = (("MREN",), ("IMDN",)) if settings.quick else (("MREN", "MREN-S"), ("IMDN", "SAFMN", "SPAN"))
+    others = [("fp16", 4)] if settings.quick else [("fp16", 4), ("bf16", 2), ("fp16", 2)]
+
+    def add(names: tuple[str, ...], form: str, scale: int, batch: int = 1) -> None:
+        for name in names:
+            for each in filter(settings.allows, (form, f"{form}, {GRAPH}")):
+                key = (f"{name} ×{scale}", each, batch)
+                row = entry(key[0], each, _input(scale, settings))
+                row["size"][0] = batch
+                reference = f"IMDN ×{scale} | {each.removeprefix('folded, ')} | {batch}"
+                candidates[" | ".join(map(str, key))] = Candidate(row, _frames(key, ready, settings), reference)
+
+    def train(names: tuple[str, ...], *forms: str) -> None:
+        patches = (1, 8) if settings.quick else (64, 48)
+        for name in names:
+            for form in filter(settings.allows, forms):
+                row: Row = {"name": f"{name} ×4, training step", "form": form, "patches": list(patches)}
+                build = _training(f"{name} ×4", form, patches, settings)
+                reference = "MREN ×4, training step | channels_last, bf16"
+                candidates[f"{row['name']} | {form}"] = Candidate(row, build, reference)
+
+    candidates |= _limits(settings)
+    half = "channels_last, bf16"
+    # Compiling takes longest, and what it gains is what one wants to know first.
+    add(("MREN", "IMDN"), half, 4)
+    add(ours, f"{half}, compiled blocks", 4)
+    add((*ours, *peers), half, 4)
+    add(ours, f"folded, {half}", 4)
+    train(ours, half, f"{half}, {GRAPH}")
+    add(ours, f"folded, {half}, compiled blocks", 4)
+    train(ours, f"{half}, compiled blocks, {GRAPH}", f"{half}, compiled blocks")
+    add(peers, f"{half}, compiled blocks", 4)
+    for dtype, scale in others:
+        add((*ours, *peers), f"channels_last, {dtype}", scale)
+        add(ours, f"folded, channels_last, {dtype}", scale)
+    add(("MREN", "IMDN"), half, 4, batch=8)
+    add(("MREN", "IMDN"), f"{half}, compiled", 4)
+    add(("MREN",), f"folded, {half}, compiled", 4)
+    for dtype, scale in others:
+        add(ours, f"channels_last, {dtype}, compiled blocks", scale)
+        add(ours, f"folded, channels_last, {dtype}, compiled blocks", scale)
+    rows = measure(candidates, settings)
+    _add_fractions(rows, settings)
+    return rows
+
+
+def _limits(settings: Settings) -> dict[str, Candidate]:
+    """A large matrix product and a large copy: the rates that can be had in practice."""
+    side, count = (64, 2**12) if settings.quick else (8192, 2**29)
+
+    def product(row: Row) -> Callable[[], float]:
+        a, b = (torch.rand(side, side, device=settings.device).bfloat16() for _ in range(2))
+        row["macs"] = side**3
+        return stopwatch(lambda: a @ b, settings.device)
+
+    def copied(row: Row) -> Callable[[], float]:
+        source = torch.zeros(count, device=settings.device, dtype=torch.uint8)
+        target = torch.empty_like(source)
+        row["bytes"] = 2 * count
+        return stopwatch(lambda: target.copy_(source), settings.device)
+
+    return {
+        name: Candidate({"name": name, "form": "bf16", "size": [size]}, build)
+        for name, size, build in (("matrix product", side, product), ("copy", count, copied))
     }
-    rows: dict[str, dict[str, Any]] = {}
-    height, width = (12, 16) if quick else (180, 320)
-    for name in ("MREN ×4", REFERENCE_NET):
-        for form in FORMS if name == "MREN ×4" else FORMS[:2]:
-            for batch in (1, 8):
-                key = f"{name} | {form} | {batch}"
-                row = rows[key] = {"name": name, "form": form, "size": [batch, 3, height, width]}
-                try:
-                    torch.manual_seed(seed)
-                    net = NETS[name].make().eval().to(device)
-                    x = torch.rand(batch, 3, height, width, device=device)
-                    row |= {"macs": complexity(net, x.shape).macs, "bytes": convolution_bytes(net, x)}
-                    call, x = prepare(net, x, form)
-                    turns[key] = stopwatch(_without_gradient(call, x), device)
-                except Unavailable as error:
-                    row["skipped"] = str(error)
-    rounds = interleave(turns, repeats, seed=seed)
-    mac_rate = side**3 / summarise(rounds["product"]).median
-    byte_rate = 2 * cells / summarise(rounds["copy"]).median
-    for key, row in rows.items():
-        if key not in rounds:
+
+
+def _frames(
+    key: tuple[str, str, int], ready: dict[tuple[str, str, int], tuple[Call, Tensor]], settings: Settings
+) -> Callable[[Row], Callable[[], float]]:
+    """Builds a network in a form; a CUDA graph is recorded of the same network that runs without one."""
+    name, form, batch = key
+    plain = (name, form.removesuffix(f", {GRAPH}"), batch)
+
+    def build(row: Row) -> Callable[[], float]:
+        size = tuple(row["size"][-2:])
+        macs, bytes_ = convolutions(name, size, settings.num_blocks)
+        row |= {"macs": batch * macs, "bytes": batch * bytes_}
+        if plain not in ready:
+            net, x = settings.make(name, size)
+            ready[plain] = prepare(net, x.expand(batch, -1, -1, -1).contiguous(), plain[1])
+        call, x = ready[plain]
+        if form != plain[1]:
+            call, x = STEPS[GRAPH](call, x)
+        return stopwatch(forward(call, x), settings.device)
+
+    return build
+
+
+class Mixed(nn.Module):
+    """A network in mixed precision, as the trainer runs it: float32 weights, and convolutions in bfloat16."""
+
+    def __init__(self, net: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.net = net
+        self.device = device
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A CUDA graph must not hold on to casts of weights from before it was recorded.
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            return self.net(x).float()
+
+
+def _training(
+    name: str, form: str, patches: tuple[int, int], settings: Settings
+) -> Callable[[Row], Callable[[], float]]:
+    """Builds a training step: L1, Adam, mixed precision, as :mod:`examples.mren.trainer` makes it on a GPU."""
+
+    def build(row: Row) -> Callable[[], float]:
+        number, side = patches
+        device = settings.device
+        net, _ = settings.make(name, (side, side))
+        net = net.train().to(memory_format=torch.channels_last)
+        x = torch.rand(number, 3, side, side, device=device).to(memory_format=torch.channels_last)
+        y = torch.rand(number, 3, 4 * side, 4 * side, device=device).to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(net, 5e-4)
+        if "compiled blocks" in form:
+            for block in blocks_of(net):
+                block.compile(dynamic=False)
+        call: nn.Module = Mixed(net, device)
+        if GRAPH in form:
+            if device.type != "cuda":
+                raise Unavailable("CUDA graphs need --device cuda")
+            torch.cuda.make_graphed_callables(call, (torch.rand_like(x),), allow_unused_input=True)
+
+        def step() -> None:
+            loss = F.l1_loss(call(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return stopwatch(step, device)
+
+    return build
+
+
+def _add_fractions(rows: list[Row], settings: Settings) -> None:
+    """Frames and steps per second, and how much of the device's limits they reach."""
+    limits = {row["name"]: row for row in rows if "rounds" in row and row["name"] in ("matrix product", "copy")}
+    rates: dict[str, tuple[float, float]] = {}
+    if len(limits) == 2:
+        product, copied = limits["matrix product"], limits["copy"]
+        rates["fraction_of_measured"] = (
+            product["macs"] / product["seconds"]["median"],
+            copied["bytes"] / copied["seconds"]["median"],
+        )
+    gpu_name = torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else ""
+    for name, (operations, bytes_) in DATA_SHEETS.items():
+        if name in gpu_name:
+            rates["fraction_of_data_sheet"] = (operations / 2, bytes_)
+            break
+    for row in rows:
+        if "rounds" not in row or row["name"] in limits:
             continue
-        values = [significant(value, 5) for value in rounds[key]]
-        bound = max(row["macs"] / mac_rate, row["bytes"] / byte_rate)
-        row["rounds"] = values
-        row["seconds"] = summarise(values).as_dict()
-        row["frames_per_second"] = significant(row["size"][0] / summarise(values).median)
-        row["fraction_of_bound"] = significant(bound / summarise(values).median)
-        row["bound"] = {"macs_per_second": significant(mac_rate), "bytes_per_second": significant(byte_rate)}
-        reference = f"{REFERENCE_NET} | {FORMS[1]} | {row['size'][0]}"
-        if reference in rounds:
-            row["ratio"] = {"to": reference} | ratio(rounds[key], rounds[reference]).as_dict()
-    return list(rows.values())
+        seconds = row["seconds"]["median"]
+        if "patches" in row:
+            row["steps_per_second"] = significant(1 / seconds)
+            continue
+        row["frames_per_second"] = significant(row["size"][0] / seconds)
+        if row["macs"]:
+            for name, (macs, bytes_) in rates.items():
+                row[name] = significant(max(row["macs"] / macs, row["bytes"] / bytes_) / seconds)
 
 
-def convolution_bytes(net: nn.Module, x: Tensor, *, width: int = 2) -> int:
-    """Bytes that the convolutions of a forward read and write, each tensor once, at so many bytes a number."""
-    total = 0
+@functools.cache
+def convolutions(name: str, size: tuple[int, int], num_blocks: int | None = None) -> tuple[int, int]:
+    """Multiply-accumulates of all convolutions of a network, and the bytes that they read and write in 16 bits.
+
+    Each tensor counts once for each convolution that takes or makes it. Other operations count nothing.
+    """
+    net, x = make(name, size, num_blocks=num_blocks)
+    macs = numbers = 0
 
     def count(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        nonlocal total
-        total += width * (args[0].numel() + output.numel() + sum(p.numel() for p in module.parameters()))
+        nonlocal macs, numbers
+        weight = next(module.parameters())
+        macs += output.numel() * weight.numel() // weight.shape[0]
+        numbers += args[0].numel() + output.numel() + sum(p.numel() for p in module.parameters())
 
-    hooks = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, nn.Conv2d)]
-    try:
-        with torch.no_grad():
-            net(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total
+    net = net.to("meta")
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        net(x.to("meta"))
+    return macs, 2 * numbers
 
 
-def _without_gradient(call: Any, x: Tensor) -> Any:
-    def forward() -> object:
-        with torch.no_grad():
-            return call(x)
-
-    return forward
+def _input(scale: int, settings: Settings) -> tuple[int, int]:
+    return (12, 16) if settings.quick else (OUTPUT[0] // scale, OUTPUT[1] // scale)

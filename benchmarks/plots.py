@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from benchmarks.results import Results, Suite
 from examples.mren.plots import svg_plot
 from examples.mren.report import RESULTS as PAPER
 from examples.mren.report import scored
-
-if TYPE_CHECKING:
-    from benchmarks.report import Suite
 
 DATASET = "Set5"
 
@@ -49,8 +46,8 @@ def points(suite: Suite, over: str) -> list[tuple[str, float, float]]:
     return found
 
 
-def _psnr_over(over: str, label: str) -> Callable[[dict[str, list[Suite]], Path], None]:
-    def draw(results: dict[str, list[Suite]], target: Path) -> None:
+def _psnr_over(over: str, label: str) -> Callable[[Results, Path], None]:
+    def draw(results: Results, target: Path) -> None:
         with svg_plot(target) as axes:
             for suite in results.get("nets", [])[:1]:
                 for name, cost, psnr in points(suite, over):
@@ -69,8 +66,8 @@ def _psnr_over(over: str, label: str) -> Callable[[dict[str, list[Suite]], Path]
     return draw
 
 
-def _growth(values: str, label: str, *, output: bool) -> Callable[[dict[str, list[Suite]], Path], None]:
-    def draw(results: dict[str, list[Suite]], target: Path) -> None:
+def _growth(values: str, label: str, *, output: bool) -> Callable[[Results, Path], None]:
+    def draw(results: Results, target: Path) -> None:
         with svg_plot(target) as axes:
             for suite in results.get("growth", [])[:1]:
                 curves: dict[str, list[tuple[float, float]]] = {}
@@ -94,7 +91,7 @@ def _growth(values: str, label: str, *, output: bool) -> Callable[[dict[str, lis
     return draw
 
 
-PLOTS: dict[str, Callable[[dict[str, list[Suite]], Path], None]] = {
+PLOTS: dict[str, Callable[[Results, Path], None]] = {
     "psnr_latency.svg": _psnr_over("seconds", "ms for an input of 160 × 120"),
     "psnr_macs.svg": _psnr_over("macs", "GMACs for a result of 1280 × 720"),
     "memory.svg": _growth("memory", "peak memory of a forward, MiB", output=True),

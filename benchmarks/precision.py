@@ -1,7 +1,7 @@
-"""How far MREN's result in a lower precision is from that in float64: ``python -m benchmarks.precision``.
+"""The errors of MREN in lower precisions, compared with float64: ``python -m benchmarks.precision``.
 
-The shipped weights enlarge photographs that scikit-image ships, shrunk as for scoring. Written is a CSV beside the
-results of the other benchmarks; :mod:`benchmarks.report` makes the table of it. Times are not taken.
+The shipped weights enlarge photographs that scikit-image ships, shrunk as for scoring. The results go to a CSV file
+beside those of the other benchmarks; :mod:`benchmarks.report` makes the table. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import csv
 import io
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,7 +43,7 @@ def cast(net: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def forms(net: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What is compared with float64."""
+    """The forms that are compared with float64."""
     folded = fold_mren(net)
     return {
         "float32": net,
@@ -78,28 +77,6 @@ def measure(photos: list[Tensor], say: Callable[[str], object] = print) -> list[
         rows.append([name, *(f"{float(number):.5g}" for number in numbers)])
         say(" ".join(rows[-1]))
     return rows
-
-
-def table(file: Path = FILE) -> str:
-    """The CSV as a table for the page; empty where there is none."""
-    if not file.exists():
-        return ""
-    from benchmarks.report import table as lay_out
-
-    with file.open(newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    small = partial(_at_least, 0.001)
-    lines = [
-        [row["form"], small(row["largest"]), small(row["rms"]), f"{100 * float(row['bytes_changed']):.1f} %",
-         f"{float(row['psnr']):.3f}"]
-        for row in rows
-    ]  # fmt: skip
-    return lay_out(["form", "largest error", "root mean square", "bytes that differ", "PSNR, dB"], lines)
-
-
-def _at_least(least: float, text: str) -> str:
-    number = float(text)
-    return f"< {least:g}" if 0 < number < least else f"{number:.2f}" if number >= 0.1 else f"{number:.3f}"
 
 
 def main() -> int:

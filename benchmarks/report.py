@@ -1,315 +1,406 @@
-"""Write the tables and plots of the documentation from the committed results.
+"""Write the tables and plots of the documentation from the committed results: ``python -m benchmarks.report``.
 
-Run as ``python -m benchmarks.report``: it reads ``benchmarks/results/*.json`` and writes
-``docs/results/benchmarks/*.md`` and ``*.svg``, and the table in ``README.md``. Ratios are taken within the rounds here,
-too.
+It reads ``benchmarks/results`` and writes ``docs/results/benchmarks/*.md`` and ``*.svg``, and the table in
+``README.md``. Ratios are taken within the rounds here, too. A table of several machines has one part for each.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-from benchmarks import guide, plots, precision
-from benchmarks.candidates import CONVOLUTION, REFERENCE_NET
-from benchmarks.run import read
-from benchmarks.suites import BACKWARD, FORWARD
+from benchmarks import plots
+from benchmarks.candidates import CONVOLUTION, FOLDED_BLOCKS, REFERENCE_NET
+from benchmarks.markdown import digits, mib, spread, table
+from benchmarks.precision import FILE as PRECISION
+from benchmarks.results import Results, Row, Suite, load
+from benchmarks.runner import BACKWARD, FORWARD
 from benchmarks.timing import Summary, ratio
 from examples.mren.files import write_text
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-DOCS = HERE.parent / "docs" / "results" / "benchmarks"
-OURS = "MREN ×4"
-NOT_MEASURED = "Not measured.\n"
-README = HERE.parent / "README.md"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs" / "results" / "benchmarks"
+README = ROOT / "README.md"
 BEGIN, END = "<!-- written by python -m benchmarks.report -->", "<!-- until here -->"
+NOT_MEASURED = "Not measured.\n"
+OURS = "MREN ×4"
+NOISE = 1.02  # slower: a ratio is above this in at least three of four rounds
 
-Row = dict[str, Any]
+# What a user chooses between: network, form, and its name in the table.
+CHOICES = (
+    (OURS, "eager", "MREN ×4, as it is written"),
+    (OURS, "folded", "MREN ×4, folded"),
+    (OURS, "folded, compiled", "MREN ×4, folded, compiled"),
+    (OURS, "folded, onnx", "MREN ×4, folded, in ONNX Runtime"),
+    ("MREN-S ×4", "folded", "MREN-S ×4, folded"),
+    (REFERENCE_NET, "eager", "IMDN ×4"),
+    (REFERENCE_NET, "onnx", "IMDN ×4, in ONNX Runtime"),
+    ("SPAN ×4", "eager", "SPAN ×4"),
+    ("SAFMN ×4", "eager", "SAFMN ×4"),
+    ("SwinIR-light ×4", "eager", "SwinIR-light ×4"),
+)
+BLOCK_PAIRS = (
+    ("WSILBV", "CCA of IMDN"),
+    ("SCACB", CONVOLUTION),
+    ("DRACB", CONVOLUTION),
+    ("MREB", "RFDB of RFDN"),
+    ("MREB", "IMDB of IMDN"),
+)
+
+Comparison = tuple[str, str, Summary]
+"""Two things, of which the first is ours, the machine, and the ratio of their times or memory."""
 
 
-@dataclass(frozen=True)
-class Suite:
-    """What one run of a suite found."""
+def comparisons(results: Results) -> Iterator[Comparison]:
+    """How long, and how much memory, ours takes beside something else; suite by suite."""
+    for suite in results.get("nets", []):
+        best, theirs = suite.best(OURS), suite.best(REFERENCE_NET)
+        for form in ("eager", "channels_last", "compiled", "channels_last, compiled"):
+            yield from _compare(suite, suite.row(OURS, form), suite.row(REFERENCE_NET, form))
+        yield from _compare(suite, best, theirs)
+        yield from _compare(suite, suite.best(OURS, onnx=True), suite.row(REFERENCE_NET, "onnx"))
+        yield from _compare(suite, suite.row(OURS, "folded, bf16"), suite.row(REFERENCE_NET, "channels_last, bf16"))
+        for row in suite.rows:
+            if row["form"] == "eager" and row["name"].endswith("×4") and not row["name"].startswith("MREN"):
+                yield from _compare(suite, best, row)
+    for suite in results.get("memory", []):
+        ran = [row for row in suite.rows if row.get("peak_bytes") and not {"onnx", "bf16"} & set(_steps(row))]
+        mine = [row for row in ran if row["name"] == OURS]
+        reference = suite.row(REFERENCE_NET, "eager")
+        if mine and reference:
+            least = min(mine, key=lambda row: row["peak_bytes"])
+            times = least["peak_bytes"] / reference["peak_bytes"]
+            yield f"peak memory: {_label(least)} / {_label(reference)}", suite.place, Summary(times, times, times)
+    for suite in results.get("blocks", []):
+        for mode, (mine, other) in product((FORWARD, BACKWARD), BLOCK_PAIRS):
+            yield from _compare(suite, suite.row(mine, "eager", mode), suite.row(other, "eager", mode))
+        for name in FOLDED_BLOCKS:
+            yield from _compare(suite, suite.row(name, "folded", FORWARD), suite.row(name, "eager", FORWARD))
+    for suite in results.get("gpu", []):
+        names = (OURS, REFERENCE_NET)
+        single = [row for row in suite.rows if row["name"] in names and row["size"][0] == 1 and "rounds" in row]
+        fastest = [min((row for row in single if row["name"] == name), key=_seconds, default=None) for name in names]
+        yield from _compare(suite, *fastest)
+    for name in ("training", "engines", "fold"):
+        for suite in results.get(name, []):
+            for row in suite.rows:
+                if name != "engines" or row["name"].startswith("MREN"):
+                    yield from _to_reference(row, suite)
 
-    machine: dict[str, Any]
-    settings: dict[str, Any]
-    rows: list[Row]
 
-    def row(self, name: str, form: str, mode: str | None = None) -> Row | None:
-        """The row of a candidate that ran."""
-        for row in self.rows:
-            if (row["name"], row["form"], row.get("mode")) == (name, form, mode) and "skipped" not in row:
-                return row
-        return None
+def _compare(suite: Suite, mine: Row | None, other: Row | None) -> Iterator[Comparison]:
+    if mine and other and mine is not other and "rounds" in mine and "rounds" in other:
+        yield f"{_label(mine)} / {_label(other)}", suite.place, ratio(mine["rounds"], other["rounds"])
 
-    def best(self, name: str, *, onnx: bool = False) -> Row | None:
-        """The fastest form of a network in single precision, in PyTorch or in ONNX Runtime."""
-        ran = [
-            row
-            for row in self.rows
-            if row["name"] == name and "rounds" in row and ("onnx" in row["form"]) == onnx and "bf16" not in row["form"]
+
+def _to_reference(row: Row, suite: Suite) -> Iterator[Comparison]:
+    """A row of ours beside its own reference; nothing for the reference itself, and for other code."""
+    times = dict(row.get("ratio", {"to": "", "q1": 1, "q3": 1}))
+    to = ", ".join(map(_code, times.pop("to").split(" | ")[:2]))
+    if not times["q1"] == times["q3"] == 1 and row.get("code", "this code") == "this code":
+        size = f" at {_size(row)}" if "size" in row else ""
+        yield f"{_label(row)}{size} / {to}", suite.place, Summary(**times)
+
+
+def lost(comparison: Comparison) -> bool:
+    """Whether ours takes more, by more than noise."""
+    return comparison[2].q1 > NOISE
+
+
+def comparison_table(found: Iterable[Comparison]) -> str:
+    """Comparisons in a table, each once: the best forms may be of the same kind."""
+    lines = [[what, place, spread(times)] for what, place, times in dict.fromkeys(found)]
+    return table(["", "machine", "times"], lines) or NOT_MEASURED
+
+
+def choices_table(results: Results, *, memory: bool = True) -> str:
+    """What a user chooses between, in milliseconds, times IMDN, and memory; from the first machine that has them."""
+    suite = next(iter(results.get("nets", [])), None)
+    if suite is None:
+        return NOT_MEASURED
+    peaks = {(row["name"], row["form"]): row.get("peak_bytes") for row in _rows(results, "memory", suite.place)}
+    lines = [
+        [called, _parameters(row), _ms(row), _median(row), mib(peaks.get((name, form))) if memory else ""]
+        for name, form, called in CHOICES
+        if (row := suite.row(name, form)) and "rounds" in row
+    ]
+    title = f"An image of {_size(suite.row(OURS, 'eager') or suite.rows[0])}. {suite.title}"
+    return f"{title}\n\n{table(['', 'parameters', 'ms', 'times IMDN', 'peak, MiB'], lines)}"
+
+
+def costs_table(suite: Suite, results: Results) -> str:
+    """Each block beside the convolution: what it computes and keeps, and how long it takes."""
+    counts = {row["name"]: row for row in _rows(results, "counts") if "skipped" not in row}
+    lines = []
+    for row in suite.rows:
+        name, form = row["name"], row["form"]
+        if row["mode"] == FORWARD and "skipped" not in row and form in ("eager", "folded"):
+            counted = counts.get(name, row) if form == "eager" else {}
+            numbers = [_parameters(counted), _gmacs(counted, 3), _median(row), _median(suite.row(name, form, BACKWARD))]
+            lines.append([name if form == "eager" else f"{name}, {form}", *numbers, mib(counted.get("kept_bytes"))])
+    plain = [suite.row(CONVOLUTION, "eager", mode) for mode in (FORWARD, BACKWARD)]
+    times = " and ".join(f"{_ms(row)} ms" for row in plain if row)
+    header = ["", "parameters", "GMACs", "forward", "forward + backward", "kept for it, MiB"]
+    return f"Times are those of the convolution, {times}.\n\n{table(header, lines)}"
+
+
+def forms_tables(results: Results) -> str:
+    """How long each form takes beside the same network or block as it is written: MREN first, then the blocks."""
+    parts = []
+    for suite in results.get("nets", []):
+        if (eager := suite.row(OURS, "eager")) is None:
+            continue
+        memory = {row["form"]: row for row in _rows(results, "memory", suite.place) if row["name"] == OURS}
+        lines = [
+            [row["form"], _ms(row), _times(row, eager), mib(memory.get(row["form"], {}).get("peak_bytes"))]
+            for row in suite.rows
+            if row["name"] == OURS and "rounds" in row
         ]
-        return min(ran, key=lambda row: row["seconds"]["median"], default=None)
-
-    @property
-    def title(self) -> str:
-        """What it ran on, in a line."""
-        threads = self.settings["threads"]
-        where = self.machine["gpu"] or f"{threads} thread{'s' if threads > 1 else ''} of {self.machine['cpu']}"
-        rounds = max((len(row["rounds"]) for row in self.rows if "rounds" in row), default=0)
-        count = f", {rounds} round{'s' if rounds > 1 else ''}" if rounds else ""
-        return (
-            f"**{where}**, {self.machine['instructions']}, torch {self.machine['versions']['torch']}, "
-            f"code {self.machine['revision']}{count}, load {self.machine['load']} before."
-        )
-
-
-def load(folder: Path = RESULTS) -> dict[str, list[Suite]]:
-    """All committed results: name of the suite, then one entry for each file that has it.
-
-    Raises:
-        ValueError: If a file is not one of results, or was made with ``--quick``.
-    """
-    found: dict[str, list[Suite]] = {}
-    for file in sorted(folder.glob("*.json")):
-        for name, suite in read(file)["suites"].items():
-            if suite["settings"]["quick"]:
-                raise ValueError(
-                    f"{file}: its {name} were run with --quick, which measures nothing; run it again without."
-                )
-            found.setdefault(name, []).append(Suite(**suite))
-    return found
+        sizes = f"{OURS} on an image of {_size(eager)}"
+        sizes += f", its memory of {_size(memory['eager'])}" if "eager" in memory else ""
+        parts.append(f"{sizes}. {suite.title}\n\n{table(['form', 'ms', 'times eager', 'peak, MiB'], lines)}")
+    for suite in results.get("blocks", []):
+        lines = []
+        for row in suite.rows:
+            if row["mode"] == FORWARD and row["form"] != "eager" and "rounds" in row:
+                pairs = [[suite.row(row["name"], form, mode) for form in (row["form"], "eager")] for mode in MODES]
+                lines.append([row["name"], row["form"], *(_times(*pair) for pair in pairs)])
+        text = table(["", "form", "forward", "forward + backward"], lines)
+        parts.append(f"Blocks, times the same block eager. {suite.title}\n\n{text}")
+    return "\n".join(parts) or NOT_MEASURED
 
 
-def spread(summary: Summary | dict[str, float], unit: float = 1) -> str:
-    """Median and quartiles to three digits, such as ``1.23 (1.20–1.31)``."""
-    values = summary if isinstance(summary, dict) else vars(summary)
-    median, low, high = (digits(values[name] * unit) for name in ("median", "q1", "q3"))
-    return f"{median} ({low}–{high})"
-
-
-def digits(value: float) -> str:
-    """Three digits where there are decimals; whole numbers in full."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    text = f"{value:.3g}"
-    return f"{float(text):.{2 if value >= 1 else 3}f}" if value < 10 else f"{float(text):.1f}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; all columns but the first two of words are numbers."""
-    rules = ["---" if column in ("", "form", "pass", "code", "what") else "---:" for column in header]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rules, *rows]) + "\n"
-
-
-def blocks_table(suite: Suite) -> str:
-    """Milliseconds of every block, and times the convolution's."""
+def fold_table(suite: Suite, _: Results) -> str:
+    """Folded and as written, and whether anything folded is slower."""
+    found = [each for row in suite.rows for each in _to_reference(row, suite)]
+    slower = sum(map(lost, found))
+    text = f"**Slower when folded: {slower} of {len(found)}**." if slower else "**Nothing folded is slower**."
+    worst = max(found, key=lambda each: each[2].median, default=None)
+    text += f" The highest ratio: {worst[0]}, {spread(worst[2])}." if worst else ""
+    peaks = {(row["name"], *row["size"]): row.get("peak_bytes") for row in suite.rows if row["form"] == "eager"}
     lines = []
     for row in suite.rows:
-        if row["mode"] != FORWARD:
-            continue
-        cells = [row["name"], row["form"], _macs(row), f"{row['parameters']:,}" if "parameters" in row else ""]
-        for mode in (FORWARD, BACKWARD):
-            other = suite.row(row["name"], row["form"], mode)
-            if other is None:
-                cells += [f"skipped: {row.get('skipped')}", ""]
-            else:
-                cells += [spread(other["seconds"], 1000), spread(other["ratio"])]
-        lines.append(cells)
-    header = ["", "form", "GMACs", "parameters", "forward, ms", "ratio", "forward + backward, ms", "ratio"]
-    return table(header, lines)
+        before = peaks.get((row["name"], *row["size"]))
+        if row["form"] == "folded":
+            memory = digits(row["peak_bytes"] / before) if row.get("peak_bytes") and before else ""
+            lines.append([row["name"], _size(row), _spread_ms(row), _ratio(row), memory])
+    return f"{text}\n\n{table(['', 'input', 'ms, folded', 'times as written', 'memory, times as written'], lines)}"
 
 
-def nets_table(suite: Suite) -> str:
-    """Milliseconds of every network, times IMDN's, and its arithmetic rate."""
-    lines = []
-    for row in suite.rows:
-        cells = [row["name"], row["form"], f"{row['parameters']:,}" if "parameters" in row else "", _macs(row)]
-        if "seconds" not in row:
-            lines.append([*cells, f"skipped: {row['skipped']}", "", ""])
-            continue
-        rate = arithmetic_rate(suite, row)
-        cells += [spread(row["seconds"], 1000), spread(row["ratio"]), spread(rate) if rate else ""]
-        lines.append(cells)
-    return table(["", "form", "parameters", "GMACs", "ms", f"times {REFERENCE_NET} eager", "rate"], lines)
+def precision_table(file: Path = PRECISION) -> str:
+    """How far each precision is from float64."""
+    if not file.exists():
+        return NOT_MEASURED
+    with file.open(newline="") as opened:
+        lines = [
+            [row["form"], *(_small(float(row[key])) for key in ("largest", "rms")),
+             f"{100 * float(row['bytes_changed']):.1f} %", f"{float(row['psnr']):.3f}"]
+            for row in csv.DictReader(opened)
+        ]  # fmt: skip
+    return table(["form", "largest error", "root mean square", "bytes that differ", "PSNR, dB"], lines)
 
 
-def memory_table(suite: Suite) -> str:
-    """MiB of every network."""
-    reference = suite.row(REFERENCE_NET, "eager")
-    lines = []
-    for row in suite.rows:
-        if row.get("peak_bytes") is None:
-            lines.append([row["name"], row["form"], f"skipped: {row.get('skipped', 'no such counter here')}", "", ""])
-            continue
-        other = row.get("peak_bytes_with_default_allocator")
-        times = digits(row["peak_bytes"] / reference["peak_bytes"]) if reference else ""
-        lines.append([row["name"], row["form"], _mib(row["peak_bytes"]), times, _mib(other) if other else ""])
-    return table(["", "form", "MiB", f"times {REFERENCE_NET} eager", "MiB, allocator as it comes"], lines)
+def arithmetic_rate(row: Row, suite: Suite) -> Summary | None:
+    """MACs per second beside those of a plain convolution in the same rounds; MACs of the network as it was written."""
+    plain = suite.best(CONVOLUTION)
+    if plain is None or not row.get("macs") or "rounds" not in row or row["name"] == CONVOLUTION:
+        return None
+    mine, other = ([each["macs"] / seconds for seconds in each["rounds"]] for each in (row, plain))
+    return ratio(mine, other)
 
 
-def growth_table(suite: Suite) -> str:
-    """Latency and memory over the size of the input."""
-    lines = []
-    for row in suite.rows:
-        height, width = row["size"][-2:]
-        form = row["form"] + (f", tiles of {row['tile']}" if row["tile"] else "")
-        cells = [row["name"], form, f"{width} × {height}"]
-        if "seconds" in row:
-            cells += [spread(row["seconds"]), _mib(row["peak_bytes"]) if row["peak_bytes"] is not None else ""]
-        else:
-            cells += [f"skipped: {row['skipped']}", ""]
-        lines.append(cells)
-    return table(["", "form", "input", "s", "MiB"], lines)
+def _rows(results: Results, suite: str, place: str | None = None) -> list[Row]:
+    return [row for each in results.get(suite, []) if place in (None, each.place) for row in each.rows]
 
 
-def training_table(suite: Suite) -> str:
-    """Milliseconds of a training step."""
-    lines = []
-    for row in suite.rows:
-        cells = [_patches(row), row["code"], row["form"]]
-        if "seconds" not in row:
-            lines.append([*cells, f"skipped: {row['skipped']}", "", ""])
-            continue
-        lines.append([*cells, spread(row["seconds"], 1000), spread(row["ratio"]), f"{row['first_loss']:.5f}"])
-    to = next((_code_and_form(row["ratio"]["to"]) for row in suite.rows if "ratio" in row), "")
-    return table(["patches", "code", "form", "ms", f"times {to}", "first loss"], lines)
+def _steps(row: Row) -> list[str]:
+    return row["form"].split(", ")
+
+
+def _code(code: str) -> str:
+    return "earlier code" if code.startswith("code of") else code
+
+
+def _label(row: Row) -> str:
+    """The name of a row in a sentence."""
+    parts = [row["name"], row["form"], row.get("mode", "").replace("+", " + ")]
+    parts += [_patches(row), _code(row["code"])] if "code" in row else []
+    return ", ".join(filter(None, parts))
 
 
 def _patches(row: Row) -> str:
-    number, side = row["patches"]
-    return f"{number} of {side} × {side}"
+    return "{0} of {1} × {1}".format(*row["patches"])
 
 
-def _code_and_form(key: str) -> str:
-    return ", ".join(key.split(" | ")[:2])
+def _size(row: Row) -> str:
+    return f"{row['size'][-1]} × {row['size'][-2]}"
 
 
-def gpu_table(suite: Suite) -> str:
-    """Frames per second."""
-    lines = []
-    for row in suite.rows:
-        cells = [row["name"], row["form"], str(row["size"][0])]
-        if "seconds" not in row:
-            lines.append([*cells, f"skipped: {row['skipped']}", "", ""])
-            continue
-        numbers = [spread(row["seconds"], 1000), digits(row["frames_per_second"]), digits(row["fraction_of_bound"])]
-        lines.append([*cells, *numbers])
-    return table(["", "form", "frames at a time", "ms", "frames/s", "fraction of the bound"], lines)
+def _parameters(row: Row) -> str:
+    return f"{row['parameters']:,}" if "parameters" in row else ""
 
 
-TABLES: dict[str, Callable[[Suite], str]] = {
-    "blocks": blocks_table,
-    "nets": nets_table,
-    "memory": memory_table,
-    "growth": growth_table,
-    "training": training_table,
-    "gpu": gpu_table,
+def _gmacs(row: Row, decimals: int | None = None) -> str:
+    if not row.get("macs"):
+        return ""
+    return digits(row["macs"] / 1e9) if decimals is None else f"{row['macs'] / 1e9:.{decimals}f}"
+
+
+def _seconds(row: Row) -> float:
+    return row["seconds"]["median"]
+
+
+def _ms(row: Row) -> str:
+    return digits(1000 * _seconds(row))
+
+
+def _spread_ms(row: Row, unit: float = 1000) -> str:
+    """Milliseconds, or why there are none."""
+    return spread(row["seconds"], unit) if "seconds" in row else _why(row)
+
+
+def _why(row: Row) -> str:
+    return f"not run: {row['skipped']}" if row.get("skipped") else ""
+
+
+def _ratio(row: Row) -> str:
+    return spread(row["ratio"]) if "ratio" in row else ""
+
+
+def _median(row: Row | None) -> str:
+    return digits(row["ratio"]["median"]) if row and "ratio" in row else ""
+
+
+def _times(
+    row: Row | None, other: Row | None, write: Callable[[Summary], str] = lambda times: digits(times.median)
+) -> str:
+    if not row or not other or "rounds" not in row or "rounds" not in other:
+        return ""
+    return write(ratio(row["rounds"], other["rounds"]))
+
+
+def _backward(row: Row, suite: Suite) -> Row:
+    return suite.row(row["name"], row["form"], BACKWARD) or {}
+
+
+def _memory(row: Row, suite: Suite) -> str:
+    reference = suite.row(REFERENCE_NET, "eager")
+    return digits(row["peak_bytes"] / reference["peak_bytes"]) if row.get("peak_bytes") and reference else ""
+
+
+def _number(key: str) -> Callable[[Row, Suite], str]:
+    return lambda row, _: digits(row[key]) if key in row else ""
+
+
+def _small(number: float, least: float = 0.001) -> str:
+    return f"< {least:g}" if 0 < number < least else f"{number:.2f}" if number >= 0.1 else f"{number:.3f}"
+
+
+MODES = (FORWARD, BACKWARD)
+Column = Callable[[Row, Suite], str]
+NAME: dict[str, Column] = {"": lambda row, _: row["name"]}
+FORM: dict[str, Column] = NAME | {"form": lambda row, _: row["form"]}
+COUNTED: dict[str, Column] = {"parameters": lambda row, _: _parameters(row), "GMACs": lambda row, _: _gmacs(row)}
+MS: dict[str, Column] = {"ms": lambda row, _: _spread_ms(row)}
+# Tables with a line for each row of a suite: the columns, each with the text of its cells.
+COLUMNS: dict[str, Mapping[str, Column]] = {
+    "blocks": FORM
+    | COUNTED
+    | {
+        "forward, ms": lambda row, _: _spread_ms(row),
+        "times": lambda row, _: _ratio(row),
+        "forward + backward, ms": lambda row, suite: _spread_ms(_backward(row, suite)),
+        "times, with backward": lambda row, suite: _ratio(_backward(row, suite)),
+    },
+    "nets": FORM
+    | COUNTED
+    | MS
+    | {
+        f"times {REFERENCE_NET} eager": lambda row, _: _ratio(row),
+        "rate": lambda row, suite: spread(rate) if (rate := arithmetic_rate(row, suite)) else "",
+    },
+    "memory": FORM
+    | {
+        "MiB": lambda row, _: mib(row.get("peak_bytes")) or _why(row),
+        f"times {REFERENCE_NET} eager": _memory,
+        "MiB, default allocator": lambda row, _: mib(row.get("peak_bytes_with_default_allocator")),
+    },
+    "growth": NAME
+    | {
+        "form": lambda row, _: row["form"] + (f", tiles of {row['tile']}" if row["tile"] else ""),
+        "input": lambda row, _: _size(row),
+        "s": lambda row, _: _spread_ms(row, 1),
+        "MiB": lambda row, _: mib(row.get("peak_bytes")),
+    },
+    "training": {"patches": lambda row, _: _patches(row), "code": lambda row, _: _code(row["code"])}
+    | {"form": FORM["form"]}
+    | MS
+    | {
+        "times the reference": lambda row, _: _ratio(row),
+        "first loss": lambda row, _: f"{row['first_loss']:.5f}" if "first_loss" in row else "",
+    },
+    "engines": NAME
+    | {"engine": lambda row, _: row["engine"]}
+    | MS
+    | {
+        "times IMDN, same engine": lambda row, _: _ratio(row),
+        "times IMDN eager": lambda row, suite: _times(row, suite.row(REFERENCE_NET, "eager"), spread),
+    },
+    "gpu": FORM
+    | {"frames at a time": lambda row, _: str(row["size"][0]) if "frames_per_second" in row else ""}
+    | MS
+    | {
+        "frames/s": _number("frames_per_second"),
+        "steps/s": _number("steps_per_second"),
+        "of measured limits": _number("fraction_of_measured"),
+        "of the data sheet": _number("fraction_of_data_sheet"),
+    },
 }
 
 
-def arithmetic_rate(suite: Suite, row: Row) -> Summary | None:
-    """MACs per second beside those of a plain convolution in the same rounds; MACs of the network as it was written."""
-    plain = suite.best(CONVOLUTION)
-    if plain is None or not row.get("macs") or row["name"] == CONVOLUTION:
-        return None
-    return ratio(
-        [row["macs"] / seconds for seconds in row["rounds"]], [plain["macs"] / seconds for seconds in plain["rounds"]]
-    )
+def rows_table(name: str) -> Callable[[Suite, Results], str]:
+    """The table of :data:`COLUMNS` for a suite."""
+    columns = COLUMNS[name]
+
+    def draw(suite: Suite, _: Results) -> str:
+        rows = [row for row in suite.rows if row.get("mode") != BACKWARD]
+        return table(list(columns), [[cell(row, suite) for cell in columns.values()] for row in rows])
+
+    return draw
 
 
-def summary_table(results: dict[str, list[Suite]]) -> str:
-    """The ratios that say most, for each file, beside what was aimed at."""
-    lines: list[list[str]] = []
-
-    def add(what: str, where: str, mine: Row | None, other: Row | None, aim: str) -> None:
-        if mine and other:
-            lines.append([what, where, spread(ratio(mine["rounds"], other["rounds"])), aim])
-
-    for suite in results.get("nets", []):
-        where = _where(suite)
-        for form in ("eager", "channels_last", "compiled", "channels_last, compiled"):
-            add(f"{OURS} / {REFERENCE_NET}, both {form}", where, suite.row(OURS, form), suite.row(REFERENCE_NET, form),
-                "")  # fmt: skip
-        best, theirs = suite.best(OURS), suite.best(REFERENCE_NET)
-        if best and theirs:
-            add(f"{OURS} {best['form']} / {REFERENCE_NET} eager", where, best, suite.row(REFERENCE_NET, "eager"),
-                "≤ 1.8, then 1.3")  # fmt: skip
-            add(f"{OURS} {best['form']} / {REFERENCE_NET} {theirs['form']}, the best of both", where, best, theirs, "")
-            rate = arithmetic_rate(suite, best)
-            if rate:
-                lines.append([f"arithmetic rate of {OURS} {best['form']}", where, spread(rate), "≥ 0.55, then 0.8"])
-        mine = suite.best(OURS, onnx=True)
-        add(f"{OURS} / {REFERENCE_NET}, in ONNX Runtime", where, mine, suite.row(REFERENCE_NET, "onnx"),
-            "≤ 1.6, then 1.2")  # fmt: skip
-        add(f"{OURS} folded, bf16 / {REFERENCE_NET} channels_last, bf16", where, suite.row(OURS, "folded, bf16"),
-            suite.row(REFERENCE_NET, "channels_last, bf16"), "")  # fmt: skip
-    for suite in results.get("memory", []):
-        rows = [
-            row
-            for row in suite.rows
-            if row["name"] == OURS and row.get("peak_bytes") and not {"onnx", "bf16"} & set(row["form"].split(", "))
-        ]
-        reference = suite.row(REFERENCE_NET, "eager")
-        if rows and reference:
-            least = min(rows, key=lambda row: row["peak_bytes"])
-            times = digits(least["peak_bytes"] / reference["peak_bytes"])
-            what = f"peak memory of {OURS} {least['form']} / {REFERENCE_NET} eager"
-            lines.append([what, _where(suite), times, "≤ 1.0, then 0.7"])
-    for suite in results.get("training", []):
-        ran = [row for row in suite.rows if row["code"] == "this code" and "ratio" in row]
-        for row in ran:
-            to = _code_and_form(row["ratio"]["to"])
-            if f"{row['code']}, {row['form']}" != to:
-                what = f"training step of {OURS}, {_patches(row)}, {row['form']} / {to}"
-                lines.append([what, _where(suite), spread(row["ratio"]), "≤ 0.75, then 0.5"])
-    for suite in results.get("blocks", []):
-        for mine, other, aim in BLOCK_AIMS:
-            for mode in (FORWARD, BACKWARD):
-                add(f"{mine} / {other}, {mode.replace('+', ' + ')}", _where(suite),
-                    suite.row(mine, "eager", mode), suite.row(other, "eager", mode), aim)  # fmt: skip
-    return table(["what", "threads, vector units", "ratio", "aim"], lines) if lines else NOT_MEASURED
-
-
-BLOCK_AIMS = (
-    ("WSILBV", "CCA of IMDN", "≤ 1"),
-    ("SCACB", CONVOLUTION, "≤ 1.5, then 1.0"),
-    ("DRACB", CONVOLUTION, "≤ 0.5"),
-    ("MREB", "RFDB of RFDN", "≤ 1"),
-    ("MREB", "IMDB of IMDN", "≤ 1, later"),
-)
-
-
-def tables(results: dict[str, list[Suite]]) -> dict[str, str]:
+def tables(results: Results) -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
+    first = {name: suites[:1] for name, suites in results.items()}
     texts = {
-        "summary.md": summary_table(results),
-        "costs.md": guide.costs_tables(results) or NOT_MEASURED,
-        "forms.md": guide.forms_tables(results) or NOT_MEASURED,
-        "precision.md": precision.table() or NOT_MEASURED,
+        "choices.md": choices_table(results),
+        "losses.md": comparison_table(filter(lost, comparisons(first))),
+        "summary.md": comparison_table(comparisons(results)),
+        "forms.md": forms_tables(results),
+        "precision.md": precision_table(),
     }
-    for name, draw in TABLES.items():
-        parts = [f"{suite.title}\n\n{draw(suite)}" for suite in results.get(name, [])]
-        texts[f"{name}.md"] = "\n".join(parts) or NOT_MEASURED
+    drawn = {name: rows_table(name) for name in COLUMNS} | {"fold": fold_table, "costs": costs_table}
+    for name, draw in drawn.items():
+        suites = results.get("blocks" if name == "costs" else name, [])
+        texts[f"{name}.md"] = "\n".join(f"{each.title}\n\n{draw(each, results)}" for each in suites) or NOT_MEASURED
     return texts
 
 
-def with_table(readme: str, results: dict[str, list[Suite]]) -> str:
+def with_table(readme: str, results: Results) -> str:
     """The text of README with its table made anew.
 
     Raises:
-        ValueError: If the two comments between which it stands are not there.
+        ValueError: If the two comments around it are missing.
     """
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"README.md: the table stands between {BEGIN} and {END}, and they are not both there.")
-    return f"{before}{begin}\n{guide.readme_table(results)}{end}{after}"
+    return f"{before}{begin}\n{choices_table(results, memory=False)}{end}{after}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -321,27 +412,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    for name, text in tables(results).items():
-        write_text(DOCS / name, text)
-        print(DOCS / name)
+    for file, text in ({DOCS / name: text for name, text in tables(results).items()} | {README: readme}).items():
+        write_text(file, text)
+        print(file)
     for name, draw in plots.PLOTS.items():
         draw(results, DOCS / name)
         print(DOCS / name)
-    write_text(README, readme)
-    print(README)
     return 0
-
-
-def _where(suite: Suite) -> str:
-    return "GPU" if suite.machine["gpu"] else f"{suite.settings['threads']}, {suite.machine['instructions']}"
-
-
-def _macs(row: Row) -> str:
-    return digits(row["macs"] / 1e9) if row.get("macs") else ""
-
-
-def _mib(size: int) -> str:
-    return digits(size / 2**20)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,31 @@
 """Measure, and write the numbers to a JSON file: ``python -m benchmarks.run``.
 
-``benchmarks/README.md`` says how it is measured, :mod:`benchmarks.report` draws what came out.
+``benchmarks/README.md`` describes the method; :mod:`benchmarks.report` makes tables and plots of the files.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import os
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import psutil
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, results
 from benchmarks.candidates import STEPS
-from benchmarks.suites import SUITES, Settings
-from examples.mren.files import write_text
+from benchmarks.results import Row
+from benchmarks.runner import Settings
+from benchmarks.suites import SUITES
 
-FORMAT = 1
+CUDA_SECONDS = 75.0
+WRITING = 4.0  # seconds that are kept for writing the results and ending
+WEIGHTS = {"gpu": 6}  # of a suite in the time of a run; of the others 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,20 +39,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=15, help="rounds; default: 15")
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and the order within a round")
     parser.add_argument("--limit", type=float, help="minutes for the rounds of each suite; default: none")
+    parser.add_argument("--budget", type=float, metavar="SECONDS",
+                        help="for everything, from the start of the process; what does not fit is named; "
+                        f"default: {CUDA_SECONDS:g} on cuda, none on a CPU")  # fmt: skip
     parser.add_argument("--against", type=Path, help="a checkout whose training step is timed in the same rounds")
     parser.add_argument("--without", nargs="+", default=[], choices=[step for step in STEPS if step != "eager"],
                         metavar="STEP", help="leave out forms that take this step, such as compiled")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that everything runs, measures nothing")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json",
-                        help="written after every suite; suites in it that are not run now stay")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json",
+                        help="written after every suite; suites in it that are not run now stay; "
+                        "default on cuda: benchmarks/results/cuda.json")  # fmt: skip
     return parser
 
 
 def settings_from(given: argparse.Namespace) -> Settings:
-    """Check what was asked for.
+    """Check the arguments.
 
     Raises:
-        ValueError: If something cannot be; the message says what would work.
+        ValueError: If one is out of range; the message says what would work.
     """
     cores = machine.usable_cores()
     if given.threads != "all" and (not given.threads.isdecimal() or int(given.threads) < 1):
@@ -56,44 +65,36 @@ def settings_from(given: argparse.Namespace) -> Settings:
         raise ValueError(f"--repeats must be 1 or more, got {given.repeats}; 15 gives usable quartiles.")
     if given.limit is not None and not given.limit > 0:
         raise ValueError(f"--limit must be more than 0 minutes, got {given.limit:g}.")
+    if given.budget is not None and not given.budget > 0:
+        raise ValueError(f"--budget must be more than 0 seconds, got {given.budget:g}.")
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine or this build of torch has none; use --device cpu.")
-    if "gpu" in given.suite and given.device != "cuda":
-        raise ValueError("--suite gpu needs --device cuda.")
+    if "gpu" in given.suite and given.device != "cuda" and not given.quick:
+        raise ValueError("--suite gpu needs --device cuda; with --quick it runs on a CPU, too.")
     if given.against is not None:
         if "training" not in given.suite:
             raise ValueError("--against is for --suite training, which was not asked for.")
         if not (given.against / "sc_blocks" / "__init__.py").is_file():
             raise ValueError(f"--against {given.against}: there is no sc_blocks in it; name the root of a checkout.")
-    if given.output.suffix != ".json":
+    if given.output is None and (given.device != "cuda" or given.quick):
+        raise ValueError("--output is needed: name a .json file.")
+    if given.output is not None and given.output.suffix != ".json":
         raise ValueError(f"--output must be a .json file, got {given.output}.")
+    if given.budget is None and given.device == "cuda":
+        given.budget = CUDA_SECONDS
+    budget = given.budget or math.inf
+    running = time.time() - psutil.Process().create_time()
     return Settings(
         device=torch.device(given.device),
         threads=cores if given.threads == "all" else int(given.threads),
         repeats=given.repeats,
         seed=given.seed,
         limit=math.inf if given.limit is None else 60 * given.limit,
+        deadline=time.monotonic() + budget - running - WRITING,
         quick=given.quick,
         without=frozenset(given.without),
         against=given.against.resolve() if given.against else None,
     )
-
-
-def read(file: Path) -> dict[str, Any]:
-    """What a file of results holds, or a fresh beginning.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    if not file.exists():
-        return {"format": FORMAT, "suites": {}}
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: not readable as JSON ({error}); move it away or name another file.") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("suites"), dict):
-        raise ValueError(f"{file}: not written by benchmarks.run, or by another version; name another file.")
-    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,48 +103,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         settings = settings_from(given)
-        results = read(given.output)
+        output = given.output or results.FOLDER / "cuda.json"
+        found = results.read(output)
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(settings.threads)
-    for name in dict.fromkeys(given.suite):
+    torch.backends.cudnn.benchmark = True  # as in the examples: the sizes of a candidate do not change
+    suites = list(dict.fromkeys(given.suite))
+    for number, name in enumerate(suites):
         print(f"{name}, {settings.threads} thread(s)", flush=True)
         about = machine.describe(settings.device)
-        rows = SUITES[name](settings)
-        results["suites"][name] = {
+        mine = replace(settings, deadline=deadline_of(suites[number:], settings.deadline))
+        rows = SUITES[name](mine)
+        kept = ("threads", "repeats", "seed", "quick")
+        found["suites"][name] = {
             "machine": about,
-            "settings": {
-                "device": settings.device.type,
-                "threads": settings.threads,
-                "repeats": settings.repeats,
-                "seed": settings.seed,
-                "without": sorted(settings.without),
-                "quick": settings.quick,
-            },
+            "settings": {"device": settings.device.type, "without": sorted(settings.without), "budget": given.budget}
+            | {key: getattr(settings, key) for key in kept},
             "rows": rows,
         }
-        write_text(given.output, dumps(results))
+        results.write(output, found)
         for row in rows:
             print("  " + describe(row))
-    print(given.output)
+    print(output)
     return 0
 
 
-def dumps(results: dict[str, Any]) -> str:
-    """JSON with a line for each row: differences between two runs can be read."""
-    text = ['{\n "format": ' + json.dumps(results["format"]) + ',\n "suites": {']
-    for number, (name, suite) in enumerate(results["suites"].items()):
-        head = {key: value for key, value in suite.items() if key != "rows"}
-        text.append((",\n  " if number else "\n  ") + json.dumps(name) + ": {")
-        text += [f"\n   {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
-        lines = (json.dumps(row, ensure_ascii=False) for row in suite["rows"])
-        text.append('\n   "rows": [\n    ' + ",\n    ".join(lines) + "\n   ]\n  }")
-    return "".join(text) + "\n }\n}\n"
+def deadline_of(suites: Sequence[str], end: float) -> float:
+    """When the first of the suites that are left must end, so that each has its share of the time."""
+    now = time.monotonic()
+    weights = [WEIGHTS.get(name, 1) for name in suites]
+    return now + (end - now) * weights[0] / sum(weights)
 
 
-def describe(row: dict[str, Any]) -> str:
+def describe(row: Row) -> str:
     """A row for the terminal."""
-    parts = [", ".join(str(row[key]) for key in ("name", "form", "mode", "code", "tile") if row.get(key))]
+    parts = [", ".join(str(row[key]) for key in ("name", "form", "mode", "code", "tile", "engine") if row.get(key))]
     if "skipped" in row:
         return f"{parts[0]}: skipped, {row['skipped']}"
     if "seconds" in row:
@@ -153,8 +148,12 @@ def describe(row: dict[str, Any]) -> str:
         parts.append(f"{row['ratio']['median']:.3g} ({low:.3g} to {high:.3g}) of {row['ratio']['to']}")
     if row.get("peak_bytes") is not None:
         parts.append(f"{row['peak_bytes'] / 2**20:.4g} MiB")
+    if "kept_bytes" in row:
+        parts.append(f"{row['kept_bytes'] / 2**20:.4g} MiB kept for the backward pass")
     return ": ".join([parts[0], ", ".join(parts[1:])])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # at once: a compiler that was interrupted would be waited for

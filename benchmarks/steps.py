@@ -1,20 +1,36 @@
-"""Training steps of one checkout, on request: old and new code timed in turn in one run.
+"""Training steps of one checkout, on request, so that old and new code are timed in turn in one run.
 
-Started by :mod:`benchmarks.suites`, once for each candidate, by its path and with another checkout's packages on
-``PYTHONPATH`` where asked. It imports nothing of ``benchmarks``, which that checkout need not have. It answers on
-standard output, a line of JSON each: first what it is, then for each line on standard input the seconds of a step.
+:mod:`benchmarks.suites` starts one process for each candidate, by the path of this file and with the packages of a
+checkout on ``PYTHONPATH``. The process imports nothing of ``benchmarks``, which that checkout need not have. It answers
+on standard output, a line of JSON each: first what it is, then for each line on standard input the seconds of a step.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training step."""
+
+    form: str
+    """``"eager"``, ``"channels_last"``, ``"compiled"`` or several, separated by ``", "``."""
+    device: str = "cpu"
+    threads: int = 1
+    batch_size: int = 4
+    """Patches a step."""
+    patch_size: int = 24
+    """Side of the low-resolution patches."""
+    num_blocks: int = 6
+    """Depth of MREN."""
 
 
 class Worker:
@@ -22,42 +38,30 @@ class Worker:
 
     Args:
         checkout: Folder whose ``sc_blocks`` and ``examples`` are timed.
-        form: ``"eager"``, ``"channels_last"``, ``"compiled"`` or several, separated by ``", "``.
-        device: Where it trains.
-        threads: Of torch.
-        batch_size: Patches a step.
-        patch_size: Side of the low-resolution patches.
-        num_blocks: Depth of MREN.
+        request: The step.
 
     Raises:
-        RuntimeError: If the process does not get as far as a step; the message holds its last line.
+        RuntimeError: If the process fails before its first step; the message holds its last line.
     """
 
-    def __init__(
-        self,
-        checkout: Path,
-        form: str,
-        *,
-        device: str = "cpu",
-        threads: int = 1,
-        batch_size: int = 4,
-        patch_size: int = 24,
-        num_blocks: int = 6,
-    ) -> None:
-        sizes = ["--batch", str(batch_size), "--patch", str(patch_size), "--blocks", str(num_blocks)]
+    def __init__(self, checkout: Path, request: Request) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), form, "--device", device, "--threads", str(threads), *sizes],
+            [sys.executable, str(Path(__file__)), json.dumps(asdict(request))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=checkout,
-            env=os.environ | {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": str(threads)},
+            env=os.environ | {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": str(request.threads)},
         )
-        first = self._answer()
-        if Path(first["package"]).resolve() != (checkout / "sc_blocks").resolve():
+        try:
+            first = self._answer()
+            if Path(first["package"]).resolve() != (checkout / "sc_blocks").resolve():
+                raise RuntimeError(f"the steps of {checkout.name} would have been those of another sc_blocks.")
+        except BaseException:  # also when the time is up
+            self.process.kill()
             self.close()
-            raise RuntimeError(f"the steps of {checkout.name} would have been those of another sc_blocks.")
+            raise
         self.loss: float = first["loss"]
 
     def step(self) -> float:
@@ -76,23 +80,15 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline() if self.process.stdout else ""
         if not line:
-            _, errors = self.process.communicate()
-            raise RuntimeError((errors.strip().splitlines() or ["the process ended without a word"])[-1])
+            errors = self.process.stderr.read() if self.process.stderr else ""
+            raise RuntimeError((errors.strip().splitlines() or ["the process ended without a message"])[-1])
         return json.loads(line)
 
 
-def main() -> None:
-    """Entry point of the process."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("form")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--patch", type=int, default=24)
-    parser.add_argument("--blocks", type=int, default=6)
-    given = parser.parse_args()
+def main(request: Request) -> None:
+    """Answer requests, in the process."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what compilers and libraries print is no answer
+    os.dup2(2, 1)  # compilers and libraries print to standard output, too
     sys.path.pop(0)  # the folder of this file, whose modules are not the checkout's
 
     import torch
@@ -101,22 +97,22 @@ def main() -> None:
     import sc_blocks
     from examples.mren.model import MREN
 
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(request.threads)
     torch.manual_seed(0)
-    device = torch.device(given.device)
-    x = torch.rand(given.batch, 3, given.patch, given.patch, device=device)
-    y = torch.rand(given.batch, 3, 4 * given.patch, 4 * given.patch, device=device)
-    net = MREN(4, num_blocks=given.blocks).to(device)
-    if "channels_last" in given.form:
+    device, number, side = (torch.device(request.device), request.batch_size, request.patch_size)
+    x = torch.rand(number, 3, side, side, device=device)
+    y = torch.rand(number, 3, 4 * side, 4 * side, device=device)
+    net = MREN(4, num_blocks=request.num_blocks).to(device)
+    if "channels_last" in request.form:
         net = net.to(memory_format=torch.channels_last)
         x, y = (tensor.to(memory_format=torch.channels_last) for tensor in (x, y))
     try:
-        from examples.mren.recipes import make_optimizer  # as the training of the checkout has it
+        from examples.mren.recipes import make_optimizer  # the optimizer of the checkout's own training
     except ImportError:
         optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)
     else:
         optimizer = make_optimizer(net, 5e-4)
-    call = torch.compile(net, fullgraph=True, dynamic=False) if "compiled" in given.form else net
+    call = torch.compile(net, fullgraph=True, dynamic=False) if "compiled" in request.form else net
 
     def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -139,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Request(**json.loads(sys.argv[1])))

@@ -1,22 +1,30 @@
-"""Time candidates in turn, and say how far the numbers can be trusted.
+"""Time candidates in turn, and summarise the rounds.
 
-Each round times every candidate once, in an order that a seed shuffles anew, so that what else the machine does meets
-all of them alike. Ratios are taken within a round, then summarised: a slow minute slows both sides of them.
+Each round times every candidate once, in an order that is shuffled anew, so that other load on the machine affects all
+of them alike. Ratios are taken within a round, then summarised: a slow minute slows both sides of a ratio.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 WARM_UP = 2  # calls; the first ones build kernels and fill caches
-SHORTEST = 0.05  # seconds that one turn of a candidate takes at least
+# Seconds that one turn of a candidate takes at least. The events of a GPU are less noisy than the clock of a CPU.
+SHORTEST = {"cpu": 0.05, "cuda": 0.02}
+
+
+class OutOfTime(BaseException):
+    """A :func:`time_limit` has passed. Not an ``Exception``, which compilers catch to report or fall back."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Summary:
     q3: float
 
     def as_dict(self, digits: int = 4) -> dict[str, float]:
-        """For JSON, to so many significant digits."""
+        """For JSON, rounded to so many significant digits."""
         return {name: significant(value, digits) for name, value in vars(self).items()}
 
 
@@ -70,29 +78,33 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> Summary:
     return summarise([mine / other for mine, other in zip(of, to, strict=True)])
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def elapsed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that some work takes: between two events on a GPU, by the clock elsewhere."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
 
 
 def stopwatch(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """Warm a candidate up and return what times one turn of it: seconds per call.
+    """Warm a candidate up and return a function that times one turn of it: seconds per call.
 
-    A call much shorter than the clock's and the caches' noise is repeated within the turn, after one that is not timed.
+    A call that is short beside the noise of the clock is repeated within the turn, after one that is not timed.
     """
 
     def seconds(calls: int) -> float:
-        synchronise(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        synchronise(device)
-        return (time.perf_counter() - start) / calls
+        return elapsed(lambda: [call() for _ in range(calls)], device) / calls
 
     for _ in range(WARM_UP):
-        seconds(1)
-    calls = max(1, math.ceil(SHORTEST / seconds(1)))
+        call()
+    calls = max(1, math.ceil(SHORTEST[device.type] / seconds(1)))
 
     def turn() -> float:
         if calls > 1:
@@ -108,22 +120,48 @@ def interleave(
     """Time all candidates in turn, round by round.
 
     Args:
-        turns: For each candidate what measures one turn.
+        turns: For each candidate a function that times one turn.
         repeats: Rounds.
         seed: Of the order within each round.
-        limit: Seconds after which no further round begins; the first always does.
+        limit: Seconds within which the rounds must end: none begins that would last longer, if it took as long as the
+            longest one so far. The first round always runs.
 
     Returns:
-        For each candidate a number for each round; of all equally many.
+        For each candidate its times, one a round.
     """
     order = list(turns)
     shuffle = random.Random(seed).shuffle
     rounds: dict[str, list[float]] = {name: [] for name in turns}
-    start = time.monotonic()
+    longest = 0.0
+    start = now = time.monotonic()
     for number in range(repeats):
-        if number and time.monotonic() - start > limit:
+        if number and now - start + longest > limit:
             break
         shuffle(order)
         for name in order:
             rounds[name].append(turns[name]())
+        longest, now = max(longest, time.monotonic() - now), time.monotonic()
     return rounds
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise :class:`OutOfTime` in a block that takes longer; only in the main thread, and not on Windows.
+
+    A call into compiled code is not interrupted before it returns.
+    """
+    if math.isinf(seconds):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    # Once more every second: an exception that is raised within a finaliser is swallowed.
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import guide, isolated, plots, precision, report, run
-from benchmarks.candidates import BLOCKS, CONVOLUTION, NETS, STEPS, Unavailable, peer, prepare, reason
+from benchmarks import gpu, isolated, plots, precision, report, results, run, suites
+from benchmarks.candidates import BLOCKS, CONVOLUTION, NETS, STEPS, Unavailable, blocks_of, peer, prepare, reason
 from benchmarks.fixtures import CCA, IMDN, RFDB, srcnn, vdsr
-from benchmarks.gpu import convolution_bytes
-from benchmarks.steps import Worker
-from benchmarks.timing import Summary, interleave, ratio, stopwatch, summarise
+from benchmarks.markdown import digits, table
+from benchmarks.runner import Candidate, Settings, measure
+from benchmarks.steps import Request, Worker
+from benchmarks.timing import OutOfTime, Summary, interleave, ratio, stopwatch, summarise, time_limit
+from examples.mren.fold import fold_mren
 from examples.mren.model import MREN
 from sc_blocks.introspect import complexity
 
 ROOT = Path(__file__).parents[1]
-RESULTS = sorted(report.RESULTS.glob("*.json"))
+RESULTS = sorted(results.FOLDER.glob("*.json"))
 
 
 def test_median_and_quartiles_of_known_numbers() -> None:
@@ -58,8 +64,65 @@ def test_rounds_hold_each_candidate_once_in_a_shuffled_order() -> None:
     assert order(0) != order(1)
 
 
-def test_a_limit_ends_after_whole_rounds() -> None:
-    assert interleave({"a": lambda: 1.0, "b": lambda: 2.0}, 5, seed=0, limit=0) == {"a": [1.0], "b": [2.0]}
+def test_a_limit_ends_after_whole_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.timing.time.monotonic", lambda: now[0])
+
+    def turn() -> float:
+        now[0] += 1
+        return 1.0
+
+    # Rounds of 2 seconds: a third one would end after 6.
+    assert interleave({"a": turn, "b": turn}, 9, seed=0, limit=5) == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+    assert interleave({"a": turn}, 9, seed=0, limit=0) == {"a": [1.0]}
+
+
+def test_a_time_limit_interrupts_what_catches_every_exception() -> None:
+    def compile_forever() -> None:
+        while True:
+            try:
+                time.sleep(5)
+            except Exception:
+                continue
+
+    start = time.monotonic()
+    with pytest.raises(OutOfTime), time_limit(0.05):
+        compile_forever()
+    assert time.monotonic() - start < 2
+    with time_limit(0.05):
+        pass
+    time.sleep(0.1)  # no alarm is left
+
+
+def test_before_a_deadline_each_candidate_has_its_share() -> None:
+    def build(seconds: float) -> Callable[[dict], Callable[[], float]]:
+        def slow(row: dict) -> Callable[[], float]:
+            time.sleep(seconds)
+            return lambda: 1.0
+
+        return slow
+
+    candidates = {name: Candidate({"name": name}, build(seconds), "b") for name, seconds in
+                  {"too long": 9, "b": 0.01, "c": 0.01}.items()}  # fmt: skip
+    start = time.monotonic()
+    settings = Settings(torch.device("cpu"), 1, repeats=2, deadline=start + 1, say=lambda line: None)
+    rows = measure(candidates, settings)
+    assert time.monotonic() - start < 1
+    assert re.fullmatch(r"not prepared within 0\.[45]\d* s", rows[0]["skipped"])
+    assert [row["rounds"] for row in rows[1:]] == [[1.0, 1.0]] * 2
+    assert rows[2]["ratio"] == {"to": "b", "median": 1, "q1": 1, "q3": 1}
+    late = measure({"a": Candidate({"name": "a"}, build(0))}, Settings(torch.device("cpu"), 1, deadline=start))
+    assert late == [{"name": "a", "skipped": "no time was left"}]
+
+
+def test_one_candidate_that_fails_does_not_end_the_run() -> None:
+    def broken(row: dict) -> Callable[[], float]:
+        raise RuntimeError("CUDA error: out of memory\nat /home/somebody/x.py")
+
+    rows = measure({"a": Candidate({"name": "a"}, broken), "b": Candidate({"name": "b"}, lambda row: lambda: 2.0)},
+                   Settings(torch.device("cpu"), 1, repeats=1, say=lambda line: None))  # fmt: skip
+    assert rows[0]["skipped"] == "RuntimeError: CUDA error: out of memory"
+    assert rows[1]["rounds"] == [2.0]
 
 
 def test_short_calls_are_repeated_and_long_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,19 +198,33 @@ def test_every_form_that_is_listed_has_its_steps() -> None:
             assert set(form.split(", ")) <= set(STEPS), name
 
 
-def test_bytes_of_convolutions() -> None:
-    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
-    assert convolution_bytes(conv, torch.rand(1, 3, 4, 6)) == 2 * (72 + 120 + 140)
+def test_products_and_bytes_of_convolutions() -> None:
+    macs = 60 * 60 * 9 * 4 * 6
+    assert gpu.convolutions(CONVOLUTION, (4, 6)) == (macs, 2 * (2 * 60 * 4 * 6 + 60 * 60 * 9 + 60))
+    with torch.device("meta"):
+        counted = complexity(MREN(4, num_blocks=1), (1, 3, 12, 16)).macs
+    assert gpu.convolutions("MREN ×4", (12, 16), 1)[0] == counted
+
+
+@pytest.mark.parametrize("form", ["as it is", "folded"])
+def test_blocks_that_are_compiled_one_by_one(form: str) -> None:
+    net = MREN(4, num_blocks=2)
+    if form == "folded":
+        parts = list(blocks_of(fold_mren(net)))
+        assert len(parts) == 3, "two MREBs, and the reconstruction with the tail"
+    else:
+        assert list(blocks_of(net)) == [*net.body, *net.reconstruct]  # as the trainer does
+    assert len(list(blocks_of(IMDN()))) == 6
 
 
 def quick(tmp_path: Path, *arguments: str) -> dict:
     file = tmp_path / "results.json"
     assert run.main(["--quick", "--repeats", "2", "-o", str(file), *arguments]) == 0
-    return json.loads(file.read_text())
+    return json.loads(file.read_text())["suites"]
 
 
 @pytest.fixture
-def threads() -> None:
+def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -156,19 +233,53 @@ def threads() -> None:
 @pytest.mark.usefixtures("threads")
 def test_a_quick_run_and_a_second_one_into_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick(tmp_path, "--suite", "blocks")
-    results = quick(tmp_path, "--suite", "nets")
-    assert list(results["suites"]) == ["blocks", "nets"]
-    for suite in results["suites"].values():
+    found = quick(tmp_path, "--suite", "nets", "engines")
+    assert list(found) == ["blocks", "nets", "engines"]
+    for suite in found.values():
         assert suite["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
         assert suite["settings"]["quick"]
         for row in suite["rows"]:
             if "skipped" not in row:
                 assert len(row["rounds"]) == 2
                 assert math.isclose(row["seconds"]["median"], sum(row["rounds"]) / 2, rel_tol=1e-3)
-    assert str(Path.home()) not in json.dumps(results["suites"])
+    rows = {(row["name"], row["engine"]): row for row in found["engines"]["rows"]}
+    assert rows["MREN ×4", "eager"]["form"] == "folded"
+    assert rows["MREN ×4", "eager"]["ratio"]["to"] == "IMDN ×4 | eager"
+    assert str(Path.home()) not in json.dumps(found)
     assert "SCACB, eager, forward: " in capsys.readouterr().out
     with pytest.raises(ValueError, match="--quick, which measures nothing"):
-        report.load(tmp_path)
+        results.load(tmp_path)
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_suite_for_gpus_on_a_cpu(tmp_path: Path) -> None:
+    rows = {(row["name"], row["form"], row["size"][0] if "size" in row else 0): row
+            for row in quick(tmp_path, "--suite", "gpu")["gpu"]["rows"]}  # fmt: skip
+    for row in rows.values():
+        assert ("skipped" in row) == ("CUDA graph" in row["form"]), row
+    frames = rows["MREN ×4", "folded, channels_last, bf16", 1]
+    limits = {name: next(row for key, row in rows.items() if key[0] == name) for name in ("matrix product", "copy")}
+    macs, bytes_ = (limits[name][key] / limits[name]["seconds"]["median"] for name, key in
+                    (("matrix product", "macs"), ("copy", "bytes")))  # fmt: skip
+    bound = max(frames["macs"] / macs, frames["bytes"] / bytes_)
+    assert frames["frames_per_second"] == pytest.approx(1 / frames["seconds"]["median"], rel=1e-3)
+    assert frames["fraction_of_measured"] == pytest.approx(bound / frames["seconds"]["median"], rel=1e-3)
+    assert rows["MREN ×4", "channels_last, bf16", 8]["macs"] == 8 * frames["macs"]
+    step = rows["MREN ×4, training step", "channels_last, bf16", 0]
+    assert step["steps_per_second"] == pytest.approx(1 / step["seconds"]["median"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_budget_holds_for_everything(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.run", "--suite", "nets", "blocks", "--budget", "25",
+               "-o", str(tmp_path / "results.json")]  # fmt: skip
+    start = time.monotonic()
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    assert time.monotonic() - start < 30
+    found = results.read(tmp_path / "results.json")["suites"]
+    assert list(found) == ["nets", "blocks"]
+    skipped = [row["skipped"] for suite in found.values() for row in suite["rows"] if "skipped" in row]
+    assert any(why.startswith("not prepared within") for why in skipped)
 
 
 @pytest.mark.skipif(not isolated.CLEAR.exists(), reason="needs Linux's high-water mark")
@@ -185,13 +296,14 @@ def test_memory_is_that_of_one_forward() -> None:
 
 @pytest.mark.slow
 def test_a_quick_run_of_what_needs_processes(tmp_path: Path) -> None:
-    suites = ["--suite", "memory", "growth", "training", "--against", str(ROOT)]
-    results = quick(tmp_path, *suites)["suites"]
-    assert all(row["peak_bytes"] > 0 for row in results["memory"]["rows"])
-    whole, tiled = ([row for row in results["growth"]["rows"] if bool(row["tile"]) == flag] for flag in (False, True))
+    found = quick(tmp_path, "--suite", "memory", "growth", "training", "fold", "--against", str(ROOT))
+    assert all(row["peak_bytes"] > 0 for row in found["memory"]["rows"])
+    assert all(row["peak_bytes"] is not None for row in found["fold"]["rows"])  # a small map may fit into held memory
+    assert {row["name"] for row in found["fold"]["rows"] if "ratio" in row} == {"SCACB", "MREN ×4"}
+    whole, tiled = ([row for row in found["growth"]["rows"] if bool(row["tile"]) == flag] for flag in (False, True))
     assert [row["size"][-2:] for row in whole] == [[12, 12], [16, 24]]
     assert all("rounds" in row for row in whole + tiled)
-    rows = results["training"]["rows"]
+    rows = found["training"]["rows"]
     assert len({row["first_loss"] for row in rows if row["form"] == "eager"}) == 1
     assert {row["code"].split()[0] for row in rows} == {"this", "code"}
 
@@ -199,7 +311,7 @@ def test_a_quick_run_of_what_needs_processes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_worker_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"another sc_blocks|No module named"):
-        Worker(tmp_path, "eager", num_blocks=1, patch_size=8)
+        Worker(tmp_path, Request("eager", num_blocks=1, patch_size=8))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +321,7 @@ def test_a_worker_of_something_else_is_refused(tmp_path: Path) -> None:
         (["--threads", "many"], "got 'many'"),
         (["--repeats", "0"], "--repeats must be 1 or more, got 0"),
         (["--limit", "0"], "--limit must be more than 0 minutes, got 0"),
+        (["--budget", "0"], "--budget must be more than 0 seconds, got 0"),
         (["--suite", "gpu"], "--suite gpu needs --device cuda"),
         (["--against", "."], "--against is for --suite training"),
         (["--suite", "training", "--against", "docs"], "there is no sc_blocks in it"),
@@ -232,6 +345,12 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, capsys: pyt
         assert (tmp_path / "mine.json").read_text() == text
 
 
+def test_a_file_to_write_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main([])
+    assert "--output is needed: name a .json file" in capsys.readouterr().err
+
+
 def made_up() -> dict:
     """Results with known answers: MREN takes 3, 2 and 2.5 times as long as IMDN."""
     machine = {"cpu": "made up", "gpu": None, "instructions": "none", "revision": "abc", "load": 0}
@@ -246,22 +365,62 @@ def made_up() -> dict:
 
     nets = [row("3×3 convolution", [0.1, 0.2, 0.4], 10**9), row("MREN ×4", [3.0, 4.0, 10.0], 15 * 10**9),
             row("IMDN ×4", [1.0, 2.0, 4.0], 10 * 10**9)]  # fmt: skip
-    return {"nets": [report.Suite(machine, settings, nets)]}
+    return {"nets": [results.Suite(machine, settings, nets)]}
 
 
-def test_the_summary_of_made_up_numbers() -> None:
-    text = report.summary_table(made_up())
-    assert "| MREN ×4 / IMDN ×4, both eager | 1, none | 2.50 (2.25–2.75) |" in text
+def lines_of(text: str) -> list[list[str]]:
+    """The cells of a table in Markdown."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_comparisons_of_made_up_numbers() -> None:
+    texts = report.tables(made_up())
+    line = ["MREN ×4, eager / IMDN ×4, eager", "1 thread, none", "2.50 (2.25–2.75)"]
+    assert line in lines_of(texts["summary.md"])
+    assert line in lines_of(texts["losses.md"])
     # 15 GMACs in 3, 4 and 10 s beside 1 in 0.1, 0.2 and 0.4: 0.5, 0.75 and 0.6
-    assert "| arithmetic rate of MREN ×4 eager | 1, none | 0.600 (0.550–0.675) | ≥ 0.55, then 0.8 |" in text
-    assert report.summary_table({}) == "Not measured.\n"
+    assert any(cells[-1] == "0.600 (0.550–0.675)" for cells in lines_of(texts["nets.md"]))
+    assert ["MREN ×4, as it is written", "1", "4,000", "2.50"] in lines_of(texts["choices.md"])
+    assert set(report.tables({}).values()) == {"Not measured.\n", report.precision_table()}
+
+
+def test_only_ours_can_lose_and_each_loss_is_named_once() -> None:
+    (nets,) = made_up()["nets"]
+    double = {"to": "IMDN ×4 | onnx", "median": 2.0, "q1": 1.9, "q3": 2.1}
+    rows = [{"name": name, "form": "onnx", "engine": "onnx", "size": [1, 3, 120, 160], "ratio": double}
+            for name in ("MREN ×4", "SAFMN ×4")]  # fmt: skip
+    losses = report.tables(made_up() | {"engines": [results.Suite(nets.machine, nets.settings, rows)]})["losses.md"]
+    assert [cells[0] for cells in lines_of(losses)[2:]] == [
+        "MREN ×4, eager / IMDN ×4, eager", "MREN ×4, onnx at 160 × 120 / IMDN ×4, onnx"
+    ]  # fmt: skip
+
+
+def test_a_folded_block_that_is_slower_is_named() -> None:
+    (nets,) = made_up()["nets"]
+
+    def suite(times: float) -> dict:
+        rounds = {"eager": [1.0, 1.0, 1.0], "folded": [times, times, 0.9]}
+        rows = [
+            {"name": "SCACB", "form": form, "size": [1, 60, 12, 16], "rounds": values, "peak_bytes": 2**20,
+             "seconds": summarise(values).as_dict(),
+             "ratio": {"to": "eager"} | ratio(values, rounds["eager"]).as_dict()}
+            for form, values in rounds.items()
+        ]  # fmt: skip
+        return {"fold": [results.Suite(nets.machine, nets.settings, rows)]}
+
+    even, slower = report.tables(suite(1.01)), report.tables(suite(1.3))
+    assert "**Nothing folded is slower**" in even["fold.md"]
+    assert even["losses.md"] == "Not measured.\n"
+    assert "**Slower when folded: 1 of 1**. The highest ratio: SCACB, folded at 16 × 12 / eager" in slower["fold.md"]
+    assert "SCACB, folded at 16 × 12 / eager" in slower["losses.md"]
+    assert ["SCACB", "16 × 12", "1,300 (1,100–1,300)", "1.30 (1.10–1.30)", "1.00"] in lines_of(slower["fold.md"])
 
 
 def test_what_a_training_step_keeps_is_counted() -> None:
     map_ = 4 * 8 * 6 * 10  # bytes of 8 channels, 6 x 10
 
     def kept(*layers: torch.nn.Module) -> int:
-        return guide.kept_for_backward(torch.nn.Sequential(*layers), (1, 8, 6, 10))
+        return suites.kept_for_backward(torch.nn.Sequential(*layers), (1, 8, 6, 10))
 
     conv = torch.nn.Conv2d(8, 8, 3, padding=1)
     assert kept(conv) == map_  # its input; the weights do not count
@@ -285,28 +444,28 @@ def of_blocks() -> dict:
              "seconds": summarise(rounds).as_dict(), "ratio": {"to": "made up"} | ratio(rounds, plain).as_dict()}
         )  # fmt: skip
     rows.append({"name": "DRACB", "form": "eager", "mode": "forward", "size": [1, 60, 18, 32], "skipped": "made up"})
-    return {"blocks": [report.Suite(nets.machine, nets.settings, rows)]}
+    return {"blocks": [results.Suite(nets.machine, nets.settings, rows)]}
 
 
 def test_costs_are_counted_and_timed_beside_the_convolution() -> None:
-    results = of_blocks()
-    text = guide.costs_tables(results)
-    assert "| SCACB | 8,280 | 0.005 | 2.00 | 2.00 |" in text
-    assert "| SCACB, folded |  |  | 0.750 |  |  |" in text, "what is folded is not trained"
-    assert "DRACB" not in text
-    assert "peak" not in text
-    memory = [{"name": "SCACB", "form": "folded", "size": [1, 60, 18, 32], "peak_bytes": 3 * 2**20}]
-    (blocks,) = results["blocks"]
-    results["memory"] = [report.Suite(blocks.machine, blocks.settings, memory)]
-    assert "| SCACB, folded |  |  | 0.750 |  |  | 3.00 |" in guide.costs_tables(results)
-    assert guide.costs_tables({}) == guide.forms_tables({}) == ""
+    found = of_blocks()
+    (blocks,) = found["blocks"]
+    counted = {"name": "SCACB", "form": "eager", "parameters": 8280, "macs": 4665600, "kept_bytes": 3 * 2**20}
+    found["counts"] = [results.Suite(blocks.machine, blocks.settings, [counted])]
+    texts = report.tables(found)
+    assert ["SCACB", "8,280", "0.005", "2.00", "2.00", "3.00"] in lines_of(texts["costs.md"])
+    assert ["SCACB, folded", "", "", "0.750", "", ""] in lines_of(texts["costs.md"])
+    assert "DRACB" not in texts["costs.md"]
+    skipped = next(cells for cells in lines_of(texts["blocks.md"]) if cells[0] == "DRACB")
+    assert "not run: made up" in skipped
+    assert "None" not in texts["blocks.md"], "a folded block has no backward"
 
 
 def test_forms_are_compared_with_the_same_block_eager() -> None:
-    text = guide.forms_tables(of_blocks())
-    assert "| SCACB | channels_last | 1.50 |  |" in text
-    assert "| SCACB | folded | 0.375 |  |" in text  # a half and a quarter
-    assert "| eager | 4,000 | 1.00 |  |" in guide.forms_tables(made_up())
+    lines = lines_of(report.forms_tables(of_blocks()))
+    assert ["SCACB", "channels_last", "1.50"] in lines
+    assert ["SCACB", "folded", "0.375"] in lines  # a half and a quarter
+    assert ["eager", "4,000", "1.00"] in lines_of(report.forms_tables(made_up()))
 
 
 def test_errors_of_each_precision_are_in_order() -> None:
@@ -316,7 +475,7 @@ def test_errors_of_each_precision_are_in_order() -> None:
     for kind in ("float32", "float16", "bfloat16"):
         assert rows[kind][0] > 0
     assert rows["float32"][1] < rows["float16"][1] < rows["bfloat16"][1] < 3
-    assert precision.table(Path("missing.csv")) == ""
+    assert report.precision_table(Path("missing.csv")) == "Not measured.\n"
 
 
 def test_plots_show_what_is_known_and_do_not_change(tmp_path: Path) -> None:
@@ -338,19 +497,24 @@ def test_plots_show_what_is_known_and_do_not_change(tmp_path: Path) -> None:
     [(0.03512, "0.035"), (0.5, "0.500"), (1.5, "1.50"), (9.999, "10.00"), (12.34, "12.3"), (1234.5, "1,234")],
 )
 def test_numbers_in_tables(value: float, text: str) -> None:
-    assert report.digits(value) == text
+    assert digits(value) == text
+
+
+def test_columns_without_a_cell_are_left_out() -> None:
+    assert table(["", "ms", "never"], [["a", "1", ""], ["b", "", ""]]).count("|") == 4 * 3
+    assert table(["", "ms"], []) == ""
 
 
 def test_the_committed_tables_are_those_that_the_results_give() -> None:
-    texts = report.tables(report.load())
+    texts = report.tables(results.load())
     committed = {file.name: file.read_text() for file in report.DOCS.glob("*.md")}
     assert committed == texts, "run python -m benchmarks.report"
 
 
 def test_the_table_in_the_readme_is_what_the_results_give() -> None:
     readme = report.README.read_text()
-    assert report.with_table(readme, report.load()) == readme, "run python -m benchmarks.report"
-    assert "| MREN ×4, folded |" in readme
+    assert report.with_table(readme, results.load()) == readme, "run python -m benchmarks.report"
+    assert "| MREN ×4, folded " in readme
     with pytest.raises(ValueError, match="they are not both there"):
         report.with_table(readme.replace(report.END, ""), {})
 
@@ -359,8 +523,8 @@ def test_the_table_in_the_readme_is_what_the_results_give() -> None:
 def test_committed_summaries_are_those_of_their_rounds(file: Path) -> None:
     text = file.read_text()
     assert not re.search(r'"/|home/|/tmp|/work', text)
-    found = run.read(file)
-    assert run.dumps(found) == text
+    found = results.read(file)
+    assert results.dumps(found) == text
     for suite in found["suites"].values():
         for row in suite["rows"]:
             if "rounds" in row:
@@ -368,7 +532,7 @@ def test_committed_summaries_are_those_of_their_rounds(file: Path) -> None:
 
 
 def test_every_generated_file_is_on_a_page() -> None:
-    pages = [ROOT / "docs" / "benchmarks.md", *(ROOT / "docs" / "how-to").glob("*.md")]
+    pages = [*(ROOT / "docs").glob("benchmarks*.md"), *(ROOT / "docs" / "how-to").glob("*.md")]
     text = "".join(page.read_text() for page in pages)
     for name in [*report.tables({}), *plots.PLOTS]:
         assert f"results/benchmarks/{name}" in text, name

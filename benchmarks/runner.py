@@ -1,0 +1,178 @@
+"""Run a suite: prepare its candidates, each within its share of the time, and time them in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.candidates import ENGINES, NETS, Call, Unavailable, make, prepare, reason
+from benchmarks.results import Row
+from benchmarks.timing import OutOfTime, interleave, ratio, significant, stopwatch, summarise, time_limit
+from sc_blocks.introspect import Complexity, complexity
+
+FORWARD, BACKWARD = "forward", "forward+backward"
+LEAST_ROUNDS = 3  # for which time is kept when candidates are prepared
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a run."""
+
+    device: torch.device
+    threads: int
+    repeats: int = 15
+    seed: int = 0
+    limit: float = math.inf
+    """Seconds for the rounds of a suite; preparing the candidates is not included."""
+    deadline: float = math.inf
+    """When the suite must end, preparation included, on the clock of ``time.monotonic``."""
+    quick: bool = False
+    """Tiny sizes and few candidates: shows that everything runs, measures nothing."""
+    without: frozenset[str] = frozenset()
+    """Steps, such as ``compiled``: no form that takes one is measured."""
+    against: Path | None = None
+    """Another checkout whose training step is timed as well."""
+    say: Callable[[str], object] = print
+
+    @property
+    def num_blocks(self) -> int | None:
+        """Depth of MREN, where it is not that of the network."""
+        return 1 if self.quick else None
+
+    def allows(self, form: str) -> bool:
+        """Whether a form takes no step that was excluded. Quick runs compile and export nothing."""
+        slow = {*ENGINES, "compiled blocks"} - {"eager"} if self.quick else set()
+        return not (self.without | slow) & set(form.split(", "))
+
+    def make(self, name: str, size: tuple[int, int]) -> tuple[nn.Module, Tensor]:
+        """A candidate of that name with its input, on the device."""
+        net, x = make(name, size, seed=self.seed, num_blocks=self.num_blocks)
+        return net.to(self.device), x.to(self.device)
+
+
+@dataclass
+class Candidate:
+    """Something to time."""
+
+    row: Row
+    """Its entry in the results. It names the candidate; preparing and timing add to it."""
+    build: Callable[[Row], Callable[[], float]]
+    """Prepares it, and returns a function that times one turn of it."""
+    reference: str | None = None
+    """Key of the candidate that its time is compared with."""
+    late: bool = False
+    """Whether it takes long to prepare, and is therefore prepared after the others."""
+
+
+def measure(candidates: Mapping[str, Candidate], settings: Settings) -> list[Row]:
+    """Prepare candidates, time them in turn, and return their rows.
+
+    Before a deadline, a candidate may take half of the time that is left to be prepared, the last one all of it;
+    time for some rounds is kept. A candidate that does not fit is skipped, and its row says so.
+    """
+    turns: dict[str, Callable[[], float]] = {}
+    waiting = sorted(candidates, key=lambda key: candidates[key].late)
+    round_seconds = 0.0
+    for number, key in enumerate(waiting):
+        candidate = candidates[key]
+        left = settings.deadline - time.monotonic() - LEAST_ROUNDS * round_seconds
+        allowed = left / 2 if number < len(waiting) - 1 else left
+        try:
+            if left <= 0:
+                raise Unavailable("no time was left")
+            with time_limit(allowed):
+                turn = candidate.build(candidate.row)
+                if math.isfinite(settings.deadline):
+                    start = time.monotonic()
+                    turn()
+                    round_seconds += time.monotonic() - start
+            turns[key] = turn
+        except Unavailable as error:
+            candidate.row["skipped"] = str(error)
+        except OutOfTime:
+            candidate.row["skipped"] = f"not prepared within {allowed:.1f} s"
+        except Exception as error:  # one candidate must not end a run of many
+            candidate.row["skipped"] = reason(error)
+        settings.say(f"  ready: {key}{skipped(candidate.row)}")
+    limit = min(settings.limit, settings.deadline - time.monotonic())
+    times = interleave(turns, settings.repeats, seed=settings.seed, limit=limit)
+    rounds = {key: [significant(value, 5) for value in values] for key, values in times.items()}
+    for key, values in rounds.items():
+        row, reference = candidates[key].row, candidates[key].reference
+        row["seconds"] = summarise(values).as_dict()
+        if reference in rounds:
+            row["ratio"] = {"to": reference} | ratio(values, rounds[reference]).as_dict()
+        row["rounds"] = values
+    return [candidate.row for candidate in candidates.values()]
+
+
+def entry(name: str, form: str, size: tuple[int, int], **more: object) -> Row:
+    """A row of a network or block, before anything is known about it."""
+    return {"name": name, "form": form, **more, "size": [1, 3 if name in NETS else 60, *size]}
+
+
+def timed_form(
+    name: str, form: str, size: tuple[int, int], settings: Settings, mode: str = FORWARD
+) -> Callable[[Row], Callable[[], float]]:
+    """The ``build`` of a candidate that is a network or block in a form."""
+
+    def build(row: Row) -> Callable[[], float]:
+        net, x = settings.make(name, size)
+        row |= cost(name, size, settings.num_blocks)
+        call, x = prepare(net, x, form)
+        return stopwatch(forward(call, x) if mode == FORWARD else backward(call, x), settings.device)
+
+    return build
+
+
+def forward(call: Call, x: Tensor) -> Callable[[], object]:
+    """A call for inference."""
+
+    def run() -> object:
+        with torch.inference_mode():
+            return call(x)
+
+    return run
+
+
+def backward(call: Call, x: Tensor) -> Callable[[], object]:
+    """A forward and a backward pass, with gradients of the input and of the parameters."""
+    x = x.detach().requires_grad_()
+
+    def run() -> None:
+        x.grad = None
+        if isinstance(call, nn.Module):
+            call.zero_grad(set_to_none=True)
+        outputs = call(x)
+        tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)  # type: ignore[call-overload]
+        torch.autograd.backward(tensors, [torch.ones_like(tensor) for tensor in tensors])
+
+    return run
+
+
+@functools.cache
+def cost(name: str, size: tuple[int, int], num_blocks: int | None = None) -> Row:
+    """Parameters and multiply-accumulates of a network as it was written, whatever form it is about to take."""
+    net, x = make(name, size, num_blocks=num_blocks)
+    counted: Complexity | None = None
+    try:
+        counted = complexity(copy.deepcopy(net).to("meta"), x.shape)
+    except Exception:  # some networks look at values
+        with contextlib.suppress(Exception):  # the counter does not know every operation of every package
+            counted = complexity(net, x.shape)
+    parameters = sum(p.numel() for p in net.parameters())
+    return {"parameters": parameters, "macs": None if counted is None else counted.macs}
+
+
+def skipped(row: Row) -> str:
+    """Why a row was skipped, for the terminal."""
+    return f" (skipped: {row['skipped']})" if "skipped" in row else ""
