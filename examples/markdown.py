@@ -27,7 +27,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: Collectio
     cells = DataRow("| ", " | ", " |")
     rule = "| " + " | ".join("---" if title in text else "---:" for title in head) + " |"
     layout = TableFormat(None, lambda widths, alignments: rule, None, None, cells, cells, 0, None)
-    return tabulate(rows, head, layout, disable_numparse=True, stralign=None) + "\n"
+    return tabulate(rows, head, layout, disable_numparse=True, stralign=None).rstrip() + "\n"
 
 
 def begin(command: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor, nn
@@ -132,6 +133,29 @@ def test_held_out_images_are_scored_and_not_trained_on(setup: Setup) -> None:
     assert read_json(setup.output / "net" / "seed_0" / "run.json")["settings"]["images"] == 2
 
 
+def test_what_is_not_alike_is_refused(setup: Setup) -> None:
+    compare(ROWS, setup)
+    with pytest.raises(ValueError, match="begins_as was 'net', is 'more'"):
+        compare(ROWS[::-1], setup)
+    (setup.output / "net" / "seed_0" / "run.json").write_text('{"steps": 3}')  # of another program
+    with pytest.raises(ValueError, match="holds a run of other settings"):
+        compare(ROWS, setup)
+
+
+def test_two_processes_do_not_train_one_run(setup: Setup) -> None:
+    lock = setup.output / "net" / "seed_0" / "checkpoints" / ".lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock), pytest.raises(OSError, match="lock"):
+        compare(ROWS, setup)
+
+
+def test_any_memory_format(setup: Setup) -> None:
+    training = dataclasses.replace(SHORT, channels_last=False)
+    found = compare(ROWS[:1], dataclasses.replace(setup, training=training, seeds=1))
+    (other,) = compare(ROWS[:1], dataclasses.replace(setup, seeds=1, output=setup.output.parent / "other"))
+    assert found[0].psnr == pytest.approx(other.psnr, abs=1e-2)
+
+
 def test_options_of_a_row(setup: Setup) -> None:
     rows = [ROWS[0], Row("other", Net, options={"recipe": "paper", "lr": 2e-3})]
     compare(rows, dataclasses.replace(setup, seeds=1))
@@ -209,7 +233,7 @@ def test_a_network_that_broke_in_the_last_update_is_not_kept(setup: Setup, monke
     monkeypatch.setattr("examples.mren.recipes.Adam", Breaking)
     with pytest.raises(ValueError, match="net, seed 0: the network is not finite after step 3"):
         compare(ROWS, setup)
-    assert not (setup.output / "net").exists()
+    assert not list(setup.output.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
@@ -113,13 +114,14 @@ def compare(
 
     Raises:
         ValueError: If images, networks or options do not fit, or the folder holds runs of other settings.
+        OSError: If another process trains a run in the same folder.
     """
     stop_at = time.monotonic() + 60 * max_minutes
     files, sets = setup.images()
     scale = setup.task.scale
     # A seed of every row before the next seed: what is there when time is up can be compared.
     runs = [
-        _Run(row, seed, setup.output / row.name / f"seed_{seed}", _settings(setup, row, seed, files))
+        _Run(row, seed, setup.output / row.name / f"seed_{seed}", _settings(setup, row, rows[0], seed, files))
         for seed in range(setup.seeds)
         for row in rows
         if only is None or row.name in only
@@ -148,17 +150,20 @@ def compare(
             seed=run.seed,
             device=setup.device,
         )
-        trained = train(
-            net,
-            setup.task,
-            sampler,
-            training,
-            run.folder,
-            label=run.label,
-            settings=run.settings,
-            untouched=untouched,
-            stop_at=stop_at,
-        )
+        lock = run.folder / "checkpoints" / ".lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=0):  # two processes would mix their checkpoints up
+            trained = train(
+                net,
+                setup.task,
+                sampler,
+                training,
+                run.folder,
+                label=run.label,
+                settings=run.settings,
+                untouched=untouched,
+                stop_at=stop_at,
+            )
         if trained is None:
             print(f"{run.label}: stopped; the same command goes on from there.")
             return []
@@ -197,11 +202,11 @@ class _Run:
     def finished(self) -> bool:
         """Whether the run is there; raises if it is another one."""
         if self.record.exists():
-            check_settings(self.folder, read_json(self.record)["settings"], self.settings)
+            check_settings(self.folder, read_json(self.record).get("settings", {}), self.settings)
         return self.record.exists()
 
 
-def _settings(setup: Setup, row: Row, seed: int, files: Sequence[Path]) -> dict[str, Any]:
+def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Path]) -> dict[str, Any]:
     """What decides the numbers of a run, as JSON holds it."""
     training = dataclasses.replace(setup.training, **row.options)
     recipe = training.plan(len(files), setup.task.scale)
@@ -210,6 +215,7 @@ def _settings(setup: Setup, row: Row, seed: int, files: Sequence[Path]) -> dict[
         "row": row.name,
         "channels": row.channels,
         "config": row.config,
+        "begins_as": first.name,
         "task": dataclasses.asdict(setup.task),
         "seed": seed,
         **{name: [stage[name] for stage in stages] for name in stages[0]},
