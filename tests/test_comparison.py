@@ -267,9 +267,9 @@ def test_paired_differences_of_two_rows_are_those_of_the_paired_t_test() -> None
     interval = stats.ttest_rel(second, first).confidence_interval(0.95)
     assert cells == [f"{(interval.low + interval.high) / 2:+.3f} ± {(interval.high - interval.low) / 2:.3f}"]
     assert "4 seeds, 3 degrees of freedom" in sentence
-    assert "1 of the 1 are significant" in sentence
+    assert "Significant: 1 of 1" in sentence
     _, closer = paired(by_seed(first, [first[0] + 0.1, first[1] - 0.1, *first[2:]]))
-    assert "0 of the 1 are significant" in closer
+    assert "Significant: 0 of 1" in closer
 
 
 def test_paired_differences_share_their_variance_between_rows() -> None:
@@ -326,9 +326,9 @@ def runs_of(scores: dict[str, list[float]], **changes) -> list[Run]:
 def test_a_table_has_costs_scores_and_what_was_matched() -> None:
     found = runs_of({"plain": [29.0, 29.2]}) + runs_of({"scacb": [29.3, 29.5]}, parameters=61485, channels=32)
     text = comparison_table(found)
-    assert "|  | channels | parameters | MACs | CPU minutes | Set5, dB | seeds | difference |" in text
-    assert "| plain | 22 | 62,169 | 3.51 G | 1.5 | 29.10 | 29.00, 29.20 |  |" in text
-    assert "| scacb | 32 | 61,485 | 3.51 G | 1.5 | 29.40 | 29.30, 29.50 | +0.300 ± 0.000 |" in text
+    assert "|  | channels | parameters | MACs | steps | minutes | Set5, dB | seeds | difference |" in text
+    assert "| plain | 22 | 62,169 | 3.51 G | 600 | 1.5 | 29.10 | 29.00, 29.20 |  |" in text
+    assert "| scacb | 32 | 61,485 | 3.51 G | 600 | 1.5 | 29.40 | 29.30, 29.50 | +0.300 ± 0.000 |" in text
     assert "Equal in parameters, to within 1.1 %" in text
 
 

@@ -58,6 +58,11 @@ def test_rows_cost_the_same(host: str, match: str) -> None:
     assert all(abs(cost / costs[0] - 1) < 0.06 for cost in costs)
 
 
+def test_rows_of_one_width() -> None:
+    rows = plan_rows("rfdn", ["plain", "rbwa"], scale=4, channels=20, match="channels", tolerance=1)
+    assert [row.channels for row in rows] == [20, 20]
+
+
 def test_macs_are_counted_for_one_size_of_result() -> None:
     # A convolution of 3 x 3 from 3 to c channels at 320 x 180, and so on: by hand for EDSR's plain branch.
     per_position = 9 * 3 * 8 + 6 * 2 * 9 * 8 * 8 + 9 * 8 * 8 + 9 * 8 * 48

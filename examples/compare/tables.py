@@ -39,7 +39,7 @@ class Run:
     channels: int = 0
     """Width, where rows differ in it."""
     matched: str = ""
-    """What all rows have alike: ``"parameters"``, ``"macs"`` or nothing."""
+    """What all rows have alike: ``"parameters"``, ``"macs"``, ``"channels"`` or nothing."""
     paired: int = 0
     """1 if runs with the same seed began from the same weights and saw the same patches."""
 
@@ -54,8 +54,10 @@ COLUMNS: dict[str, tuple[str, Callable[[Sequence[Run]], str]]] = {
     "parameters": ("parameters", lambda runs: f"{runs[0].parameters:,}"),
     "macs": ("MACs", lambda runs: f"{runs[0].macs / 1e9:.2f} G"),
     "steps": ("steps", lambda runs: f"{mean(run.steps for run in runs):,.0f}"),
-    "minutes": ("CPU minutes", lambda runs: f"{mean(run.minutes for run in runs):.1f}"),
+    "cpu_minutes": ("CPU minutes", lambda runs: f"{mean(run.minutes for run in runs):.1f}"),
+    "minutes": ("minutes", lambda runs: f"{mean(run.minutes for run in runs):.1f}"),
 }
+MATCHED = {"parameters": "parameters", "macs": "multiply-accumulates", "channels": "width"}
 
 
 def comparison_table(
@@ -79,11 +81,16 @@ def comparison_table(
         raise ValueError(f"no runs of {', '.join(titles) or 'any row'}.")
     first = next(iter(rows.values()))[0]
     published = {name: f"{psnr:.2f}" for name, psnr in (paper or {}).items() if name in rows}
-    shown = ["parameters"]
-    if first.matched:
-        shown = ["channels", "parameters", "macs", "minutes"]
-    elif first.paired:
-        shown = ["parameters", "macs", "steps", "minutes"]
+    # Unpaired runs are of earlier versions: of the processor's minutes, or without costs but the parameters.
+    wanted = {
+        "channels": first.matched,
+        "parameters": True,
+        "macs": first.matched or first.paired,
+        "steps": first.paired,
+        "cpu_minutes": first.matched and not first.paired,
+        "minutes": first.paired,
+    }
+    shown = [column for column, show in wanted.items() if show]
     head = ["", *(COLUMNS[column][0] for column in shown)]
     lines = [[titles[name], *(COLUMNS[column][1](own) for column in shown)] for name, own in rows.items()]
     if published:
@@ -99,9 +106,10 @@ def comparison_table(
         sentences.append(f"\n{dataset}: {sentence}\n")
     if first.matched:
         costs = [getattr(run, first.matched) for run in runs]
-        what = {"parameters": "parameters", "macs": "multiply-accumulates"}[first.matched]
         off = 100 * max(abs(cost / costs[0] - 1) for cost in costs)
-        sentences.append(f"\nEqual in {what}, to within {off:.1f} %; MACs are those of a result of 1280 × 720.\n")
+        sentences.append(
+            f"\nEqual in {MATCHED[first.matched]}, to within {off:.1f} %; MACs are those of a result of 1280 × 720.\n"
+        )
     return table(head, lines) + "".join(sentences)
 
 
@@ -130,7 +138,7 @@ def paired(scores: Sequence[Scores]) -> tuple[list[str], str]:
     significant = int((np.abs(differences) > half).sum())
     return [f"{difference:+.3f} ± {half:.3f}" for difference in differences], (
         f"differences within a seed, with their 95 % confidence interval ({len(seeds)} seeds, {freedom} degrees of "
-        f"freedom); {significant} of the {len(differences)} are significant."
+        f"freedom). Significant: {significant} of {len(differences)}."
     )
 
 

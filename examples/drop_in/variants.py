@@ -28,7 +28,7 @@ from examples.drop_in.tails import narrow_rbwa, pixel_shuffle
 from examples.drop_in.unet import ChainedSkips, UNet
 from sc_blocks import SCACB, WSILBV, DRACBChain, GatedCommunication, LearnableCommunication
 
-Match = Literal["parameters", "macs"]
+Match = Literal["parameters", "macs", "channels"]
 Parts = Mapping[str, Mapping[str, Callable[..., nn.Module]]]
 
 PLAIN = "plain"
@@ -212,6 +212,8 @@ def plan_rows(
         make = partial(build, host, name, scale, skip=skip)
 
         def cost(width: int, make: Callable[[int], nn.Module] = make) -> int:
+            if match == "channels":
+                return width
             network = partial(make, width)
             return count_parameters(network) if match == "parameters" else cost_of(network, scale).macs
 
