@@ -103,6 +103,16 @@ def test_a_run_that_is_stopped_ends_as_one_that_was_not(setup: Setup, tmp_path: 
     assert all(torch.equal(tensor, weights(stopped)[name]) for name, tensor in weights(setup).items())
 
 
+def test_a_damaged_checkpoint_is_left_out(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    one = dataclasses.replace(setup, seeds=1)
+    for _ in range(2):
+        assert not compare(ROWS[:1], one, max_minutes=1e-9)
+    (newest,) = setup.output.glob("net/seed_0/checkpoints/step_0000002")
+    (newest / "net.safetensors").write_bytes(b"")
+    assert compare(ROWS[:1], one)
+    assert "Trying the one before" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_other_settings_is_refused(setup: Setup) -> None:
     assert not compare(ROWS, setup, max_minutes=1e-9)
     with pytest.raises(ValueError, match=r"batch_size was \[2\], is \[1\]"):

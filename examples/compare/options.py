@@ -37,23 +37,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="short")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=whole_number(1), help="instead of the recipe's")
-    length.add_argument("--minutes", type=positive, help="train all rows for as long, instead of for as many steps")
+    length.add_argument("--minutes", type=positive, help="train all rows for this long, instead of for equal steps")
     parser.add_argument("--batch-size", type=whole_number(1), help="instead of the recipe's, in all its stages")
     parser.add_argument("--patch-size", type=whole_number(1), help="of the clean patches, likewise")
     parser.add_argument("--lr", type=positive, help="instead of that of the recipe's first stage")
     parser.add_argument("--ema-decay", type=float, help="instead of the recipe's; 0 for no average of the weights")
     parser.add_argument("--init", type=Path, help="weight file to begin all rows from")
     parser.add_argument(
-        "--warm-up-new", type=whole_number(0), default=0, metavar="STEPS", help="train only what --init lacks at first"
+        "--warm-up-new",
+        type=whole_number(0),
+        default=0,
+        metavar="STEPS",
+        help="steps that train only what --init lacks",
     )
     parser.add_argument("--precision", choices=tuple(TYPES), default="no", help="mixed precision")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--cuda-graph", action="store_true", help="with --compile: replay steps as CUDA graphs")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
-        "--accumulate", type=whole_number(1), default=1, metavar="PARTS", help="parts that a batch is worked off in"
+        "--accumulate", type=whole_number(1), default=1, metavar="PARTS", help="parts in which a batch is processed"
     )
-    parser.add_argument("--deterministic", action="store_true", help="refuse operations that are not")
+    parser.add_argument("--deterministic", action="store_true", help="refuse operations that are not deterministic")
     parser.add_argument("--threads", type=whole_number(1), help="threads of the processor")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--cpu", action="store_const", const="cpu", dest="device", help="the same as --device cpu")

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from examples.compare.tasks import Task
 from examples.mren.checkpoint import (
+    CheckpointError,
     checkpoints,
     load_optimizer_tensors,
     optimizer_tensors,
     read_checkpoint,
     write_checkpoint,
 )
+from examples.mren.cli import note
 from examples.mren.data import PatchSampler
 from examples.mren.recipes import LOSSES, RECIPES, Recipe, ema_decay_at, make_optimizer
 
@@ -39,8 +41,8 @@ class Training:
     """Name in :data:`examples.mren.recipes.RECIPES`."""
     steps: int | None = None
     minutes: float | None = None
-    """Length instead of steps: the schedule follows the time. It is that of the processor if one thread computes, which
-    other programs do not disturb, else that of the clock. The first step, which may compile, does not count."""
+    """Length instead of steps: the schedule follows the time. On one thread of a CPU it is processor time, which other
+    programs disturb less; otherwise it is clock time. The first step, which may compile, does not count."""
     batch_size: int | None = None
     """In all stages."""
     patch_size: int | None = None
@@ -59,7 +61,7 @@ class Training:
     """With ``compile``: replay what was compiled as CUDA graphs."""
     channels_last: bool = True
     accumulate: int = 1
-    """Parts that a batch is worked off in."""
+    """Parts in which a batch is processed."""
 
     def plan(self, images: int, scale: int) -> Recipe:
         """The recipe with its length for a number of images, and patches that are multiples of the scale."""
@@ -136,8 +138,8 @@ def train(
         state = {"settings": settings, "step": step, "seconds": seconds, "scaler": scaler.state_dict()}
         write_checkpoint(folder, step, tensors, state)
 
-    if found := checkpoints(folder):
-        tensors, state = read_checkpoint(found[-1], ("net", "average", "optimizer"))
+    if (found := _newest(folder)) is not None:
+        tensors, state = found
         check_settings(folder, state["settings"], settings)
         net.load_state_dict(tensors["net"])
         average.load_state_dict(tensors["average"])
@@ -161,12 +163,14 @@ def train(
                 for name, parameter in net.named_parameters():
                     parameter.requires_grad_(step >= training.warm_up_new or name in untouched)
             damaged, clean = task.batch(samplers[number], step)
+            loss = torch.zeros((), device=device)
             parts = zip(damaged.chunk(training.accumulate), clean.chunk(training.accumulate), strict=True)
             for damaged_part, clean_part in parts:
                 with torch.autocast(device.type, TYPES[training.precision], enabled=training.precision != "no"):
                     restored = call(damaged_part)
-                loss = LOSSES[stage.loss](restored.float(), clean_part)
-                scaler.scale(loss * (len(clean_part) / len(clean))).backward()
+                part = LOSSES[stage.loss](restored.float(), clean_part) * (len(clean_part) / len(clean))
+                scaler.scale(part).backward()
+                loss += part.detach()
             if step % CHECK_EVERY == 0 and not loss.isfinite():
                 raise ValueError(f"{label}: the loss is {loss.item()} at step {step}; try a lower --lr.")
             scaler.unscale_(optimizer)
@@ -190,6 +194,16 @@ def train(
     if not all(parameter.isfinite().all() for parameter in average.module.parameters()):
         raise ValueError(f"{label}: the network is not finite after step {step}; try a lower --lr.")
     return Trained(average.module.eval(), step, seconds / 60)
+
+
+def _newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """The tensors and the state of the newest readable checkpoint, if there is one."""
+    for checkpoint in reversed(checkpoints(folder)):
+        try:
+            return read_checkpoint(checkpoint, ("net", "average", "optimizer"))
+        except CheckpointError as error:
+            note(f"{error} Trying the one before.")
+    return None
 
 
 def progress(training: Training, recipe: Recipe, step: int, seconds: float) -> float:

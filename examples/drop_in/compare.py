@@ -6,7 +6,7 @@
 trains every row with every seed, scores it, and writes ``rfdn_sr.csv``, a line for each run and test set, and
 ``rfdn_sr.md``, the table. The first row is the reference: it has ``--channels``, and every other row the width at which
 it comes closest to the parameters of the reference, or to its multiply-accumulates (``--match macs``); with
-``--match channels`` all have one width. With ``--minutes`` all rows train for as long instead of for as many steps. A run
+``--match channels`` all have one width. With ``--minutes`` all rows train for equal time instead of equal steps. A run
 that is there already is not trained again, one that was cut off is resumed.
 """
 

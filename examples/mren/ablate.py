@@ -4,7 +4,7 @@
         --batch-size 4 --patch-size 128 -o runs/ablation
 
 trains every row of the tables with every seed, scores it, and writes ``runs.csv``, a line for each run and test set,
-``table_3.md`` and ``table_4.md``. With ``--minutes`` all rows train for as long, not for as many steps. A run that
+``table_3.md`` and ``table_4.md``. With ``--minutes`` all rows train for equal time instead of equal steps. A run that
 is there already is not trained again, one that was cut off is resumed; rows that tables share are trained once.
 """
 
