@@ -113,7 +113,7 @@ def comparison_table(
     return table(head, lines) + "".join(sentences)
 
 
-ONE_SEED = "one seed a row, which says nothing about which differences are real."
+ONE_SEED = "one seed a row, which does not show which differences are significant."
 
 
 def paired(scores: Sequence[Scores]) -> tuple[list[str], str]:
@@ -143,10 +143,10 @@ def paired(scores: Sequence[Scores]) -> tuple[list[str], str]:
 
 
 def pooled(scores: Sequence[Scores]) -> tuple[list[str], str]:
-    """Differences from the first row of runs that have nothing to do with each other, and a sentence on them.
+    """Differences from the first row of independent runs, and a sentence on them.
 
-    The spread is pooled over the rows: each one's variance over its seeds, averaged. Two rows differ by more than
-    chance, at 95 %, where their means are further apart than Student's t times the standard error of a difference.
+    The spread is pooled over the rows: each one's variance over its seeds, averaged. A difference is
+    significant, p < 0.05, if the means are further apart than Student's t times the standard error of a difference.
 
     Args:
         scores: For each row its scores.
@@ -160,11 +160,11 @@ def pooled(scores: Sequence[Scores]) -> tuple[list[str], str]:
     spread = math.sqrt(sum(variance(own) * (len(own) - 1) for own in rows if len(own) > 1) / freedom)
     factor = float(students_t.ppf(0.975, freedom)) * spread
     least = [factor * math.sqrt(1 / len(rows[0]) + 1 / len(own)) for own in rows[1:]]
-    told_apart = sum(abs(difference) > enough for difference, enough in zip(differences, least, strict=True))
+    significant = sum(abs(difference) > enough for difference, enough in zip(differences, least, strict=True))
     seeds = " or ".join(str(count) for count in sorted({len(own) for own in rows}))
     from_on = " or ".join(dict.fromkeys(f"{enough:.2f}" for enough in sorted(least)))
     return cells, (
         f"the seeds of a row spread by {spread:.3f} dB (standard deviation, {freedom} degrees of freedom). With "
-        f"{seeds} seeds a row, a difference is told from chance from {from_on} dB on; {told_apart} of the "
-        f"{len(cells)} differences here are that large."
+        f"{seeds} seeds a row, a difference is significant (p < 0.05) from {from_on} dB; {significant} of "
+        f"{len(cells)} are."
     )
