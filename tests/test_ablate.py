@@ -1,39 +1,36 @@
-"""Ablations: rows that differ in what they say, tables that say what the seeds make of them."""
+"""Ablations: rows that are different networks, at one budget, in tables with the figures of the paper."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 
-from examples.mren import ablate as ablation
-from examples.mren.ablate import BUDGET, TABLES, Run, main, read_runs, tabulate
-from examples.mren.comparison import check_budget, to_csv
-from examples.mren.model import MREN
+from examples.compare.tables import read_runs
+from examples.mren.ablate import TABLES, Table, Variant, main
+from examples.mren.model import MREN, VARIANTS, load_mren
 from tests.images import write_photos
 
 PAPER_KILOPARAMETERS = {
     "1": {"6 MREBs": 298, "3 MREBs": 196, "4 MREBs": 230, "5 MREBs": 264, "7 MREBs": 332, "8 MREBs": 366},
     "3": {"SCACB": 298, "OSA": 245, "OCA": 375, "SCNC": 298},
 }
+TINY = '{"channels": 32, "reconstruct_channels": [8, 6]}'
 
 
-def parameters(config: dict) -> int:
-    return sum(p.numel() for p in MREN(4, **config, device="meta").parameters())
+def parameters(net: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
 @pytest.mark.parametrize("name", PAPER_KILOPARAMETERS)
 def test_rows_have_the_parameters_that_the_paper_prints(name: str) -> None:
     for variant in TABLES[name].variants:
-        (published,) = (count for row, count in PAPER_KILOPARAMETERS[name].items() if row in variant.name)
-        assert round(parameters(variant.config) / 1000) == published, variant.name
+        (published,) = (count for row, count in PAPER_KILOPARAMETERS[name].items() if row in variant.title)
+        assert round(parameters(MREN(4, **variant.config, device="meta")) / 1000) == published, variant.title
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if name != "recipe"])
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("recipe", "trunk")])
 def test_rows_are_different_functions_and_the_first_is_the_default(name: str) -> None:
     variants = TABLES[name].variants
     assert variants[0].config == {}
@@ -41,8 +38,7 @@ def test_rows_are_different_functions_and_the_first_is_the_default(name: str) ->
     image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     outputs = []
     for variant in variants:
-        torch.manual_seed(0)
-        net = MREN(2, **{"num_blocks": 2, **variant.config})
+        net = MREN(2, **{"num_blocks": 2, "channels": 12, **variant.config})
         for parameter in net.parameters():  # the same values wherever the shapes are the same
             torch.nn.init.trunc_normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
         outputs.append(net(image))
@@ -51,137 +47,96 @@ def test_rows_are_different_functions_and_the_first_is_the_default(name: str) ->
             assert not torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_rows_about_the_training_differ_in_its_options(tmp_path: Path, capsys) -> None:
-    (image,) = write_photos(tmp_path / "images", [(40, 48)])
-    common = ["--data", str(image.parent), "--test", str(image.parent), "-o", str(tmp_path / "out"), "--dry-run"]
-    assert main(["--table", "recipe", "--seeds", "1", "--recipe", "short", *common]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["default", "ema-decay=0", "recipe=paper", "init=mren_x2"]
-    # The last one given counts.
-    assert lines[2].endswith("--recipe short --recipe paper")
+def test_trunks_have_equal_parameters_between_one_head_and_tail() -> None:
+    config = {**VARIANTS["mren_s"], "num_blocks": 6}
+    mrebs, *others = (variant.row(4, config).make for variant in TABLES["trunk"].variants)
+    reference = mrebs()
+    for make in others:
+        net = make()
+        assert abs(parameters(net) / parameters(reference) - 1) < 0.04
+        assert len(net.body) == len(reference.body)
+        for part in ("head", "reduce", "reconstruct", "tail"):
+            ours, theirs = getattr(net, part), getattr(reference, part)
+            assert [type(module) for module in ours.modules()] == [type(module) for module in theirs.modules()]
+        assert net(torch.rand(1, 3, 16, 16)).shape == (1, 3, 64, 64)
 
 
-def runs(scores: dict[str, list[float]], dataset: str = "Set5") -> list[Run]:
-    return [
-        Run(variant, seed, 298315, 800, 4, 96, 5.5, dataset, psnr, 0.8)
-        for variant, values in scores.items()
-        for seed, psnr in enumerate(values)
+def test_trunks_that_cannot_be_equal_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"trunk=IMDB: comes no closer to the .* parameters of MREBs than"):
+        TABLES["trunk"].variants[1].row(4, {"channels": 12, "num_blocks": 1, "reconstruct_channels": [8, 6]})
+
+
+def command(tmp_path: Path, *more: str) -> list[str]:
+    write_photos(tmp_path / "train", [(64, 68), (68, 64), (64, 70)])
+    write_photos(tmp_path / "Test", [(64, 68)])
+    given = ["--data", str(tmp_path / "train"), "--test", str(tmp_path / "Test"), "-o", str(tmp_path / "out")]
+    given += ["--config", TINY, "--num-blocks", "1", "--held-out", "1", "--cpu", "--batch-size", "1"]
+    return [*given, "--patch-size", "64", "--recipe", "short", "--steps", "2", "--seeds", "1", *more]
+
+
+def test_rows_are_trained_scored_and_tabulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["default", "exchange=None", "trunk=IMDB", "trunk=RFDB"]
+    assert main(command(tmp_path, "--table", "exchange", "trunk", "--only", *rows)) == 0
+    found = read_runs(tmp_path / "out" / "runs.csv")
+    assert [(run.name, run.dataset) for run in found] == [
+        (row, dataset) for row in rows for dataset in ("Test", "held out")
     ]
+    assert len({run.psnr for run in found}) == len(found)
+    shown = capsys.readouterr().out
+    for name, titles in {"exchange": ["at the outputs", "nowhere"], "trunk": ["MREBs", "IMDBs", "RFDBs"]}.items():
+        text = (tmp_path / "out" / f"table_{name}.md").read_text()
+        assert text == TABLES[name].tabulate(found)
+        assert text in shown
+        assert all(title in text for title in titles)
+    # What was trained can be used as any weights.
+    load_mren(4, path=tmp_path / "out" / "exchange=None" / "seed_0" / "weights.safetensors")
 
 
-def test_the_table_has_means_differences_and_the_papers_figures() -> None:
-    found = runs({"default": [30.5, 30.3], "exchange=None": [30.1, 30.2], "parts=spatial": [29.0, 29.1]})
-    text = tabulate(TABLES["3"], found)
-    assert "| both parts, exchanging (SCACB) | 298,315 | 32.24 | 30.40 | 30.50, 30.30 |  |" in text
-    assert "| both parts, no exchange (SCNC) | 298,315 | 32.19 | 30.15 | 30.10, 30.20 | -0.250 |" in text
-    assert "| spatial part only (OSA) | 298,315 | 32.15 | 29.05 | 29.00, 29.10 | -1.350 |" in text
-    assert "OCA" not in text
-
-
-def test_what_counts_as_a_difference_is_what_scipy_says() -> None:
-    # Two rows: the pooled spread is that of a t-test with equal variances, and so is the smallest difference.
-    first, second = [30.51, 30.33, 30.42], [30.20, 30.11, 30.29]
-    text = tabulate(TABLES["exchange"], runs({"default": first, "exchange=None": second}))
-    pooled = np.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
-    assert f"spread by {pooled:.3f} dB (standard deviation, 4 degrees of freedom)" in text
-    found = stats.ttest_ind(first, second)
-    assert ("1 of the 1 differences" in text) == (found.pvalue < 0.05)
-    closer = [score + 0.15 for score in second]
-    assert stats.ttest_ind(first, closer).pvalue > 0.05
-    assert "0 of the 1 differences" in tabulate(TABLES["exchange"], runs({"default": first, "exchange=None": closer}))
-
-
-def test_one_seed_says_nothing() -> None:
-    text = tabulate(TABLES["exchange"], runs({"default": [30.5], "exchange=None": [30.1]}))
-    assert "one seed a row, which says nothing about which differences are real" in text
-
-
-def test_test_sets_stand_side_by_side() -> None:
-    scores = {"default": [30.5], "exchange=None": [30.1]}
-    text = tabulate(TABLES["exchange"], runs(scores) + runs(scores, "B100"))
-    assert "Set5, dB | seeds | difference | B100, dB | seeds | difference" in text
-
-
-def test_no_runs_are_no_table() -> None:
-    with pytest.raises(ValueError, match="no runs of 'Where the parts"):
-        tabulate(TABLES["exchange"], runs({"parts=spatial": [30.0]}))
-
-
-def test_runs_are_read_as_they_were_written(tmp_path: Path) -> None:
-    written = runs({"default": [30.5, 30.3], "communication=0,gate=False": [30.1]})
-    (tmp_path / "runs.csv").write_text(to_csv(written, Run))
-    assert read_runs(tmp_path / "runs.csv") == written
-
-
-def test_unequal_budgets_are_not_compared() -> None:
-    settings = {"default/seed_0": {"scale": 4, "steps": 800}, "gate=False/seed_0": {"scale": 4, "steps": 400}}
-    with pytest.raises(ValueError, match="steps is 800 in default/seed_0, 400 in gate=False/seed_0"):
-        check_budget(settings, BUDGET)
-    settings["gate=False/seed_0"]["steps"] = 800
-    check_budget(settings, BUDGET)
-    settings["default/seed_0"]["lr"] = 1.0
-    check_budget(settings, BUDGET)
-    with pytest.raises(ValueError, match=r"lr is 1\.0 in default/seed_0, None in"):
-        check_budget(settings, ablation.RECIPE)
-
-
-def test_a_dry_run_names_what_would_be_trained(tmp_path: Path, capsys) -> None:
-    (image,) = write_photos(tmp_path / "images", [(40, 48)])
-    common = ["--data", str(image.parent), "--test", str(image.parent), "-o", str(tmp_path / "out"), "--dry-run"]
-    assert main(["--table", "3", "exchange", "--seeds", "2", "--steps", "5", *common]) == 0
+def test_rows_that_tables_share_are_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tmp_path, "--table", "3", "exchange", "--seeds", "2", "--dry-run")) == 0
     lines = capsys.readouterr().out.splitlines()
-    # Rows that the tables share, once; a seed of every row before the next.
     rows = ["default", "parts=spatial", "parts=channel", "exchange=None", "exchange=inputs"]
-    assert [line.partition(":")[0] for line in lines] == [f"{row}, seed {seed}" for seed in (0, 1) for row in rows]
-    assert all("--steps 5" in line for line in lines)
+    assert [line.partition(":")[0] for line in lines[:-1]] == rows
+    assert lines[-1] == "10 of 10 runs to train, 2 steps each"
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_that_do_not_exist_are_usage_errors(tmp_path: Path, capsys) -> None:
+def test_rows_about_the_training_differ_in_it() -> None:
+    names = [variant.key for variant in TABLES["recipe"].variants]
+    assert names == ["default", "ema-decay=0", "recipe=paper", "init=mren_x2"]
+    assert all(not variant.config for variant in TABLES["recipe"].variants)
+
+
+def test_a_table_is_made_of_the_rows_that_there_are() -> None:
+    with pytest.raises(ValueError, match="no runs of default, a=1"):
+        Table("", (Variant("first"), Variant("second", {"a": 1}))).tabulate([])
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--only", "gate=False"], "no row 'gate=False'; there are default, exchange=None, exchange=inputs"),
+        (["--config", "[1]"], "--config: must be a JSON object, got [1]"),
+        (["--seeds", "0"], "--seeds: must be a whole number of at least 1, got 0"),
+        (["--minutes", "9"], "--minutes: not allowed with argument --steps"),
+    ],
+)
+def test_arguments_that_make_no_sense(tmp_path: Path, capsys, more: list[str], words: str) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["--table", "exchange", "--only", "gate=False", "--data", ".", "--test", "."])
-    assert "no row 'gate=False'; there are default, exchange=None, exchange=inputs" in capsys.readouterr().err
+        main(command(tmp_path, "--table", "exchange", *more))
+    assert words in capsys.readouterr().err
 
 
-def test_a_missing_test_folder_is_named_before_anything_is_trained(tmp_path: Path, capsys) -> None:
-    assert main(["--table", "3", "--data", str(tmp_path), "--test", str(tmp_path / "Set5")]) == 1
-    assert "no folder at" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_rows_are_trained_scored_and_tabulated(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_photos(tmp_path / "train", [(40, 48), (48, 40), (36, 44)])
-    write_photos(tmp_path / "Test", [(32, 40)])
-    arguments = ["--table", "exchange", "--only", "default", "exchange=None", "--seeds", "1"]
-    arguments += ["--data", str(tmp_path / "train"), "--test", str(tmp_path / "Test"), "-o", str(tmp_path / "out")]
-    passed_on = [
-        "--recipe",
-        "short",
-        "--steps",
-        "2",
-        "--batch-size",
-        "1",
-        "--patch-size",
-        "32",
-        "--held-out",
-        "1",
-        "--cpu",
-    ]
-    assert main([*arguments, *passed_on]) == 0
-    found = read_runs(tmp_path / "out" / "runs.csv")
-    assert [(run.variant, run.seed, run.steps, run.dataset) for run in found] == [
-        ("default", 0, 2, "Test"),
-        ("exchange=None", 0, 2, "Test"),
-    ]
-    assert found[0].psnr != found[1].psnr
-    assert (tmp_path / "out" / "table_exchange.md").read_text() == tabulate(TABLES["exchange"], found)
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("what is trained is not trained again")
-
-    monkeypatch.setattr(ablation, "_train", refuse)
-    assert main([*arguments, *passed_on]) == 0
-    settings = tmp_path / "out" / "default" / "seed_0" / "run.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"lr": 1.0}))
-    assert main([*arguments, *passed_on]) == 1
-    assert "not one budget: lr is 1.0 in default/seed_0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--test", "nowhere"], "no folder at"),
+        (["--config", '{"exchanges": null}'], "--config: MREN.__init__() got an unexpected keyword argument"),
+        (["--patch-size", "128"], "less than the patch of 128 x 128"),
+        (["--ema-decay", "1"], "--ema-decay: must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_what_cannot_be_done_is_said(tmp_path: Path, capsys, more: list[str], words: str) -> None:
+    assert main(command(tmp_path, "--table", "exchange", "--only", "default", *more)) in (1, 2)
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -7,15 +7,16 @@ import itertools
 import re
 import shutil
 import statistics
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from examples.compare.cost import count_parameters
+from examples.compare.tables import read_runs
 from examples.drop_in import report as hosts
-from examples.drop_in.compare import Run
-from examples.drop_in.variants import count_parameters
+from examples.drop_in.variants import build
 from examples.mren import report
-from examples.mren.comparison import read_csv
 from examples.mren.model import MREN, VARIANTS, WEIGHTS, save_weights
 
 SCALES = sorted(int(re.search(r"_x(\d)", file.name)[1]) for file in WEIGHTS.glob("mren_x*.scores.csv"))
@@ -72,16 +73,18 @@ def test_every_generated_file_is_on_a_page() -> None:
 
 @pytest.mark.parametrize("file", sorted(hosts.RESULTS.glob("*.csv")), ids=lambda file: file.stem)
 def test_the_committed_comparisons_are_fair(file: Path) -> None:
-    runs = read_csv(file, Run)
-    assert runs[0].blocks == "plain"
-    for name in ("host", "task", "matched", "steps", "batch_size", "patch_size"):
+    runs = read_runs(file)
+    host, _, task = file.stem.partition("_")
+    assert runs[0].name == "plain"
+    for name in ("matched", "steps", "batch_size", "patch_size"):
         assert len({getattr(run, name) for run in runs}) == 1, name
     # Every row with every seed on every test set, once.
-    made = [(run.blocks, run.seed, run.dataset) for run in runs]
+    made = [(run.name, run.seed, run.dataset) for run in runs]
     assert sorted(made) == sorted(itertools.product(*(dict.fromkeys(values) for values in zip(*made, strict=True))))
-    scale = 4 if runs[0].task == "sr" else 1
+    scale = 4 if task == "sr" else 1
+    for name, channels, parameters in {(run.name, run.channels, run.parameters) for run in runs}:
+        assert parameters == count_parameters(partial(build, host, name, scale, channels))
     for run in runs:
-        assert run.parameters == count_parameters(run.host, run.blocks, run.channels, scale)
         assert abs(getattr(run, run.matched) / getattr(runs[0], run.matched) - 1) < 0.03
 
 

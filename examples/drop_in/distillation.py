@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from examples.drop_in.tails import pixel_shuffle
 from sc_blocks import SCACB, WSILBV, DRACBChain
 
 
@@ -68,6 +69,7 @@ class DistillationNet(nn.Module):
         distill: Called with the width, half of it and the number of stages to build what makes the narrow copies, such
             as ``DRACBChain`` or ``functools.partial(DRACBChain, communication=GatedCommunication)``.
         attention: Called with the width to build each attention.
+        tail: Called with the width and the factor to build what makes the larger image.
 
     Example:
         >>> net = DistillationNet(scale=4, channels=24, num_blocks=2)
@@ -84,6 +86,7 @@ class DistillationNet(nn.Module):
         block: Callable[[int], nn.Module] = SCACB,
         distill: Callable[[int, int, int], nn.Module] = DRACBChain,
         attention: Callable[[int], nn.Module] = WSILBV,
+        tail: Callable[[int, int], nn.Module] = pixel_shuffle,
     ) -> None:
         super().__init__()
         self.head = nn.Conv2d(3, channels, 3, padding=1)
@@ -93,7 +96,7 @@ class DistillationNet(nn.Module):
         self.fuse = nn.Sequential(
             nn.Conv2d(num_blocks * channels, channels, 1), nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1)
         )
-        self.tail = nn.Sequential(nn.Conv2d(channels, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+        self.tail = tail(channels, scale)
 
     def forward(self, x: Tensor) -> Tensor:
         shallow = features = self.head(x)

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.drop_in.compare import Run, tabulate
+from examples.compare.tables import comparison_table, read_runs
 from examples.mren.cli import run_command
-from examples.mren.comparison import read_csv
 from examples.mren.files import write_text
 
 HERE = Path(__file__).parent
@@ -23,7 +22,7 @@ DOCS = HERE.parents[1] / "docs" / "results"
 
 def tables() -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
-    return {f"hosts_{file.stem}.md": tabulate(read_csv(file, Run)) for file in sorted(RESULTS.glob("*.csv"))}
+    return {f"hosts_{file.stem}.md": comparison_table(read_runs(file)) for file in sorted(RESULTS.glob("*.csv"))}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

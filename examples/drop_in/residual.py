@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from examples.drop_in.tails import pixel_shuffle
 from sc_blocks import SCACB, WSILBV
 
 
@@ -51,6 +52,7 @@ class ResidualNet(nn.Module):
         num_blocks: Number of residual blocks.
         block: Called with the width to build what ends each branch, such as ``WSILBV``, ``SCACB``,
             ``functools.partial(SCACB, reduction=4)`` or ``lambda channels: nn.Identity()`` for EDSR's plain branch.
+        tail: Called with the width and the factor to build what makes the larger image.
 
     Example:
         >>> net = ResidualNet(scale=2, channels=24, num_blocks=2, block=SCACB)
@@ -65,6 +67,7 @@ class ResidualNet(nn.Module):
         channels: int = 48,
         num_blocks: int = 8,
         block: Callable[[int], nn.Module] = WSILBV,
+        tail: Callable[[int, int], nn.Module] = pixel_shuffle,
     ) -> None:
         super().__init__()
         self.head = nn.Conv2d(3, channels, 3, padding=1)
@@ -72,7 +75,7 @@ class ResidualNet(nn.Module):
             *(ResidualBlock(channels, block=block) for _ in range(num_blocks)),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
-        self.tail = nn.Sequential(nn.Conv2d(channels, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+        self.tail = tail(channels, scale)
 
     def forward(self, x: Tensor) -> Tensor:
         shallow = self.head(x)

@@ -1,4 +1,4 @@
-"""The hosts of ``compare``, what goes into their places, and the width at which one costs as much as another."""
+"""The hosts of ``compare``, and what goes into their places."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.fixtures import IMDN
+from examples.compare.cost import cost_of, count_parameters, nearest_width
+from examples.compare.runner import Row
 from examples.drop_in.distillation import DistillationNet
 from examples.drop_in.plain import (
     ChannelAttention,
@@ -22,11 +24,11 @@ from examples.drop_in.plain import (
     nothing,
 )
 from examples.drop_in.residual import ResidualNet
+from examples.drop_in.tails import narrow_rbwa, pixel_shuffle
 from examples.drop_in.unet import ChainedSkips, UNet
 from sc_blocks import SCACB, WSILBV, DRACBChain, GatedCommunication, LearnableCommunication
-from sc_blocks.introspect import complexity
 
-Match = Literal["parameters", "macs"]
+Match = Literal["parameters", "macs", "channels"]
 Parts = Mapping[str, Mapping[str, Callable[..., nn.Module]]]
 
 PLAIN = "plain"
@@ -46,8 +48,10 @@ class Host:
     """What is in every place by default."""
     parts: Parts
     """What can be put in: name of the part, then place and what to put there."""
-    enlarges: bool
+    enlarges: bool = True
     """Whether it takes a ``scale``; one that does not works at the size of its input."""
+    lowest: int = MIN_CHANNELS
+    """The narrowest width that all its parts have."""
 
 
 def _chains(place: str, chain: Callable[..., nn.Module]) -> dict[str, dict[str, Callable[..., nn.Module]]]:
@@ -59,22 +63,39 @@ def _chains(place: str, chain: Callable[..., nn.Module]) -> dict[str, dict[str, 
     }
 
 
+def imdn(*, scale: int, channels: int, tail: Callable[[int, int], nn.Module]) -> IMDN:
+    """IMDN with another tail."""
+    net = IMDN(scale, channels=channels)
+    net.enlarge = tail(channels, scale)
+    return net
+
+
+RBWA_TAIL = {"rbwa": {"tail": narrow_rbwa}}
 HOSTS = {
+    "imdn": Host("IMDN", imdn, 64, {"tail": pixel_shuffle}, RBWA_TAIL, lowest=16),
     "rfdn": Host(
         "Distillation network, in the manner of RFDN",
         partial(DistillationNet, num_blocks=3),
         22,
-        {"block": ShallowResidual, "distill": Distillation, "attention": ContrastAttention},
-        {"scacb": {"block": SCACB}, **_chains("distill", DRACBChain), "wsilbv": {"attention": WSILBV}},
-        enlarges=True,
+        {"block": ShallowResidual, "distill": Distillation, "attention": ContrastAttention, "tail": pixel_shuffle},
+        {
+            "scacb": {"block": SCACB},
+            **_chains("distill", DRACBChain),
+            "wsilbv": {"attention": WSILBV},
+            **RBWA_TAIL,
+        },
     ),
     "edsr": Host(
         "Residual network, in the manner of EDSR",
         partial(ResidualNet, num_blocks=6),
         24,
-        {"block": nothing},
-        {"cca": {"block": ContrastAttention}, "wsilbv": {"block": WSILBV}, "scacb": {"block": SCACB}},
-        enlarges=True,
+        {"block": nothing, "tail": pixel_shuffle},
+        {
+            "cca": {"block": ContrastAttention},
+            "wsilbv": {"block": WSILBV},
+            "scacb": {"block": SCACB},
+            **RBWA_TAIL,
+        },
     ),
     "unet": Host(
         "U-Net, in the manner of NAFNet",
@@ -92,7 +113,7 @@ HOSTS = {
 
 
 class OnEnlarged(nn.Module):
-    """A network between an image and its restoration: every host starts from the bicubic image, and adds to it.
+    """A network between an image and its restoration, which starts from the bicubic image and adds to it.
 
     Args:
         net: Enlarges by ``scale``, or keeps the size.
@@ -137,64 +158,36 @@ def parts_of(host: str, row: str) -> dict[str, Callable[..., nn.Module]]:
     return filled
 
 
-def build(host: str, row: str, channels: int, scale: int) -> nn.Module:
-    """A network of a row, between image and restoration, with fresh weights."""
-    options: dict[str, Any] = {"channels": channels, **parts_of(host, row)}
-    if HOSTS[host].enlarges:
-        options["scale"] = scale
-    return OnEnlarged(HOSTS[host].build(**options), scale, enlarges=HOSTS[host].enlarges)
-
-
-def count_parameters(host: str, row: str, channels: int, scale: int) -> int:
-    """Parameters of a network."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build(host, row, channels, scale).parameters())
-
-
-def count_macs(host: str, row: str, channels: int, scale: int) -> int:
-    """Multiply-accumulates of a network for a result of 1280 x 720."""
-    with torch.device("meta"):
-        return complexity(build(host, row, channels, scale), (1, 3, 720 // scale, 1280 // scale)).macs
-
-
-def nearest_width(cost: Callable[[int], int], target: int, *, lowest: int = MIN_CHANNELS) -> int:
-    """The width whose cost is closest to a target; of two that are as close the narrower.
+def build(host: str, row: str, scale: int, channels: int, *, skip: bool = True) -> nn.Module:
+    """A network of a row, between image and restoration, with fresh weights.
 
     Args:
-        cost: What a width costs; grows with it.
-        target: What it should cost.
-        lowest: Narrowest width to try.
+        host: Name of the host.
+        row: What is in its places.
+        scale: What it enlarges by.
+        channels: Its width.
+        skip: Whether it starts from the bicubic image.
 
-    Example:
-        >>> nearest_width(lambda width: width**2, 150)
-        12
+    Raises:
+        ValueError: If it cannot do without the bicubic image.
     """
-    above = lowest
-    while cost(above) < target:
-        above *= 2
-    below = max(lowest, above // 2)
-    while above - below > 1:
-        middle = (below + above) // 2
-        if cost(middle) < target:
-            below = middle
-        else:
-            above = middle
-    return min((below, above), key=lambda width: (abs(cost(width) - target), width))
-
-
-@dataclass(frozen=True)
-class Row:
-    """A host with something in its places, at the width that makes it cost what the reference costs."""
-
-    blocks: str
-    channels: int
-    parameters: int
-    macs: int
-    """For a result of 1280 x 720."""
+    places: dict[str, Any] = {"channels": channels, **parts_of(host, row)}
+    enlarges = HOSTS[host].enlarges
+    if not skip and not enlarges:
+        raise ValueError(f"--no-skip: {host} does not enlarge by itself, it works on the bicubic image.")
+    net = HOSTS[host].build(**places, **({"scale": scale} if enlarges else {}))
+    return OnEnlarged(net, scale, enlarges=enlarges) if skip else net
 
 
 def plan_rows(
-    host: str, blocks: Sequence[str], *, scale: int, channels: int | None, match: Match, tolerance: float
+    host: str,
+    blocks: Sequence[str],
+    *,
+    scale: int,
+    channels: int | None,
+    match: Match,
+    tolerance: float,
+    skip: bool = True,
 ) -> list[Row]:
     """The rows of a comparison, each at the width that comes closest to the first one's cost.
 
@@ -205,33 +198,33 @@ def plan_rows(
         channels: Width of the reference; ``None`` for the host's.
         match: What is to be alike.
         tolerance: By how much, in percent, it may differ.
+        skip: Whether the network starts from the bicubic image.
 
     Raises:
         ValueError: If a row is unknown or given twice, or no width comes close enough.
     """
     if len(set(blocks)) < len(blocks):
         raise ValueError(f"--blocks: every row once, got {' '.join(blocks)}.")
-    for row in blocks:
-        parts_of(host, row)
-    count = {"parameters": count_parameters, "macs": count_macs}[match]
     reference = HOSTS[host].channels if channels is None else channels
-    target = count(host, blocks[0], reference, scale)
     rows: list[Row] = []
-    for row in blocks:
-        width = reference
-        if row != blocks[0]:
-            width = nearest_width(partial(_at_width, count, host, row, scale), target)
-        found = count(host, row, width, scale)
+    target = None
+    for name in blocks:
+        make = partial(build, host, name, scale, skip=skip)
+
+        def cost(width: int, make: Callable[[int], nn.Module] = make) -> int:
+            if match == "channels":
+                return width
+            network = partial(make, width)
+            return count_parameters(network) if match == "parameters" else cost_of(network, scale).macs
+
+        width = reference if target is None else nearest_width(cost, target, lowest=HOSTS[host].lowest)
+        found = cost(width)
+        target = found if target is None else target
         off = 100 * (found / target - 1)
         if abs(off) > tolerance:
             raise ValueError(
-                f"{row}: comes no closer to the {target:,} {match} of {blocks[0]} than {found:,} ({off:+.1f} %), at "
+                f"{name}: comes no closer to the {target:,} {match} of {blocks[0]} than {found:,} ({off:+.1f} %), at "
                 f"{width} channels; try --channels {reference + 1}, or --tolerance {math.ceil(abs(off))}."
             )
-        parameters, macs = count_parameters(host, row, width, scale), count_macs(host, row, width, scale)
-        rows.append(Row(row, width, parameters, macs))
+        rows.append(Row(name, partial(make, width), channels=width))
     return rows
-
-
-def _at_width(count: Callable[[str, str, int, int], int], host: str, row: str, scale: int, width: int) -> int:
-    return count(host, row, width, scale)

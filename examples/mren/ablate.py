@@ -1,58 +1,91 @@
-"""Repeat the paper's ablations at one equal budget, with several seeds, and say what the seeds alone make of it.
+"""Repeat the paper's ablations, and compare trunks and recipes, at one equal budget with paired seeds.
 
-    python -m examples.mren.ablate --table 3 4 --data FOLDER --test Set5 --seeds 2 --steps 800 -o runs/ablation
+    python -m examples.mren.ablate --table 3 4 --variant mren_s --data FOLDER --test Set5 --recipe short --steps 3200 \
+        --batch-size 4 --patch-size 128 -o runs/ablation
 
-trains every row of the tables, scores it, and writes ``runs.csv``, a line for each run and test set, and
-``table_3.md``, ``table_4.md``. Options that are not listed here go to ``python -m examples.mren.train``. A run that is
-there already is not trained again, one that was cut off is resumed; rows that tables share are trained once.
+trains every row of the tables with every seed, scores it, and writes ``runs.csv``, a line for each run and test set,
+``table_3.md`` and ``table_4.md``. With ``--minutes`` all rows train for equal time instead of equal steps. A run that
+is there already is not trained again, one that was cut off is resumed; rows that tables share are trained once.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
 import json
-import shlex
-import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from examples.mren.checkpoint import checkpoints
-from examples.mren.cli import run_command
-from examples.mren.comparison import Line, check_budget, read_csv, tabulate_lines, to_csv
-from examples.mren.data import list_images
-from examples.mren.evaluate import evaluate, mean_score, network_upscaler
-from examples.mren.files import write_text
-from examples.mren.model import MREN, STAGES, load_mren, pick_device, weights_path
+from torch import nn
 
-ROOT = Path(__file__).parents[2]
-# What all runs of a comparison must share, and what all but those that are about it.
-BUDGET = ("scale", "steps", "minutes", "batch_size", "patch_size", "share", "images", "held_out", "files", "precision")
-RECIPE = ("lr", "final_lr", "schedule", "loss", "clip_grad_norm", "ema_decay", "init")
+from benchmarks.fixtures import IMDB, RFDB
+from examples.compare.cost import count_parameters, nearest_width
+from examples.compare.options import add_options, setup_from
+from examples.compare.runner import Row, compare
+from examples.compare.tables import Run, comparison_table
+from examples.compare.tasks import SuperResolution
+from examples.mren.cli import run_command
+from examples.mren.files import write_text
+from examples.mren.model import MREN, STAGES, VARIANTS, weights_path
+from examples.records import write_records
 
 
 @dataclass(frozen=True)
 class Variant:
     """A row of a table."""
 
-    name: str
-    config: dict[str, Any]
-    """Arguments of :class:`~examples.mren.model.MREN` that differ from its defaults."""
+    title: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of :class:`~examples.mren.model.MREN` that differ from those of the other rows."""
     paper: float | None = None
     """PSNR on Set5 at ×4 that the paper prints."""
-    options: dict[str, str | Path] = dataclasses.field(default_factory=dict)
-    """Options of :mod:`~examples.mren.train` that differ from those of the other rows."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the training, see :class:`examples.compare.runner.Row`."""
+    block: Callable[[int], nn.Module] | None = None
+    """Called with the width to build what stands in the place of an MREB; the width is that of equal parameters."""
 
     @property
     def key(self) -> str:
-        """Name of the folder of its runs."""
-        changed = {**self.config, **self.options}
+        """Name of the row, and of the folder of its runs."""
+        options = {name.replace("_", "-"): value for name, value in self.options.items()}
+        changed = {**self.config, **options} | ({"trunk": self.block.__name__} if self.block else {})
         values = {name: value.stem if isinstance(value, Path) else value for name, value in changed.items()}
         return ",".join(f"{name}={value}" for name, value in sorted(values.items())) or "default"
+
+    def row(self, scale: int, config: Mapping[str, Any]) -> Row:
+        """What is trained.
+
+        Args:
+            scale: What the network enlarges by.
+            config: Arguments that all rows have, ``num_blocks`` among them.
+
+        Raises:
+            ValueError: If no width has as many parameters.
+        """
+        arguments = {"scale": scale, **config, **self.config}
+        make = partial(MREN, **arguments)
+        if self.block is None:
+            return Row(self.key, make, config=arguments, options=self.options)
+        build = partial(with_trunk, self.block, arguments)
+        target = count_parameters(make)
+        width = nearest_width(lambda channels: count_parameters(partial(build, channels)), target, lowest=16)
+        found = count_parameters(partial(build, width))
+        if abs(found / target - 1) > 0.05:
+            raise ValueError(
+                f"{self.key}: comes no closer to the {target:,} parameters of MREBs than {found:,}, at {width} "
+                "channels; take more or fewer --num-blocks."
+            )
+        return Row(self.key, partial(build, width), channels=width, options=self.options)
+
+
+def with_trunk(block: Callable[[int], nn.Module], config: Mapping[str, Any], channels: int) -> MREN:
+    """MREN with other blocks between its head and its tail, as many as it would have MREBs."""
+    net = MREN(**{**config, "channels": channels, "num_blocks": 1})
+    net.body = nn.Sequential(*(block(channels) for _ in range(config["num_blocks"])))
+    return net
 
 
 @dataclass(frozen=True)
@@ -62,33 +95,33 @@ class Table:
     title: str
     variants: tuple[Variant, ...]
 
+    def tabulate(self, runs: Sequence[Run]) -> str:
+        """The table in Markdown of those rows that there are runs of."""
+        return comparison_table(
+            runs,
+            titles={variant.key: variant.title for variant in self.variants},
+            paper={variant.key: variant.paper for variant in self.variants if variant.paper is not None},
+        )
 
-def _weight(value: float, paper: float) -> Variant:
-    return Variant(f"W = {value}", {} if value == 0.2 else {"communication": value}, paper)
 
-
+BLOCK_COUNTS = {6: 32.24, 3: 32.06, 4: 32.12, 5: 32.16, 7: 32.20, 8: 32.21}  # as the paper prints them
+WEIGHTS = {
+    0.2: 32.24, 0: 32.20, 0.1: 32.21, 0.3: 32.20, 0.4: 32.18, 0.5: 32.23,
+    0.6: 32.21, 0.7: 32.14, 0.8: 32.19, 0.9: 32.20, 1: 32.18,
+}  # fmt: skip
 TABLES = {
     "1": Table(
         "Number of MREBs (table 1)",
         tuple(
             Variant(f"{count} MREBs", {} if count == 6 else {"num_blocks": count}, paper)
-            for count, paper in ((6, 32.24), (3, 32.06), (4, 32.12), (5, 32.16), (7, 32.20), (8, 32.21))
+            for count, paper in BLOCK_COUNTS.items()
         ),
     ),
     "2": Table(
         "Weight of the preceding map (table 2)",
-        (
-            _weight(0.2, 32.24),
-            _weight(0, 32.20),
-            _weight(0.1, 32.21),
-            _weight(0.3, 32.20),
-            _weight(0.4, 32.18),
-            _weight(0.5, 32.23),
-            _weight(0.6, 32.21),
-            _weight(0.7, 32.14),
-            _weight(0.8, 32.19),
-            _weight(0.9, 32.20),
-            _weight(1, 32.18),
+        tuple(
+            Variant(f"W = {weight}", {} if weight == 0.2 else {"communication": weight}, paper)
+            for weight, paper in WEIGHTS.items()
         ),
     ),
     "3": Table(
@@ -112,7 +145,7 @@ TABLES = {
     "exchange": Table(
         "Where the parts of SCACB exchange their levels",
         (
-            Variant("at the outputs (default)", {}),
+            Variant("at the outputs (default)"),
             Variant("at the inputs", {"exchange": "inputs"}),
             Variant("nowhere", {"exchange": None}),
         ),
@@ -120,7 +153,7 @@ TABLES = {
     "communication": Table(
         "What reaches a DRACB from the one before",
         (
-            Variant("0.2 of its map (default)", {}),
+            Variant("0.2 of its map (default)"),
             Variant("nothing", {"communication": 0}),
             Variant("all of its map", {"communication": 1}),
             Variant("a learned share", {"communication": "learnable"}),
@@ -130,151 +163,55 @@ TABLES = {
     "beyond": Table(
         "Channels that are not the paper's",
         (
-            Variant("0.2 of the map (the paper's)", {}),
+            Variant("0.2 of the map (the paper's)"),
             Variant("a learned share", {"communication": "learnable"}),
             Variant("a share decided from both maps", {"communication": "gated"}),
             Variant("0.2 of the map, one chain through all MREBs", {"chain": "network"}),
         ),
     ),
+    "trunk": Table(
+        "Trunks of equal parameters between one head and tail",
+        (
+            Variant("MREBs"),
+            Variant("IMDBs, of IMDN", block=IMDB),
+            Variant("RFDBs, of RFDN", block=RFDB),
+        ),
+    ),
     "recipe": Table(
         "How it is trained",
         (
-            Variant("one cycle up to 1e-3, averaged weights", {}),
-            Variant("one cycle up to 1e-3", {}, options={"ema-decay": "0"}),
-            Variant("the paper's: 5e-4, halved four times", {}, options={"recipe": "paper"}),
-            Variant("averaged, begun from the weights of ×2", {}, options={"init": weights_path(2)}),
+            Variant("one cycle up to 1e-3, averaged weights"),
+            Variant("one cycle up to 1e-3", options={"ema_decay": 0}),
+            Variant("the paper's: 5e-4, halved four times", options={"recipe": "paper"}),
+            Variant("averaged, begun from the weights of ×2", options={"init": weights_path(2)}),
         ),
     ),
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """The score of one trained network on one set of test images."""
-
-    variant: str
-    """See :attr:`Variant.key`."""
-    seed: int
-    parameters: int
-    steps: int
-    batch_size: int
-    patch_size: int
-    minutes: float
-    dataset: str
-    psnr: float
-    ssim: float
-
-
-def read_runs(file: Path) -> list[Run]:
-    """The lines of a ``runs.csv``."""
-    return read_csv(file, Run)
-
-
-def tabulate(table: Table, runs: Sequence[Run]) -> str:
-    """A table in Markdown: the paper's figure, ours, parameters, difference, and what the spread of the seeds means.
-
-    See :func:`~examples.mren.comparison.tabulate_lines`.
-    """
-    chosen = [
-        (variant, own) for variant in table.variants if (own := [run for run in runs if run.variant == variant.key])
-    ]
-    if not chosen:
-        raise ValueError(f"no runs of {table.title!r}.")
-    published = any(variant.paper is not None for variant, _ in chosen)
-    lines = []
-    for variant, own in chosen:
-        cells = [variant.name, f"{own[0].parameters:,}"]
-        if published:
-            cells.append("" if variant.paper is None else f"{variant.paper:.2f}")
-        scores: dict[str, list[float]] = {}
-        for run in sorted(own, key=lambda run: run.seed):
-            scores.setdefault(run.dataset, []).append(run.psnr)
-        lines.append(Line(tuple(cells), scores))
-    return tabulate_lines(["", "parameters", *(["paper, Set5"] if published else [])], lines)
-
-
-def _train(variant: Variant, seed: int, folder: Path, args: argparse.Namespace) -> None:
-    command = [sys.executable, "-m", "examples.mren.train", "--data", *map(str, args.data), "-o", str(folder)]
-    command += f"--scale {args.scale} --seed {seed} --config".split()
-    command += [json.dumps(variant.config), *args.passed_on]
-    for name, value in variant.options.items():
-        command += [f"--{name}", str(value)]
-    if checkpoints(folder):
-        command.append("--resume")
-    print(f"{variant.key}, seed {seed}: {shlex.join(command[1:])}", flush=True)
-    if not args.dry_run:
-        try:
-            subprocess.run(command, check=True, cwd=ROOT)
-        except subprocess.CalledProcessError:
-            raise ValueError("training failed, see above; the same command goes on from here.") from None
-
-
-def _trained(folder: Path) -> bool:
-    if not (folder / "log.csv").exists():
-        return False
-    with (folder / "log.csv").open(newline="") as opened:
-        last = list(csv.DictReader(opened))[-1]
-    return int(last["step"]) == _settings(folder)["steps"]
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "run.json").read_text())
-
-
-def _score(variant: Variant, seed: int, folder: Path, args: argparse.Namespace) -> list[Run]:
-    """What a trained network scores; kept beside it, so that adding a seed does not score the others again."""
-    kept = folder / "scores.csv"
-    runs = read_runs(kept) if kept.exists() else []
-    missing = [images for images in args.test if images.resolve().name not in {run.dataset for run in runs}]
-    if missing:
-        settings = _settings(folder)
-        with (folder / "log.csv").open(newline="") as opened:
-            minutes = float(list(csv.DictReader(opened))[-1]["seconds"]) / 60
-        device = pick_device("cpu" if "--cpu" in args.passed_on else "auto")
-        net = load_mren(args.scale, path=folder / f"mren_x{args.scale}.safetensors", device=device)
-        upscale = network_upscaler(net, device)
-        for images in missing:
-            score = mean_score(list(evaluate(list_images(images), args.scale, {"": upscale})))
-            runs.append(
-                Run(
-                    variant=variant.key,
-                    seed=seed,
-                    parameters=sum(parameter.numel() for parameter in net.parameters()),
-                    steps=settings["steps"],
-                    batch_size=settings["batch_size"][0],
-                    patch_size=settings["patch_size"][0],
-                    minutes=round(minutes, 1),
-                    dataset=images.resolve().name,
-                    psnr=round(score.psnr, 4),
-                    ssim=round(score.ssim, 5),
-                )
-            )
-        write_text(kept, to_csv(runs, Run))
-    asked_for = [images.resolve().name for images in args.test]
-    return sorted((run for run in runs if run.dataset in asked_for), key=lambda run: asked_for.index(run.dataset))
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.mren.ablate",
-        description="Repeat the paper's ablations at one equal budget. Options that are not listed here go to "
-        "python -m examples.mren.train: --recipe, --steps, --batch-size, --patch-size, --precision, …",
+        description="Repeat the paper's ablations, and compare trunks and recipes, at one equal budget.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--table", nargs="+", choices=tuple(TABLES), required=True, help="what to compare")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to train, to share the work among machines")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of images to train on")
-    parser.add_argument("--test", type=Path, nargs="+", required=True, help="folders of images to score on")
     parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each row")
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/ablation"), help="folder for runs and tables")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, stop")
-    args, args.passed_on = parser.parse_known_args(argv)
-    args.data = [folder.resolve() for folder in args.data]
-    args.output = args.output.resolve()
-    if args.seeds < 1:
-        parser.error(f"argument --seeds: must be at least 1, got {args.seeds}")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="mren_s has a narrow tail")
+    parser.add_argument("--num-blocks", type=int, default=6, help="MREBs")
+    parser.add_argument(
+        "--config",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="""further arguments of all networks, such as '{"exchange": null}'""",
+    )
+    add_options(parser)
+    parser.set_defaults(recipe="paper", held_out=10, output=Path("runs/ablation"))
+    args = parser.parse_args(argv)
+    if not isinstance(args.config, dict):
+        parser.error(f"argument --config: must be a JSON object, got {args.config!r}")
     rows = {variant.key for name in args.table for variant in TABLES[name].variants}
     for key in args.only or []:
         if key not in rows:
@@ -284,36 +221,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def ablate(args: argparse.Namespace) -> list[Run]:
     """Run the command."""
+    config = {**VARIANTS[args.variant], "num_blocks": args.num_blocks, **args.config}
     variants = {variant.key: variant for name in args.table for variant in TABLES[name].variants}
-    for variant in variants.values():
-        MREN(args.scale, **variant.config, device="meta")  # before hours of training
-    for folder in args.test:
-        list_images(folder)
-    # A seed of every row before the next seed: what is there when time is up can be compared.
-    planned = [
-        (variant, seed, args.output / key / f"seed_{seed}")
-        for seed in range(args.seeds)
-        for key, variant in variants.items()
-        if args.only is None or key in args.only
-    ]
-    for variant, seed, folder in planned:
-        if not _trained(folder):
-            _train(variant, seed, folder, args)
-    if args.dry_run:
-        return []
-    settings = {str(folder.relative_to(args.output)): _settings(folder) for _, _, folder in planned}
-    check_budget(settings, BUDGET)
-    alike = [str(folder.relative_to(args.output)) for variant, _, folder in planned if not variant.options]
-    if alike:  # rows about the network, not about its training
-        check_budget({name: settings[name] for name in alike}, RECIPE)
-    runs: list[Run] = []
-    for variant, seed, folder in planned:
-        runs += _score(variant, seed, folder, args)
-    write_text(args.output / "runs.csv", to_csv(runs, Run))
-    for name in args.table:
-        text = tabulate(TABLES[name], runs)
-        write_text(args.output / f"table_{name}.md", text)
-        print(f"\n{TABLES[name].title}\n\n{text}")
+    try:
+        MREN(args.scale, **config, device="meta")
+    except TypeError as error:
+        raise ValueError(f"--config: {error}") from error
+    rows = [variant.row(args.scale, config) for variant in variants.values()]
+    setup = setup_from(args, SuperResolution(args.scale), args.output)
+    runs = compare(rows, setup, only=args.only, max_minutes=args.max_minutes, dry_run=args.dry_run)
+    if runs:
+        write_records(args.output / "runs.csv", runs, Run)
+        for name in args.table:
+            text = TABLES[name].tabulate(runs)
+            write_text(args.output / f"table_{name}.md", text)
+            print(f"\n{TABLES[name].title}\n\n{text}")
     return runs
 
 

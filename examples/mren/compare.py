@@ -43,7 +43,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Detail:
-    """A square of an image, in pixels; without a place, it is still to be found."""
+    """A square of an image, in pixels; without a place, :func:`find_detail` chooses it."""
 
     image: str
     place: tuple[int, int] | None = None
@@ -65,7 +65,7 @@ class Detail:
             left, top, side = (int(number) for number in square.split(","))
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no detail; give IMAGE:LEFT,TOP,SIDE, such as img092:300,200,96, or IMAGE alone"
+                f"{text!r} is not a detail; give IMAGE:LEFT,TOP,SIDE, such as img092:300,200,96, or IMAGE alone"
             ) from None
         return cls(name, (left, top), side)
 
@@ -86,7 +86,7 @@ def draw_details(
     Args:
         files: Image files by name.
         details: What to draw of them.
-        scale: What the images are shrunk by, and enlarged again.
+        scale: The factor by which the images are shrunk and enlarged again.
         networks: By the name to print.
 
     Raises:
@@ -140,11 +140,11 @@ def draw_panels(rows: Sequence[Sequence[Panel]], *, gap: int = 12, text_height: 
 
 
 def write_sample(net: nn.Module, scale: Scale, target: Path, *, label: str = "MREN") -> None:
-    """Shrink a photograph that scikit-image ships, upscale it again, and draw what became of it next to the original.
+    """Shrink a photograph that scikit-image ships, upscale it again, and draw the result next to the original.
 
     Args:
         net: The network, which enlarges by ``scale``.
-        scale: What is shrunk by.
+        scale: The factor.
         target: Image file to write.
         label: What to call the network in the picture.
     """
@@ -203,7 +203,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="DETAIL",
-        help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for where bicubic is worst",
+        help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for the square where bicubic is worst",
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("details.png"), help="image file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")

@@ -8,17 +8,20 @@ Run as ``python -m examples.mren.report``: it reads ``weights/*.scores.csv`` and
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
-from examples.mren.ablate import TABLES, read_runs, tabulate
+from examples.compare.tables import read_runs
+from examples.markdown import table, with_part
+from examples.mren.ablate import TABLES
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
 from examples.mren.model import WEIGHTS, read_weights
 from examples.mren.plots import svg_plot
+from examples.records import read_rows
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -28,25 +31,20 @@ DATASETS = ("Set5", "Set14", "B100", "Urban100")
 OTHER_BUDGETS = {"beyond": "beyond.csv", "recipe": "recipe.csv"}
 NETWORKS = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}
 README, CARD = HERE.parents[1] / "README.md", WEIGHTS / "README.md"
-BEGIN, END = "<!-- written by python -m examples.mren.report -->", "<!-- until here -->"
-
-
-def _read(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as opened:
-        return list(csv.DictReader(opened))
+COMMAND = "examples.mren.report"
 
 
 def scored(scale: int) -> dict[str, dict[str, tuple[float, float]]]:
     """What the committed scores of a scale say: method, then test set, then mean PSNR and SSIM."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for file in sorted(WEIGHTS.glob(f"*_x{scale}.scores.csv")):
-        for row in _read(file):
+        for row in read_rows(file):
             if row["method"] in ("bicubic", file.name.removesuffix(f"_x{scale}.scores.csv")):
                 scores = found.setdefault(row["method"], {}).setdefault(row["dataset"], [])
                 scores.append((float(row["psnr"]), float(row["ssim"])))
     return {
         method: {
-            dataset: (sum(psnr for psnr, _ in pairs) / len(pairs), sum(ssim for _, ssim in pairs) / len(pairs))
+            dataset: (fmean(psnr for psnr, _ in pairs), fmean(ssim for _, ssim in pairs))
             for dataset, pairs in datasets.items()
         }
         for method, datasets in found.items()
@@ -56,20 +54,23 @@ def scored(scale: int) -> dict[str, dict[str, tuple[float, float]]]:
 def table5(scale: int) -> str:
     """The paper's table 5 for one scale, with bicubic and our weights as scored here."""
     ours = scored(scale)
-    published = [row for row in _read(RESULTS / "table5.csv") if row["scale"] == str(scale)]
-    rows = [["", "parameters", *DATASETS], ["---", "---:", *["---"] * len(DATASETS)]]
-    rows.append(["bicubic, scored here", "", *_cells(ours["bicubic"])])
-    for row in published:
+    rows = [["bicubic, scored here", "", *_cells(ours["bicubic"])]]
+    for row in published(scale):
         name = f"{row['method']} ({row['year']})" if row["year"] else f"**{row['method']}, as the paper reports it**"
         parameters = f"{row['kiloparameters']}K" if row["kiloparameters"] else ""
-        rows.append([name, parameters, *(f"{row[f'{d}_psnr']} / {row[f'{d}_ssim']}" for d in DATASETS)])
+        rows.append([name, parameters, *_printed(row)])
         variant = {title: key for key, title in NETWORKS.items()}.get(row["method"])
         if variant in ours:
             rows.append([f"**{row['method']}, our weights**", parameters, *_cells(ours[variant])])
         if variant == "mren" and "mren_s" in ours:  # MREN's trunk with a narrow tail; the paper has no such network
             count = f"{parameters_of(WEIGHTS / f'mren_s_x{scale}.safetensors') / 1000:.0f}K"
             rows.append(["**MREN-S, ours, not the paper's**", count, *_cells(ours["mren_s"])])
-    return _lay_out(rows)
+    return table(["", "parameters", *DATASETS], rows, text=("", *DATASETS))
+
+
+def published(scale: int) -> list[dict[str, str]]:
+    """The lines of the paper's table 5 for one scale."""
+    return [row for row in read_rows(RESULTS / "table5.csv") if row["scale"] == str(scale)]
 
 
 def parameters_of(file: Path) -> int:
@@ -79,45 +80,32 @@ def parameters_of(file: Path) -> int:
 
 def scores_table() -> str:
     """What the shipped weights score, beside bicubic and what the paper reports for the same network."""
-    rows = [["PSNR / SSIM", *DATASETS], ["---"] * (1 + len(DATASETS))]
+    rows = []
     for scale in shipped_scales():
         ours = scored(scale)
         rows.append([f"bicubic ×{scale}", *_cells(ours["bicubic"])])
-        for variant in (variant for variant in NETWORKS if variant in ours):
-            rows.append([f"**{NETWORKS[variant]} ×{scale}, these weights**", *_cells(ours[variant])])
-            for row in _read(RESULTS / "table5.csv"):
-                if (row["method"], row["scale"]) == (NETWORKS[variant], str(scale)):
-                    cells = [f"{row[f'{d}_psnr']} / {row[f'{d}_ssim']}" for d in DATASETS]
-                    rows.append([f"{NETWORKS[variant]} ×{scale}, as the paper reports it", *cells])
-    return _lay_out(rows)
+        for variant, name in NETWORKS.items():
+            if variant in ours:
+                rows.append([f"**{name} ×{scale}, these weights**", *_cells(ours[variant])])
+                printed = [_printed(row) for row in published(scale) if row["method"] == name]
+                rows += [[f"{name} ×{scale}, as the paper reports it", *cells] for cells in printed]
+    head = ["PSNR / SSIM", *DATASETS]
+    return table(head, rows, text=head)
 
 
 def files_table() -> str:
     """The weight files with their checksums."""
-    rows = [["file", "network", "parameters", "SHA-256"], ["---", "---", "---:", "---"]]
+    rows = []
     for file in sorted(WEIGHTS.glob("*.safetensors")):
         checksum = hashlib.sha256(file.read_bytes()).hexdigest()
         rows.append([f"`{file.name}`", _title(file), f"{parameters_of(file):,}", f"`{checksum}`"])
-    return _lay_out(rows)
+    return table(["file", "network", "parameters", "SHA-256"], rows, text=("file", "network", "SHA-256"))
 
 
 def pages() -> dict[Path, str]:
     """The pages of which parts are generated: their text with those parts made anew."""
     parts = {README: scores_table(), CARD: f"{files_table()}\n{scores_table()}"}
-    return {page: with_part(page.read_text(), part) for page, part in parts.items()}
-
-
-def with_part(text: str, part: str) -> str:
-    """The text of a page with its generated part made anew.
-
-    Raises:
-        ValueError: If the two comments between which it stands are not there.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the generated part stands between {BEGIN} and {END}, and they are not both there.")
-    return f"{before}{begin}\n{part}{end}{after}"
+    return {page: with_part(page.read_text(), COMMAND, part) for page, part in parts.items()}
 
 
 def _title(file: Path) -> str:
@@ -126,12 +114,12 @@ def _title(file: Path) -> str:
     return f"{NETWORKS[variant]} ×{rest[0]}" + ", for photographs" * rest[1:].startswith("_photo.")
 
 
-def _lay_out(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
-
-
 def _cells(scores: dict[str, tuple[float, float]]) -> list[str]:
     return [f"{scores[d][0]:.2f} / {scores[d][1]:.4f}" if d in scores else "" for d in DATASETS]
+
+
+def _printed(row: dict[str, str]) -> list[str]:
+    return [f"{row[f'{d}_psnr']} / {row[f'{d}_ssim']}" for d in DATASETS]
 
 
 def draw_curves(logs: dict[str, Path], target: Path, *, over: str) -> None:
@@ -144,7 +132,7 @@ def draw_curves(logs: dict[str, Path], target: Path, *, over: str) -> None:
     """
     with svg_plot(target) as axes:
         for name, file in logs.items():
-            rows = _read(file)
+            rows = read_rows(file)
             steps = [float(row["step"]) if over == "step" else float(row["seconds"]) / 60 for row in rows]
             axes.plot(steps, [float(row["psnr"]) for row in rows], marker=".", label=name)
         axes.set_xlabel("step" if over == "step" else "minutes of training")
@@ -159,13 +147,13 @@ def shipped_scales() -> list[int]:
 def tables() -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
     texts = {f"table5_x{scale}.md": table5(scale) for scale in shipped_scales()}
-    for name, table in TABLES.items():
+    for name, ablation in TABLES.items():
         file = RESULTS / OTHER_BUDGETS.get(name, "ablation.csv")
         runs = read_runs(file) if file.exists() else []
-        trained = {run.variant for run in runs}
+        trained = {run.name for run in runs}
         # A table of which only the reference was trained, for another one, says nothing.
-        if len(trained & {variant.key for variant in table.variants}) > 1:
-            texts[f"ablation_{name}.md"] = tabulate(table, runs)
+        if len(trained & {variant.key for variant in ablation.variants}) > 1:
+            texts[f"ablation_{name}.md"] = ablation.tabulate(runs)
     return texts
 
 

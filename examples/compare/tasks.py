@@ -1,4 +1,4 @@
-"""What the hosts are compared at: super-resolution, and the removal of Gaussian noise.
+"""What networks are compared at: super-resolution, and the removal of Gaussian noise.
 
 A task makes patches to train on and scores a network on an image, both as pure functions of a seed, so that every row
 of a comparison sees the same.
@@ -6,6 +6,7 @@ of a comparison sees the same.
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from examples.mren.data import ImagePair, PatchSampler, imresize, load_pairs, mod_crop, read_rgb
+from examples.mren.data import PatchSampler, imresize, mod_crop, read_rgb
 from examples.mren.evaluate import network_upscaler
-from examples.mren.metrics import psnr, psnr_rgb, to_uint8
+from examples.mren.metrics import Score, psnr_rgb, score, to_uint8
 
 
 class Task(Protocol):
@@ -26,34 +27,27 @@ class Task(Protocol):
     scale: int
     """By how much the result is larger than the input."""
 
-    def load(self, files: list[Path], patch_size: int) -> list[ImagePair]:
-        """Read images to train on, none smaller than the patch."""
-        ...
-
     def batch(self, sampler: PatchSampler, step: int) -> tuple[Tensor, Tensor]:
         """Damaged and clean patches of a step, between 0 and 1."""
         ...
 
-    def score(self, net: nn.Module, file: Path, device: torch.device) -> float:
-        """PSNR in dB of what a network makes of the damaged image."""
+    def score(self, net: nn.Module, file: Path, device: torch.device | str) -> Score:
+        """PSNR, and SSIM where it is defined, of what a network makes of the damaged image."""
         ...
 
 
 @dataclass(frozen=True)
 class SuperResolution:
-    """Undo bicubic shrinking; PSNR on the luma, cropped, see :mod:`examples.mren.metrics`."""
+    """Undo bicubic shrinking; scored on the luma, cropped, see :mod:`examples.mren.metrics`."""
 
     scale: int = 4
-
-    def load(self, files: list[Path], patch_size: int) -> list[ImagePair]:
-        return load_pairs(files, self.scale, min_size=patch_size)
 
     def batch(self, sampler: PatchSampler, step: int) -> tuple[Tensor, Tensor]:
         return sampler.batch(step)
 
-    def score(self, net: nn.Module, file: Path, device: torch.device) -> float:
+    def score(self, net: nn.Module, file: Path, device: torch.device | str) -> Score:
         hr = mod_crop(read_rgb(file), self.scale)
-        return psnr(network_upscaler(net, device)(imresize(hr, 1 / self.scale)), hr, self.scale)
+        return score(network_upscaler(net, device)(imresize(hr, 1 / self.scale)), hr, self.scale)
 
 
 @dataclass(frozen=True)
@@ -68,20 +62,17 @@ class Denoising:
     """Standard deviation, of 255."""
     scale: int = 1
 
-    def load(self, files: list[Path], patch_size: int) -> list[ImagePair]:
-        return load_pairs(files, 1, min_size=patch_size)
-
     def batch(self, sampler: PatchSampler, step: int) -> tuple[Tensor, Tensor]:
         _, clean = sampler.batch(step)
         # A stream of its own: the patches are drawn from (seed, step).
         return self._noisy(clean, np.random.default_rng((sampler.seed, step, 1))), clean
 
-    def score(self, net: nn.Module, file: Path, device: torch.device) -> float:
+    def score(self, net: nn.Module, file: Path, device: torch.device | str) -> Score:
         clean = read_rgb(file)
         noisy = self._noisy(clean.float() / 255, np.random.default_rng(zlib.crc32(file.stem.encode())))
         with torch.inference_mode():
             restored = net(noisy.to(device).unsqueeze(0)).squeeze(0)
-        return psnr_rgb(to_uint8(restored.cpu()), clean)
+        return Score(psnr_rgb(to_uint8(restored.cpu()), clean), math.nan)
 
     def _noisy(self, clean: Tensor, random: np.random.Generator) -> Tensor:
         noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))

@@ -1,0 +1,282 @@
+"""Train networks with the same seeds at one budget, score them, and write what came out.
+
+A run is a folder with ``run.json``, written last, and ``weights.safetensors``. One that is there already is not trained
+again, one that was cut off goes on from its last checkpoint, and one of other settings is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+from examples.compare.cost import cost_of
+from examples.compare.tables import Run
+from examples.compare.tasks import Task
+from examples.compare.training import Training, check_settings, train
+from examples.mren.data import PatchSampler, list_images, load_pairs, split_held_out
+from examples.mren.files import atomic_write
+from examples.mren.model import save_weights, warm_start
+from examples.records import read_json, write_json
+
+HELD_OUT = "held out"
+# Of a training, beside those of its recipe: what decides its numbers.
+OWN_SETTINGS = ("minutes", "warm_up_new", "precision", "compile", "channels_last", "accumulate")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network of a comparison."""
+
+    name: str
+    """Also that of the folder of its runs."""
+    make: Callable[[], nn.Module]
+    """Returns it with fresh weights."""
+    config: Mapping[str, Any] | None = None
+    """If it is an :class:`~examples.mren.model.MREN`, its arguments: they are written into its weight files."""
+    channels: int = 0
+    """Width, where rows differ in it."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """In what its training differs from that of the other rows: fields of a :class:`Training`."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all rows of a comparison share."""
+
+    task: Task
+    training: Training
+    data: Sequence[Path]
+    """Folders of images to train on."""
+    test: Sequence[Path]
+    """Folders of images to score on."""
+    output: Path
+    """Folder of the runs."""
+    seeds: int = 3
+    """Runs of each row. A seed decides the first weights, for parameters of the same name and shape in all rows alike,
+    and the patches."""
+    held_out: int = 0
+    """Images that are not trained on; the networks are scored on them, too."""
+    matched: str = ""
+    """What all rows have alike; see :class:`~examples.compare.tables.Run`."""
+    device: torch.device | str = "cpu"
+
+    def images(self) -> tuple[list[Path], dict[str, list[Path]]]:
+        """The images to train on, and those to score on by the name of their set.
+
+        Raises:
+            ValueError: If there are none, or two folders of test images have one name.
+        """
+        files = [path for folder in self.data for path in list_images(folder)]
+        names = [folder.resolve().name for folder in self.test]
+        if len(set(names)) < len(names):
+            raise ValueError(f"--test: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
+        sets = {name: list_images(folder) for name, folder in zip(names, self.test, strict=True)}
+        if self.held_out:
+            files, sets[HELD_OUT] = split_held_out(files, self.held_out)
+        return files, sets
+
+
+def compare(
+    rows: Sequence[Row],
+    setup: Setup,
+    *,
+    only: Collection[str] | None = None,
+    max_minutes: float = math.inf,
+    dry_run: bool = False,
+) -> list[Run]:
+    """Train and score every row with every seed.
+
+    Args:
+        rows: The networks; runs of the others begin from the weights of the first where parameters are alike.
+        setup: What they share.
+        only: Names of the rows to train, to share the work among machines; ``None`` for all.
+        max_minutes: Stop after this long; the same call goes on from there.
+        dry_run: Say what would be trained, and train nothing.
+
+    Returns:
+        A run for each row, seed and test set; none if there was not enough time, or nothing was to be trained.
+
+    Raises:
+        ValueError: If images, networks or options do not fit, or the folder holds runs of other settings.
+        OSError: If another process trains a run in the same folder.
+    """
+    stop_at = time.monotonic() + 60 * max_minutes
+    files, sets = setup.images()
+    scale = setup.task.scale
+    # A seed of every row before the next seed: what is there when time is up can be compared.
+    runs = [
+        _Run(row, seed, setup.output / row.name / f"seed_{seed}", _settings(setup, row, rows[0], seed, files))
+        for seed in range(setup.seeds)
+        for row in rows
+        if only is None or row.name in only
+    ]
+    waiting = [run for run in runs if not run.finished()]
+    costs = {row.name: cost_of(row.make, scale) for row in rows if only is None or row.name in only}
+    for name, cost in costs.items():
+        print(f"{name}: {cost.parameters:,} parameters, {cost.macs / 1e9:.2f} G MACs")
+    length = setup.training.minutes
+    each = f"{setup.training.plan(len(files), scale).steps} steps" if length is None else f"{length:g} minutes"
+    print(f"{len(waiting)} of {len(runs)} runs to train, {each} each", flush=True)
+    if dry_run:
+        return []
+    pairs = []
+    if waiting:
+        side = max(side for run in waiting for side in run.settings["patch_size"])
+        pairs = load_pairs(files, scale, min_size=side)
+    for run in waiting:
+        training = dataclasses.replace(setup.training, **run.row.options)
+        net, untouched = _fresh(run, rows[0], training.init)
+        sampler = PatchSampler(
+            pairs,
+            scale,
+            patch_size=run.settings["patch_size"][0],
+            batch_size=run.settings["batch_size"][0],
+            seed=run.seed,
+            device=setup.device,
+        )
+        lock = run.folder / "checkpoints" / ".lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=0):  # two processes would mix their checkpoints up
+            trained = train(
+                net,
+                setup.task,
+                sampler,
+                training,
+                run.folder,
+                label=run.label,
+                settings=run.settings,
+                untouched=untouched,
+                stop_at=stop_at,
+            )
+        if trained is None:
+            print(f"{run.label}: stopped; the same command goes on from there.")
+            return []
+        _save(trained.net, run.folder / "weights.safetensors", run.row.config)
+        record = {
+            "settings": run.settings,
+            "torch": torch.__version__,
+            "parameters": costs[run.row.name].parameters,
+            "macs": costs[run.row.name].macs,
+            "steps": trained.steps,
+            "minutes": round(trained.minutes, 2),
+            "scores": {},
+        }
+        write_json(run.record, record)
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    return [scored for run in runs for scored in _score(run, setup, sets)]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A row with a seed."""
+
+    row: Row
+    seed: int
+    folder: Path
+    settings: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.row.name}, seed {self.seed}"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "run.json"
+
+    def finished(self) -> bool:
+        """Whether the run is there; raises if it is another one."""
+        if self.record.exists():
+            check_settings(self.folder, read_json(self.record).get("settings", {}), self.settings)
+        return self.record.exists()
+
+
+def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Path]) -> dict[str, Any]:
+    """What decides the numbers of a run, as JSON holds it."""
+    training = dataclasses.replace(setup.training, **row.options)
+    recipe = training.plan(len(files), setup.task.scale)
+    stages = [dataclasses.asdict(stage) for stage in recipe.stages]
+    settings = {
+        "row": row.name,
+        "channels": row.channels,
+        "config": row.config,
+        "begins_as": first.name,
+        "task": dataclasses.asdict(setup.task),
+        "seed": seed,
+        **{name: [stage[name] for stage in stages] for name in stages[0]},
+        "steps": recipe.steps if training.minutes is None else None,
+        "clip_grad_norm": recipe.clip_grad_norm,
+        "ema_decay": recipe.ema_decay,
+        **{name: getattr(training, name) for name in OWN_SETTINGS},
+        "init": None if training.init is None else hashlib.sha256(training.init.read_bytes()).hexdigest(),
+        "images": len(files),
+        "files": zlib.crc32("/".join(path.name for path in files).encode()),
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _fresh(run: _Run, first: Row, init: Path | None) -> tuple[nn.Module, list[str]]:
+    """A network with the weights that a run begins from, and the names of those that ``init`` does not have."""
+    torch.manual_seed(run.seed)
+    net = run.row.make()
+    torch.manual_seed(run.seed)
+    shared = dict(first.make().named_parameters())
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name in shared and shared[name].shape == parameter.shape:
+                parameter.copy_(shared[name])
+    return net, [] if init is None else warm_start(net, init)
+
+
+def _save(net: nn.Module, file: Path, config: Mapping[str, Any] | None) -> None:
+    if config is not None:
+        save_weights(net, file, dict(config))
+        return
+    with atomic_write(file) as scratch:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}, scratch)
+
+
+def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]]) -> list[Run]:
+    """What a trained network scores; kept in its record, so that adding a test set does not score the others again."""
+    record = read_json(run.record)
+    missing = [name for name in sets if name not in record["scores"]]
+    if missing:
+        net = run.row.make()
+        net.load_state_dict(load_file(run.folder / "weights.safetensors"))
+        net = net.to(setup.device).eval()
+        for name in missing:
+            files = tqdm(sets[name], desc=name, leave=False, disable=None)
+            scores = [setup.task.score(net, file, setup.device) for file in files]
+            means = {"psnr": fmean(score.psnr for score in scores), "ssim": fmean(score.ssim for score in scores)}
+            record["scores"][name] = {key: round(mean, 5) for key, mean in means.items() if not math.isnan(mean)}
+        write_json(run.record, record)
+    return [
+        Run(
+            name=run.row.name,
+            seed=run.seed,
+            batch_size=run.settings["batch_size"][0],
+            patch_size=run.settings["patch_size"][0],
+            **{key: record[key] for key in ("parameters", "macs", "steps", "minutes")},
+            dataset=name,
+            **record["scores"][name],
+            channels=run.row.channels,
+            matched=setup.matched,
+            paired=1,
+        )
+        for name in sets
+    ]

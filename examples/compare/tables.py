@@ -1,0 +1,170 @@
+"""The table of a comparison, and what its seeds say about the differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, variance
+
+import numpy as np
+from scipy.stats import t as students_t
+
+from examples.markdown import table
+from examples.records import read_records
+
+Scores = dict[int, float]
+"""PSNR by seed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The score of one trained network on one set of test images."""
+
+    name: str
+    """Of the row."""
+    seed: int
+    parameters: int
+    steps: int
+    batch_size: int
+    patch_size: int
+    minutes: float
+    """Spent on the training: of the processor if that was one thread, else of the clock."""
+    dataset: str
+    psnr: float
+    ssim: float = math.nan
+    macs: int = 0
+    """For a result of 1280 x 720."""
+    channels: int = 0
+    """Width, where rows differ in it."""
+    matched: str = ""
+    """What all rows have alike: ``"parameters"``, ``"macs"``, ``"channels"`` or nothing."""
+    paired: int = 0
+    """1 if runs with the same seed began from the same weights and saw the same patches."""
+
+
+def read_runs(file: Path) -> list[Run]:
+    """The runs of a comparison. In files of earlier versions the name of a row is called ``variant`` or ``blocks``."""
+    return read_records(file, Run, renamed={"variant": "name", "blocks": "name"})
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Sequence[Run]], str]]] = {
+    "channels": ("channels", lambda runs: f"{runs[0].channels}"),
+    "parameters": ("parameters", lambda runs: f"{runs[0].parameters:,}"),
+    "macs": ("MACs", lambda runs: f"{runs[0].macs / 1e9:.2f} G"),
+    "steps": ("steps", lambda runs: f"{mean(run.steps for run in runs):,.0f}"),
+    "cpu_minutes": ("CPU minutes", lambda runs: f"{mean(run.minutes for run in runs):.1f}"),
+    "minutes": ("minutes", lambda runs: f"{mean(run.minutes for run in runs):.1f}"),
+}
+MATCHED = {"parameters": "parameters", "macs": "multiply-accumulates", "channels": "width"}
+
+
+def comparison_table(
+    runs: Sequence[Run], *, titles: Mapping[str, str] | None = None, paper: Mapping[str, float] | None = None
+) -> str:
+    """A table in Markdown: for each row its cost, and for each test set mean, seeds and difference from the first row.
+
+    Args:
+        runs: What was measured.
+        titles: What to print for the name of a row, in the order of the table; rows without runs are left out. Without
+            it, all rows are printed under their names as they come.
+        paper: PSNR on Set5 that the paper prints for a row.
+
+    Raises:
+        ValueError: If there are no runs of these rows.
+    """
+    titles = titles or {run.name: run.name for run in runs}
+    rows = {name: [run for run in runs if run.name == name] for name in titles}
+    rows = {name: own for name, own in rows.items() if own}
+    if not rows:
+        raise ValueError(f"no runs of {', '.join(titles) or 'any row'}.")
+    first = next(iter(rows.values()))[0]
+    published = {name: f"{psnr:.2f}" for name, psnr in (paper or {}).items() if name in rows}
+    # Unpaired runs are of earlier versions: of the processor's minutes, or without costs but the parameters.
+    wanted = {
+        "channels": first.matched,
+        "parameters": True,
+        "macs": first.matched or first.paired,
+        "steps": first.paired,
+        "cpu_minutes": first.matched and not first.paired,
+        "minutes": first.paired,
+    }
+    shown = [column for column, show in wanted.items() if show]
+    head = ["", *(COLUMNS[column][0] for column in shown)]
+    lines = [[titles[name], *(COLUMNS[column][1](own) for column in shown)] for name, own in rows.items()]
+    if published:
+        head.append("paper, Set5")
+        lines = [[*line, published.get(name, "")] for line, name in zip(lines, rows, strict=True)]
+    sentences = []
+    for dataset in dict.fromkeys(run.dataset for own in rows.values() for run in own):
+        scores = [{run.seed: run.psnr for run in own if run.dataset == dataset} for own in rows.values()]
+        differences, sentence = (paired if first.paired else pooled)(scores)
+        head += [f"{dataset}, dB", "seeds", "difference"]
+        for line, own, difference in zip(lines, scores, ["", *differences], strict=True):
+            line += [f"{mean(own.values()):.2f}", ", ".join(f"{own[seed]:.2f}" for seed in sorted(own)), difference]
+        sentences.append(f"\n{dataset}: {sentence}\n")
+    if first.matched:
+        costs = [getattr(run, first.matched) for run in runs]
+        off = 100 * max(abs(cost / costs[0] - 1) for cost in costs)
+        sentences.append(
+            f"\nEqual in {MATCHED[first.matched]}, to within {off:.1f} %; MACs are those of a result of 1280 × 720.\n"
+        )
+    return table(head, lines) + "".join(sentences)
+
+
+ONE_SEED = "one seed a row, which does not show which differences are significant."
+
+
+def paired(scores: Sequence[Scores]) -> tuple[list[str], str]:
+    """Differences from the first row within a seed, each with its 95 % confidence interval, and a sentence on them.
+
+    A randomised block design, with the seeds as blocks: what is left of a score after the mean of its row and the mean
+    of its seed is chance, whose variance is pooled over the rows. For two rows this is the paired t-test.
+
+    Args:
+        scores: For each row its scores; seeds that not all rows have are left out.
+    """
+    seeds = sorted(set.intersection(*(set(own) for own in scores)))
+    values = np.array([[own[seed] for seed in seeds] for own in scores])
+    means = values.mean(axis=1)
+    differences = means[1:] - means[0]
+    freedom = (len(scores) - 1) * (len(seeds) - 1)
+    if not freedom:
+        return [f"{difference:+.3f}" for difference in differences], ONE_SEED
+    chance = values - means[:, None] - values.mean(axis=0) + values.mean()
+    deviation = math.sqrt(2 * np.square(chance).sum() / freedom / len(seeds))
+    half = float(students_t.ppf(0.975, freedom)) * deviation
+    significant = int((np.abs(differences) > half).sum())
+    return [f"{difference:+.3f} ± {half:.3f}" for difference in differences], (
+        f"differences within a seed, with their 95 % confidence interval ({len(seeds)} seeds, {freedom} degrees of "
+        f"freedom). Significant: {significant} of {len(differences)}."
+    )
+
+
+def pooled(scores: Sequence[Scores]) -> tuple[list[str], str]:
+    """Differences from the first row of independent runs, and a sentence on them.
+
+    The spread is pooled over the rows: each one's variance over its seeds, averaged. A difference is
+    significant, p < 0.05, if the means are further apart than Student's t times the standard error of a difference.
+
+    Args:
+        scores: For each row its scores.
+    """
+    rows = [list(own.values()) for own in scores]
+    differences = [mean(own) - mean(rows[0]) for own in rows[1:]]
+    cells = [f"{difference:+.3f}" for difference in differences]
+    freedom = sum(len(own) - 1 for own in rows)
+    if not freedom:
+        return cells, ONE_SEED
+    spread = math.sqrt(sum(variance(own) * (len(own) - 1) for own in rows if len(own) > 1) / freedom)
+    factor = float(students_t.ppf(0.975, freedom)) * spread
+    least = [factor * math.sqrt(1 / len(rows[0]) + 1 / len(own)) for own in rows[1:]]
+    significant = sum(abs(difference) > enough for difference, enough in zip(differences, least, strict=True))
+    seeds = " or ".join(str(count) for count in sorted({len(own) for own in rows}))
+    from_on = " or ".join(dict.fromkeys(f"{enough:.2f}" for enough in sorted(least)))
+    return cells, (
+        f"the seeds of a row spread by {spread:.3f} dB (standard deviation, {freedom} degrees of freedom). With "
+        f"{seeds} seeds a row, a difference is significant (p < 0.05) from {from_on} dB; {significant} of "
+        f"{len(cells)} are."
+    )

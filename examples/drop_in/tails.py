@@ -1,0 +1,56 @@
+"""Tails of super-resolution networks: what makes a larger image of the last features.
+
+A pixel shuffle is what most light networks end in. The narrow RBWA tail takes its place in a network of any width: most
+of the cost of a tail lies in its width, so a 1x1 convolution narrows the features before they are enlarged.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+
+from examples.mren.model import STAGES
+from sc_blocks import RBWA
+
+
+def pixel_shuffle(channels: int, scale: int) -> nn.Module:
+    """A convolution that makes all pixels of the larger image, and the shuffle that puts them in place.
+
+    Args:
+        channels: Width of the features.
+        scale: What is enlarged by.
+
+    Example:
+        >>> import torch
+        >>> pixel_shuffle(48, 4)(torch.rand(1, 48, 9, 7)).shape
+        torch.Size([1, 3, 36, 28])
+    """
+    return nn.Sequential(nn.Conv2d(channels, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+
+
+def narrow_rbwa(channels: int, scale: int, *, widths: tuple[int, int] = (24, 16)) -> nn.Module:
+    """The tail of MREN-S: a 1x1 convolution, RBWA in one stage or two, and a 3x3 convolution.
+
+    Args:
+        channels: Width of the features.
+        scale: 2, 3 or 4.
+        widths: What the features are narrowed to, and the width after the second stage, which only ×3 and ×4 have.
+
+    Raises:
+        ValueError: If there is no such scale.
+
+    Example:
+        >>> import torch
+        >>> narrow_rbwa(48, 3)(torch.rand(1, 48, 9, 7)).shape
+        torch.Size([1, 3, 27, 21])
+    """
+    if scale not in STAGES:
+        raise ValueError(f"narrow_rbwa: scale must be one of {', '.join(map(str, STAGES))}; got {scale}.")
+    first, last = widths
+    wide = [first, first, last][: len(STAGES[scale]) + 1]
+    return nn.Sequential(
+        nn.Conv2d(channels, first, 1),
+        *(RBWA(*pair, scale_factor=factor) for pair, factor in zip(pairwise(wide), STAGES[scale], strict=True)),
+        nn.Conv2d(wide[-1], 3, 3, padding=1),
+    )

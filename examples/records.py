@@ -1,0 +1,67 @@
+"""Records in files: dataclasses as the lines of a CSV file, and JSON. Every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from examples.mren.files import write_text
+
+Record = TypeVar("Record")
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file as text, by the names in its first line."""
+    with file.open(newline="", encoding="utf-8") as opened:
+        return list(csv.DictReader(opened))
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, object]], names: Sequence[str]) -> None:
+    """Write a CSV file with these columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
+
+
+def read_records(file: Path, kind: type[Record], *, renamed: Mapping[str, str] | None = None) -> list[Record]:
+    """The lines of a CSV file as dataclasses whose fields are text or numbers.
+
+    Args:
+        file: The file. Columns that the dataclass does not have are left out; a field with a default needs no column.
+        kind: The dataclass.
+        renamed: What a column of the file is called in the dataclass.
+    """
+    types = typing.get_type_hints(kind)
+    rows = [{(renamed or {}).get(name, name): value for name, value in row.items()} for row in read_rows(file)]
+    return [kind(**{name: types[name](value) for name, value in row.items() if name in types}) for row in rows]
+
+
+def write_records(file: Path, records: Sequence[Any], kind: type[Any]) -> None:
+    """Write dataclasses of one kind as :func:`read_records` reads them."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    write_rows(file, (dataclasses.asdict(record) for record in records), names)
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: If it is not JSON; the message names the file.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not readable as JSON ({error}).") from error
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a JSON file."""
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

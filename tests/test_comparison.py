@@ -1,0 +1,396 @@
+"""The runner of comparisons: paired runs, equal steps or equal time, statistics as scipy has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+from scipy import stats
+from torch import Tensor, nn
+
+from examples.compare import runner
+from examples.compare.cost import nearest_width
+from examples.compare.runner import HELD_OUT, Row, Setup, compare
+from examples.compare.tables import Run, comparison_table, paired, pooled, read_runs
+from examples.compare.tasks import Denoising, SuperResolution
+from examples.compare.training import Training
+from examples.markdown import begin, table, with_part
+from examples.mren.checkpoint import load_optimizer_tensors, optimizer_tensors
+from examples.mren.model import MREN, load_mren, save_weights
+from examples.mren.recipes import make_optimizer
+from examples.records import read_json, read_rows, write_records
+from tests.images import write_photos
+
+
+class Net(nn.Module):
+    """A convolution that enlarges; with a further one whose random numbers are drawn before."""
+
+    def __init__(self, *, more: bool = False) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(3, 3, 1) if more else nn.Identity()
+        self.up = nn.Conv2d(3, 12, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shuffle(self.up(self.before(x)))
+
+
+ROWS = [Row("net", Net), Row("more", lambda: Net(more=True))]
+SHORT = Training(steps=3, batch_size=2, patch_size=16)
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    write_photos(tmp_path / "train", [(24, 28), (28, 24), (26, 30)])
+    write_photos(tmp_path / "Test", [(24, 24)])
+    return Setup(
+        SuperResolution(2), SHORT, data=[tmp_path / "train"], test=[tmp_path / "Test"], output=tmp_path / "out", seeds=2
+    )
+
+
+def weights(setup: Setup, row: str = "net", seed: int = 0) -> dict[str, Tensor]:
+    return load_file(setup.output / row / f"seed_{seed}" / "weights.safetensors")
+
+
+# Runs
+
+
+def test_rows_are_trained_scored_and_not_trained_again(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compare(ROWS, setup)
+    assert [(run.name, run.seed, run.steps, run.dataset) for run in found] == [
+        ("net", 0, 3, "Test"), ("more", 0, 3, "Test"), ("net", 1, 3, "Test"), ("more", 1, 3, "Test"),
+    ]  # fmt: skip
+    assert len({run.psnr for run in found}) == 4
+    assert all(run.paired and run.parameters in (336, 348) and run.macs > 0 for run in found)
+    assert not list(setup.output.glob("*/*/checkpoints"))
+
+    monkeypatch.setattr(runner, "train", None)
+    assert compare(ROWS, setup) == found
+    # Another test set is scored without training.
+    write_photos(setup.output.parent / "More", [(20, 24)])
+    more = compare(ROWS, dataclasses.replace(setup, test=[*setup.test, setup.output.parent / "More"]))
+    assert [run for run in more if run.dataset == "Test"] == found
+    assert len(more) == 8
+    with pytest.raises(ValueError, match=r"holds a run of other settings \(steps was 3, is 4\); take another --output"):
+        compare(ROWS, dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=4)))
+
+
+def test_runs_of_one_seed_begin_alike_and_see_the_same(setup: Setup) -> None:
+    still = dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=1, lr=1e-12), seeds=1)
+    compare(ROWS, still)
+    assert torch.allclose(weights(still)["up.weight"], weights(still, "more")["up.weight"], atol=1e-9)
+    found = compare([Row("a", Net), Row("b", Net)], setup)
+    assert [run.psnr for run in found if run.name == "a"] == [run.psnr for run in found if run.name == "b"]
+
+
+def test_a_run_that_is_stopped_ends_as_one_that_was_not(setup: Setup, tmp_path: Path) -> None:
+    whole = compare(ROWS[:1], dataclasses.replace(setup, seeds=1))
+    stopped = dataclasses.replace(setup, seeds=1, output=tmp_path / "stopped")
+    calls = 1
+    while not (found := compare(ROWS[:1], stopped, max_minutes=1e-9)):
+        calls += 1
+    assert calls == 4
+    assert [dataclasses.replace(run, minutes=0) for run in found] == [
+        dataclasses.replace(run, minutes=0) for run in whole
+    ]
+    assert all(torch.equal(tensor, weights(stopped)[name]) for name, tensor in weights(setup).items())
+
+
+def test_a_damaged_checkpoint_is_left_out(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    one = dataclasses.replace(setup, seeds=1)
+    for _ in range(2):
+        assert not compare(ROWS[:1], one, max_minutes=1e-9)
+    (newest,) = setup.output.glob("net/seed_0/checkpoints/step_0000002")
+    (newest / "net.safetensors").write_bytes(b"")
+    assert compare(ROWS[:1], one)
+    assert "Trying the one before" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_settings_is_refused(setup: Setup) -> None:
+    assert not compare(ROWS, setup, max_minutes=1e-9)
+    with pytest.raises(ValueError, match=r"batch_size was \[2\], is \[1\]"):
+        compare(ROWS, dataclasses.replace(setup, training=dataclasses.replace(SHORT, batch_size=1)))
+
+
+def test_all_rows_train_for_as_long(setup: Setup) -> None:
+    timed = dataclasses.replace(setup, training=dataclasses.replace(SHORT, minutes=0.001), seeds=1)
+    found = compare(ROWS, timed)
+    assert all(run.steps > 1 for run in found)
+    (record, _) = (read_json(timed.output / row.name / "seed_0" / "run.json") for row in ROWS)
+    assert record["settings"]["minutes"] == 0.001
+    assert record["settings"]["steps"] is None
+
+
+def test_only_some_rows(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compare(ROWS, setup, only=["more"])
+    assert {run.name for run in found} == {"more"}
+    assert "2 of 2 runs to train, 3 steps each" in capsys.readouterr().out
+    compare(ROWS, setup, dry_run=True)
+    assert "2 of 4 runs to train" in capsys.readouterr().out
+    assert not (setup.output / "net").exists()
+
+
+def test_held_out_images_are_scored_and_not_trained_on(setup: Setup) -> None:
+    found = compare(ROWS[:1], dataclasses.replace(setup, held_out=1, seeds=1))
+    assert [run.dataset for run in found] == ["Test", HELD_OUT]
+    assert read_json(setup.output / "net" / "seed_0" / "run.json")["settings"]["images"] == 2
+
+
+def test_what_is_not_alike_is_refused(setup: Setup) -> None:
+    compare(ROWS, setup)
+    with pytest.raises(ValueError, match="begins_as was 'net', is 'more'"):
+        compare(ROWS[::-1], setup)
+    (setup.output / "net" / "seed_0" / "run.json").write_text('{"steps": 3}')  # of another program
+    with pytest.raises(ValueError, match="holds a run of other settings"):
+        compare(ROWS, setup)
+
+
+def test_two_processes_do_not_train_one_run(setup: Setup) -> None:
+    lock = setup.output / "net" / "seed_0" / "checkpoints" / ".lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock), pytest.raises(OSError, match="lock"):
+        compare(ROWS, setup)
+
+
+def test_any_memory_format(setup: Setup) -> None:
+    training = dataclasses.replace(SHORT, channels_last=False)
+    found = compare(ROWS[:1], dataclasses.replace(setup, training=training, seeds=1))
+    (other,) = compare(ROWS[:1], dataclasses.replace(setup, seeds=1, output=setup.output.parent / "other"))
+    assert found[0].psnr == pytest.approx(other.psnr, abs=1e-2)
+
+
+def test_options_of_a_row(setup: Setup) -> None:
+    rows = [ROWS[0], Row("other", Net, options={"recipe": "paper", "lr": 2e-3})]
+    compare(rows, dataclasses.replace(setup, seeds=1))
+    settings = [read_json(setup.output / row.name / "seed_0" / "run.json")["settings"] for row in rows]
+    assert [each["schedule"] for each in settings] == [["one-cycle"], ["halving"]]
+    assert [each["lr"] for each in settings] == [[1e-3], [2e-3]]
+    assert [each["ema_decay"] for each in settings] == [0.999, None]
+
+
+def test_a_batch_in_parts_is_the_same_batch(setup: Setup, tmp_path: Path) -> None:
+    parts = dataclasses.replace(
+        setup, output=tmp_path / "parts", training=dataclasses.replace(SHORT, steps=1, accumulate=2)
+    )
+    for each in (dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=1)), parts):
+        compare(ROWS[:1], dataclasses.replace(each, seeds=1))
+    assert torch.allclose(weights(setup)["up.weight"], weights(parts)["up.weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision(setup: Setup, precision: str) -> None:
+    training = dataclasses.replace(SHORT, precision=precision)
+    assert compare(ROWS[:1], dataclasses.replace(setup, training=training, seeds=1))[0].psnr > 0
+    assert weights(setup)["up.weight"].dtype == torch.float32
+
+
+def test_what_the_first_weights_lack_is_trained_first(setup: Setup, tmp_path: Path) -> None:
+    config = {"scale": 4, "channels": 12, "num_blocks": 1}
+    save_weights(MREN(**config), tmp_path / "init.safetensors", config)
+    own = config | {"scale": 2}
+    training = dataclasses.replace(SHORT, init=tmp_path / "init.safetensors", warm_up_new=3)
+    compare([Row("mren", lambda: MREN(**own), config=own)], dataclasses.replace(setup, training=training, seeds=1))
+    given, trained = load_file(tmp_path / "init.safetensors"), weights(setup, "mren")
+    moved = {name for name, tensor in trained.items() if not torch.equal(tensor, given.get(name, torch.zeros(())))}
+    assert "tail.weight" in moved  # the widths of ×2 end elsewhere
+    assert not any(name.startswith(("head", "body")) for name in moved)
+    load_mren(2, path=setup.output / "mren" / "seed_0" / "weights.safetensors")  # says what it is
+
+
+@pytest.mark.slow
+def test_compiled(setup: Setup) -> None:
+    training = dataclasses.replace(SHORT, compile=True)
+    (found,) = compare(ROWS[:1], dataclasses.replace(setup, training=training, seeds=1))
+    (eager,) = compare(ROWS[:1], dataclasses.replace(setup, seeds=1, output=setup.output.parent / "eager"))
+    assert found.psnr == pytest.approx(eager.psnr, abs=1e-3)
+
+
+def test_noise_has_no_ssim(setup: Setup) -> None:
+    (found,) = compare(
+        [Row("conv", lambda: nn.Conv2d(3, 3, 3, padding=1))], dataclasses.replace(setup, task=Denoising(), seeds=1)
+    )
+    assert math.isnan(found.ssim)
+    json.loads((setup.output / "conv" / "seed_0" / "run.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_test_folders_of_one_name_are_refused(setup: Setup, tmp_path: Path) -> None:
+    write_photos(tmp_path / "other" / "Test", [(24, 24)])
+    with pytest.raises(ValueError, match="folders must differ in name"):
+        compare(ROWS, dataclasses.replace(setup, test=[*setup.test, tmp_path / "other" / "Test"]))
+
+
+def test_training_that_breaks_is_named(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        SuperResolution, "batch", lambda *_: (torch.full((1, 3, 8, 8), math.nan), torch.zeros(1, 3, 16, 16))
+    )
+    with pytest.raises(ValueError, match="net, seed 0: the loss is nan at step 0; try a lower --lr"):
+        compare(ROWS, setup)
+
+
+def test_a_network_that_broke_in_the_last_update_is_not_kept(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(torch.optim.Adam):
+        def step(self, closure: None = None) -> None:
+            for group in self.param_groups:
+                group["params"][0].data.fill_(math.nan)
+
+    monkeypatch.setattr("examples.mren.recipes.Adam", Breaking)
+    with pytest.raises(ValueError, match="net, seed 0: the network is not finite after step 3"):
+        compare(ROWS, setup)
+    assert not list(setup.output.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_an_optimizer_goes_on_in_any_memory_format(memory_format: torch.memory_format) -> None:
+    def trained(*, resumed: bool) -> Tensor:
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, 8, 3).to(memory_format=memory_format)
+        optimizer = make_optimizer(net, 1e-2)
+        for _ in range(2):
+            net(torch.rand(1, 3, 8, 8)).square().mean().backward()
+            optimizer.step()
+            if resumed:
+                kept = {name: tensor.contiguous() for name, tensor in optimizer_tensors(optimizer).items()}
+                optimizer = make_optimizer(net, 1e-2)
+                load_optimizer_tensors(optimizer, kept)
+        return net.weight
+
+    assert torch.equal(trained(resumed=True), trained(resumed=False))
+
+
+# Statistics
+
+
+def by_seed(*rows: list[float]) -> list[dict[int, float]]:
+    return [dict(enumerate(row)) for row in rows]
+
+
+def test_paired_differences_of_two_rows_are_those_of_the_paired_t_test() -> None:
+    first, second = [30.51, 30.33, 30.42, 30.2], [30.60, 30.39, 30.55, 30.28]
+    cells, sentence = paired(by_seed(first, second))
+    interval = stats.ttest_rel(second, first).confidence_interval(0.95)
+    assert cells == [f"{(interval.low + interval.high) / 2:+.3f} ± {(interval.high - interval.low) / 2:.3f}"]
+    assert "4 seeds, 3 degrees of freedom" in sentence
+    assert "Significant: 1 of 1" in sentence
+    _, closer = paired(by_seed(first, [first[0] + 0.1, first[1] - 0.1, *first[2:]]))
+    assert "Significant: 0 of 1" in closer
+
+
+def test_paired_differences_share_their_variance_between_rows() -> None:
+    scores = np.random.default_rng(0).normal(30, 0.1, (4, 3)) + np.array([0.0, 0.3, 0.7])
+    cells, sentence = paired(by_seed(*scores.tolist()))
+    # The residual variance of a two-way analysis of variance, here by least squares.
+    rows, seeds = np.indices(scores.shape)
+    design = np.column_stack([rows.ravel() == row for row in range(4)] + [seeds.ravel() == seed for seed in (1, 2)])
+    _, (rest,), _, _ = np.linalg.lstsq(design.astype(float), scores.ravel(), rcond=None)
+    half = stats.t.ppf(0.975, 6) * math.sqrt(2 * rest / 6 / 3)
+    assert cells[1].endswith(f"± {half:.3f}")
+    assert "3 seeds, 6 degrees of freedom" in sentence
+
+
+def test_seeds_that_not_all_rows_have_are_left_out_of_differences() -> None:
+    assert paired([{0: 30.0, 1: 31.0}, {0: 30.5}])[0] == ["+0.500"]
+
+
+def test_rows_with_more_seeds_than_others() -> None:
+    scores = [[30.0, 30.2], [30.5, 30.7, 30.6], [31.0]]
+    spread = math.sqrt((np.var(scores[0], ddof=1) + 2 * np.var(scores[1], ddof=1)) / 3)
+    three, one = (stats.t.ppf(0.975, 3) * spread * math.sqrt(1 / 2 + 1 / count) for count in (3, 1))
+    _, sentence = pooled(by_seed(*scores))
+    assert f"from {three:.2f} or {one:.2f} dB; 2 of 2" in sentence
+    assert f"spread by {spread:.3f} dB (standard deviation, 3 degrees of freedom)" in sentence
+
+
+def test_pooled_differences_of_two_rows_are_those_of_the_t_test() -> None:
+    first, second = [30.51, 30.33, 30.42], [30.20, 30.11, 30.29]
+    for shift in (0.0, 0.15):
+        moved = [score + shift for score in second]
+        significant = stats.ttest_ind(first, moved).pvalue < 0.05
+        assert f"dB; {int(significant)} of 1 are" in pooled(by_seed(first, moved))[1]
+
+
+@pytest.mark.parametrize("method", [paired, pooled])
+def test_one_seed_shows_nothing(method) -> None:
+    assert "one seed a row" in method(by_seed([30.0], [31.0]))[1]
+
+
+# Tables and files
+
+
+def runs_of(scores: dict[str, list[float]], **changes) -> list[Run]:
+    common = {"parameters": 62169, "macs": 3510000000, "channels": 22, "steps": 600, "batch_size": 8, "patch_size": 96}
+    common |= {"minutes": 1.5, "dataset": "Set5", "matched": "parameters", "paired": 1}
+    return [
+        Run(name=name, seed=seed, psnr=psnr, **{**common, **changes})
+        for name, values in scores.items()
+        for seed, psnr in enumerate(values)
+    ]
+
+
+def test_a_table_has_costs_scores_and_what_was_matched() -> None:
+    found = runs_of({"plain": [29.0, 29.2]}) + runs_of({"scacb": [29.3, 29.5]}, parameters=61485, channels=32)
+    text = comparison_table(found)
+    assert "|  | channels | parameters | MACs | steps | minutes | Set5, dB | seeds | difference |" in text
+    assert "| plain | 22 | 62,169 | 3.51 G | 600 | 1.5 | 29.10 | 29.00, 29.20 |  |" in text
+    assert "| scacb | 32 | 61,485 | 3.51 G | 600 | 1.5 | 29.40 | 29.30, 29.50 | +0.300 ± 0.000 |" in text
+    assert "Equal in parameters, to within 1.1 %" in text
+
+
+def test_a_table_has_titles_and_the_figures_of_the_paper() -> None:
+    found = runs_of({"b": [30.1], "a": [30.5]}, matched="") + runs_of({"b": [27.1], "a": [27.5]}, dataset="B100")
+    text = comparison_table(found, titles={"a": "first", "b": "second", "c": "third"}, paper={"a": 32.24})
+    lines = text.splitlines()
+    assert lines[2].startswith("| first | 62,169 | 3.51 G | 600 | 1.5 | 32.24 | 30.50 | 30.50 |  | 27.50 | 27.50 |  |")
+    assert lines[3].startswith("| second | 62,169 | 3.51 G | 600 | 1.5 |  | 30.10 | 30.10 | -0.400 | 27.10 |")
+    assert "third" not in text
+    with pytest.raises(ValueError, match="no runs of c"):
+        comparison_table(found, titles={"c": "third"})
+
+
+def test_runs_are_read_as_they_were_written(tmp_path: Path) -> None:
+    written = runs_of({"plain": [29.0, 29.2], "scacb,a=b": [29.3]}, ssim=0.8)
+    write_records(tmp_path / "runs.csv", written, Run)
+    assert read_runs(tmp_path / "runs.csv") == written
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    head = "host,blocks,seed,parameters,steps,batch_size,patch_size,minutes,dataset,psnr"
+    (tmp_path / "runs.csv").write_text(f"{head}\nrfdn,plain,1,62169,600,8,96,1.5,Set5,29.25\n")
+    (run,) = read_runs(tmp_path / "runs.csv")
+    assert (run.name, run.seed, run.psnr, run.paired) == ("plain", 1, 29.25, 0)
+    assert read_rows(tmp_path / "runs.csv")[0]["host"] == "rfdn"
+
+
+def test_files_that_are_no_json_are_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: not readable as JSON"):
+        read_json(tmp_path / "run.json")
+
+
+def test_a_part_of_a_page_is_made_anew() -> None:
+    part = table(["", "dB"], [["a", "1"]])
+    page = with_part(f"before\n{begin('x')}\nold\n<!-- until here -->\nafter\n", "x", part)
+    assert page == f"before\n{begin('x')}\n|  | dB |\n| --- | ---: |\n| a | 1 |\n<!-- until here -->\nafter\n"
+    assert with_part(page, "x", part) == page
+    with pytest.raises(ValueError, match="they are not both there"):
+        with_part(page, "y", part)
+
+
+# Widths
+
+
+@pytest.mark.parametrize(
+    ("target", "width"), [(100, 10), (120, 11), (110, 10), (111, 11), (1, 6), (36, 6), (43, 7), (10**6, 1000)]
+)
+def test_the_nearest_width_of_a_square(target: int, width: int) -> None:
+    assert nearest_width(lambda width: width**2, target, lowest=6) == width
+
+
+def test_of_two_widths_as_close_the_narrower() -> None:
+    assert nearest_width(lambda width: 10 * width, 95, lowest=6) == 9
