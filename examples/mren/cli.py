@@ -41,7 +41,7 @@ _REMEDIES = {
     errno.EROFS: "; choose another place.",
     errno.EACCES: "; change its permissions, or choose another.",
     errno.ENAMETOOLONG: "; choose a shorter name.",
-    errno.EISDIR: "; name a file in it.",
+    errno.EISDIR: "; choose another name.",
 }
 _LONGEST = 2000  # of a message; what a file holds may be quoted in one
 
