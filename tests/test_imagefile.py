@@ -18,9 +18,10 @@ import tifffile
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
+from examples.mren.colorprofile import srgb_profile
 from examples.mren.data import list_images, read_rgb
 from examples.mren.imagefile import Picture, check_writable, lay_over, read_picture, read_size, write_picture
-from examples.mren.imageread import IMAGE_SUFFIXES, srgb_profile
+from examples.mren.imageread import IMAGE_SUFFIXES
 from tests.images import photo
 
 HEIGHT, WIDTH = 12, 17

@@ -136,11 +136,11 @@ def describe(error: BaseException, file: object = None) -> str:
 
     Example:
         >>> describe(MemoryError(), "a.png")
-        'a.png: there is not enough memory; close other programs, or take a smaller --tile.'
+        'a.png: there is not enough memory; close other programs, or work in smaller parts (--tile, --batch-size).'
     """
     text = str(error)
     if is_out_of_memory(error):
-        text = "there is not enough memory; close other programs, or take a smaller --tile."
+        text = "there is not enough memory; close other programs, or work in smaller parts (--tile, --batch-size)."
     elif isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f"{error.filename}: "
         missing = error.errno == errno.ENOENT and error.filename is not None
