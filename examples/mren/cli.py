@@ -196,7 +196,7 @@ def print_any_character() -> None:
 
 
 def silence_decoders() -> None:
-    """Keep Pillow and tifffile from printing lines of their own about damaged metadata; what matters they raise."""
+    """Keep Pillow and tifffile from printing lines of their own about damaged metadata; errors are still raised."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("ignore", message="tqdm:disabling monitor")  # where there is no memory for its thread
     logger = logging.getLogger("tifffile")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Any, cast
 
 from PIL import Image, ImageCms
 
@@ -22,27 +23,22 @@ def srgb_profile() -> bytes:
 def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
     """An image of CMYK by its profile, or of Lab, as sRGB."""
     given = ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc_profile or b"")
-    converted = ImageCms.profileToProfile(
+    return _convert(
         image,
-        given,  # type: ignore[arg-type]
-        ImageCms.createProfile("sRGB"),
+        given,
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        outputMode="RGB",
         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
-    if converted is None:  # only where it works in place
-        raise ValueError("cannot be converted to sRGB")
-    return converted
 
 
 def gray_to_srgb(image: Image.Image, icc_profile: bytes) -> Image.Image:
     """A gray image by its profile as RGB, for a format without gray."""
-    alpha = image.getchannel("A") if image.mode == "LA" else None
-    converted = ImageCms.profileToProfile(
-        image.convert("L"), io.BytesIO(icc_profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
-    )
-    if converted is None:  # only where it works in place
-        raise ValueError("the gray colour profile cannot be converted to sRGB")
-    if alpha is not None:
-        converted.putalpha(alpha)
+    converted = _convert(image.convert("L"), io.BytesIO(icc_profile))
+    if image.mode == "LA":
+        converted.putalpha(image.getchannel("A"))
     return converted
+
+
+def _convert(image: Image.Image, given: Any, **options: Any) -> Image.Image:
+    converted = ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB", **options)
+    return cast(Image.Image, converted)  # None only where it works in place

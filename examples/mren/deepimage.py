@@ -48,7 +48,7 @@ def read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) -> 
     if photometric not in ("MINISBLACK", "RGB"):
         raise RefusedError(f"16 bits per value of {photometric}; save it as gray or RGB")
     colors = 1 if photometric == "MINISBLACK" else 3
-    # The parts that it is stored in may be larger than the picture; those of a real file hardly are.
+    # Tiles may be larger than the picture; those of a real file rarely are by much.
     if max(page.tilewidth, 1) * max(page.tilelength, 1) > size[0] * size[1] + 2**24:
         raise RefusedError("is stored in tiles far larger than itself; save it anew")
     if page.samplesperpixel not in (colors, colors + 1) or page.imagedepth != 1:
@@ -97,11 +97,11 @@ def tiff_bits(tiff: tifffile.TiffFile) -> int:
         raise RefusedError(f"{bits} bits per pixel and colour, {_SAMPLE_KINDS[kind]}; save it with 8 bits")
     if bits not in (1, 2, 4, 8, 16):
         raise RefusedError(f"{bits} bits per pixel and colour; save it with 8 or 16")
-    if bits == 16 and len(tiff.pages) > 1 and _reads_alike(tiff):
+    if bits == 16 and len(tiff.pages) > 1 and _has_several_pictures(tiff):
         raise RefusedError(f"holds {len(tiff.pages)} pictures; save the one that you mean as a file of its own")
     return 16 if bits == 16 else 8
 
 
-def _reads_alike(tiff: tifffile.TiffFile) -> bool:
+def _has_several_pictures(tiff: tifffile.TiffFile) -> bool:
     """Whether the further pictures are more than previews of the first."""
     return any(not getattr(page, "is_reduced", False) for page in tiff.pages[1:3])

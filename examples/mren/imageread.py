@@ -216,7 +216,7 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
 
 
 def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
-    """Bits per value of a format from which Pillow takes 8 without a word."""
+    """Bits per value of a format of which Pillow silently keeps 8."""
     if opened.format == "AVIF":
         head = at_start(file).read(4096)
         place = head.find(b"av1C")

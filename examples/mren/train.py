@@ -111,7 +111,7 @@ def _load_images(
             fail(problem)
     if problems and not args.skip_bad:
         raise ValueError(
-            f"{len(problems)} of {len(files)} images cannot be trained on; mend them or take them out, or go on "
+            f"{len(problems)} of {len(files)} images cannot be trained on; repair or remove them, or go on "
             "without them by --skip-bad."
         )
     to_train, to_validate = split_held_out(pairs, args.held_out)

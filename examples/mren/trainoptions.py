@@ -211,7 +211,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     }.items():
         add(f"--{name}", action=argparse.BooleanOptionalAction, default=False, help=meaning)
     add("--threads", type=whole_number(1, 4096), help="threads of the processor")
-    add("--accumulate", type=int, default=1, metavar="PARTS", help="parts that a batch is worked off in")
+    add("--accumulate", type=int, default=1, metavar="PARTS", help="parts that a batch is processed in")
     add("--dry-run", action="store_true", help="read the images, draw one batch, say what there is, stop")
     return parser
 
