@@ -426,7 +426,7 @@ def test_an_output_that_takes_no_files_is_found_before_images_are_read(tmp_path:
 
 
 def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys) -> None:
-    assert run(images, tmp_path / "run", "--dry-run") == 0
+    assert run(images, tmp_path / "run", "--dry-run", "--channels-last", "--threads", "1") == 0
     assert "first batch: low resolution (2, 3, 8, 8), high resolution (2, 3, 32, 32)" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
