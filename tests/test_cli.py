@@ -58,6 +58,22 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
         run_command(run, argparse.ArgumentParser().parse_args, [])
 
 
+@needs_signals
+def test_a_signal_runs_what_cleans_up(capsys) -> None:
+    done: list[str] = []
+
+    def run(_: argparse.Namespace) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            done.append("cleaned up")
+
+    assert run_command(run, argparse.ArgumentParser().parse_args, []) == 143
+    assert done == ["cleaned up"]
+    assert capsys.readouterr().err == "error: interrupted; no file is half written.\n"
+
+
 def test_handlers_of_signals_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert run_command(lambda _: 0, argparse.ArgumentParser().parse_args, []) == 0

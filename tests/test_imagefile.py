@@ -18,9 +18,10 @@ import tifffile
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
+from examples.mren.colorprofile import srgb_profile
 from examples.mren.data import list_images, read_rgb
 from examples.mren.imagefile import Picture, check_writable, lay_over, read_picture, read_size, write_picture
-from examples.mren.imageread import IMAGE_SUFFIXES, srgb_profile
+from examples.mren.imageread import IMAGE_SUFFIXES
 from tests.images import photo
 
 HEIGHT, WIDTH = 12, 17
@@ -123,6 +124,43 @@ def test_deep_tiffs_of_every_layout(compression: str | None, planar: str, order:
         tmp_path / "in.tif", stored, photometric="rgb", planarconfig=planar, compression=compression, byteorder=order
     )
     np.testing.assert_array_equal(values_of(read_picture(tmp_path / "in.tif")), values)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"photometric": "miniswhite", "shape": (8, 9)}, "counted from white"),
+        ({"photometric": "separated", "shape": (8, 9, 4)}, "16 bits per value of SEPARATED"),
+        ({"photometric": "minisblack", "shape": (8, 9, 5), "planarconfig": "contig"}, "5 values per pixel"),
+        ({"photometric": "rgb", "shape": (2, 8, 9, 3)}, "holds 2 pictures"),
+    ],
+)
+def test_deep_tiffs_of_other_kinds_are_refused(options, words: str, tmp_path: Path) -> None:
+    shape = options.pop("shape")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(shape, np.uint16), metadata=None, **options)
+    with pytest.raises(ValueError, match=rf"a\.tif: .*{words}"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_what_a_deep_tiff_says_besides_its_pixels(tmp_path: Path) -> None:
+    # Colours multiplied by their opacity, as half of the programs write them; where nothing shows, they are nothing.
+    values = np.array([[[20_000, 0, 10_000, 40_000], [0, 0, 0, 0]]], np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["assocalpha"])
+    picture = read_picture(tmp_path / "a.tif")
+    wanted = torch.tensor([20_000, 0, 10_000]) / 40_000
+    torch.testing.assert_close(picture.color[:, 0, 0], wanted, rtol=0, atol=2e-5)
+    assert picture.color[:, 0, 1].tolist() == [0, 0, 0]
+    # A profile of something else than RGB, and an orientation that there is not.
+    gray = bytearray(srgb_profile())
+    gray[16:20] = b"GRAY"
+    extratags = [(0x112, "H", 1, 77, True)]
+    tifffile.imwrite(
+        tmp_path / "b.tif", values[..., :3], photometric="rgb", iccprofile=bytes(gray), extratags=extratags
+    )
+    picture = read_picture(tmp_path / "b.tif")
+    assert picture.icc_profile is None
+    assert picture.notes == ("its colour profile is not one of RGB, and left out",)
+    assert picture.color.shape == (3, 1, 2)
 
 
 def test_a_deep_colour_that_stands_for_transparency(tmp_path: Path) -> None:

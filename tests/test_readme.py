@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import re
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 from torch import nn
 
 import sc_blocks
-from docs.commands import parser_of
 from examples.mren.model import MREN
 from sc_blocks.introspect import complexity
 from tests.printed import alike, as_shown
@@ -96,8 +96,11 @@ def test_readme_has_the_commands_that_ci_runs() -> None:
 
 
 def options_of(command: str) -> set[str]:
-    # Not by --help in a process of its own: to start a dozen takes a minute.
-    return {name for action in parser_of(f"examples.{command}")._actions for name in action.option_strings}
+    # Not in a process of its own: to start a dozen takes a minute.
+    shown = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):
+        importlib.import_module(f"examples.{command}").main(["--help"])
+    return set(re.findall(r"(?<![\w-])--[\w-]+", shown.getvalue()))
 
 
 MREN_COMMANDS = ["train", "evaluate", "upscale", "compare", "ablate", "attention", "report", "export", "onnxfile"]

@@ -149,10 +149,14 @@ def test_arguments_of_the_network_are_passed_on_and_saved(images: Path, tmp_path
     net = load_mren(4, path=tmp_path / "run" / "mren_x4.safetensors")
     assert net.body[0].stages[0].exchange is None
     assert any("communication" in name for name, _ in net.named_parameters())
-    assert run(images, tmp_path / "other", "--config", '{"exchang": null}') == 1
-    assert "--config: MREN.__init__() got an unexpected keyword argument 'exchang'" in capsys.readouterr().err
-    assert run(images, tmp_path / "other", "--config", '{"exchange": "sideways"}') == 1
-    assert "exchange must be one of 'outputs', 'inputs', None" in capsys.readouterr().err
+    for config, words in {
+        '{"exchang": null}': "--config: unexpected keyword argument 'exchang'; MREN takes scale, channels",
+        '{"exchange": "sideways"}': "exchange must be one of 'outputs', 'inputs', None",
+        '{"channels": -3}': "--config: channels must be a whole number from 1 to 1024; got -3",
+        '{"scale": 2}': "--config: the scale is that of --scale",
+    }.items():
+        assert run(images, tmp_path / "other", "--config", config) == 2
+        assert words in capsys.readouterr().err
     for text in ("[1]", "{"):
         with pytest.raises(SystemExit, match="2"):
             run(images, tmp_path / "other", "--config", text)
@@ -396,14 +400,33 @@ def test_an_empty_folder_is_named(tmp_path: Path, capsys) -> None:
     assert "empty: no images" in capsys.readouterr().err
 
 
-def test_numbers_that_are_not_positive_are_usage_errors(images: Path, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lr", "-1"], "--lr: must be positive, got -1"),
+        (["--lr", "nan"], "--lr: must be positive, got nan"),
+        (["--seed", "-1"], "--seed: must be a whole number of at least 0"),
+        (["--ema-decay", "1"], "--ema-decay: must be at least 0 and below 1"),
+        (["--patch-size", "3"], "--patch-size: must be at least --scale, 4, got 3"),
+        (["--warm-up-new", "5"], "--warm-up-new: needs --init"),
+        (["--steps", "5", "--minutes", "1"], "--minutes: not allowed with argument --steps"),
+    ],
+)
+def test_options_out_of_range_are_usage_errors(tmp_path: Path, capsys, arguments: list[str], words: str) -> None:
     with pytest.raises(SystemExit, match="2"):
-        run(images, tmp_path / "run", "--lr", "-1")
-    assert "--lr: must be positive, got -1" in capsys.readouterr().err
+        run(tmp_path, tmp_path / "run", *arguments)
+    assert words in capsys.readouterr().err
+
+
+def test_an_output_that_takes_no_files_is_found_before_images_are_read(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for output in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("n" * 300)):
+        assert run(tmp_path / "no images", output) == 2
+        assert "choose another output" in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys) -> None:
-    assert run(images, tmp_path / "run", "--dry-run") == 0
+    assert run(images, tmp_path / "run", "--dry-run", "--channels-last", "--threads", "1") == 0
     assert "first batch: low resolution (2, 3, 8, 8), high resolution (2, 3, 32, 32)" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 

@@ -5,7 +5,7 @@
 
 One row for each MREB, one column for each of its DRACBs. On the left the masks, averaged over their channels; on the
 right the same masks minus those of a copy of the network without communication between the DRACBs, W = 0. The command
-prints how alike the maps of neighbouring DRACBs are, before and after communication. Without a picture it takes a
+prints how similar the maps of neighbouring DRACBs are, before and after communication. Without a picture it takes a
 photograph that scikit-image ships.
 """
 
@@ -105,7 +105,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def correlation_table(attention: Attention, blocks: Sequence[int]) -> str:
-    """Lay out how alike the maps of neighbouring DRACBs are, a line for each MREB."""
+    """The similarity of the maps of neighbouring DRACBs as a table, a line for each MREB."""
     pairs = range(len(attention.maps[0]) - 1)
     lines = [["MREB", *(f"{what} {pair + 1}-{pair + 2}" for what in ("own", "fused") for pair in pairs)]]
     for block, *rows in zip(blocks, attention.maps, attention.fused, strict=True):

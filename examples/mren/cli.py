@@ -41,7 +41,7 @@ _REMEDIES = {
     errno.EROFS: "; choose another place.",
     errno.EACCES: "; change its permissions, or choose another.",
     errno.ENAMETOOLONG: "; choose a shorter name.",
-    errno.EISDIR: "; name a file in it.",
+    errno.EISDIR: "; choose another name.",
 }
 _LONGEST = 2000  # of a message; what a file holds may be quoted in one
 
@@ -136,11 +136,11 @@ def describe(error: BaseException, file: object = None) -> str:
 
     Example:
         >>> describe(MemoryError(), "a.png")
-        'a.png: there is not enough memory; close other programs, or take a smaller --tile.'
+        'a.png: there is not enough memory; close other programs, or work in smaller parts (--tile, --batch-size).'
     """
     text = str(error)
     if is_out_of_memory(error):
-        text = "there is not enough memory; close other programs, or take a smaller --tile."
+        text = "there is not enough memory; close other programs, or work in smaller parts (--tile, --batch-size)."
     elif isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f"{error.filename}: "
         missing = error.errno == errno.ENOENT and error.filename is not None
@@ -196,7 +196,7 @@ def print_any_character() -> None:
 
 
 def silence_decoders() -> None:
-    """Keep Pillow and tifffile from printing lines of their own about damaged metadata; what matters they raise."""
+    """Keep Pillow and tifffile from printing lines of their own about damaged metadata; errors are still raised."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("ignore", message="tqdm:disabling monitor")  # where there is no memory for its thread
     logger = logging.getLogger("tifffile")

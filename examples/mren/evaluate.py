@@ -54,7 +54,7 @@ def network_upscaler(net: nn.Module, device: torch.device | str, *, tile: int | 
     Args:
         net: The network.
         device: Where it is.
-        tile: Height and width of the tiles in which larger images are worked off, as the upscaling command does;
+        tile: Height and width of the tiles in which larger images are processed, as the upscaling command does;
             ``None`` for whole images.
         scale: What the network enlarges by, needed for tiles.
     """

@@ -55,7 +55,7 @@ def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> 
         if len(closest) == 1:
             pairs[hr] = closest[0]
         elif closest:
-            problems.append(f"{hr}: has several partners, {' and '.join(map(str, closest[:3]))}; leave one.")
+            problems.append(f"{hr}: has several partners, {' and '.join(map(str, closest[:3]))}; keep one.")
         elif found:
             _, stated, file = found[0]
             problems.append(f"{hr}: has no partner of x{scale}; {file} is x{stated} by its name.")
@@ -63,7 +63,7 @@ def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> 
             folder = lr_files[0].parent if lr_files else "an empty folder"
             wanted = f"{hr.name} or {hr.stem}x{scale}{hr.suffix}"
             problems.append(f"{hr}: has no partner in {folder}; {wanted} would be one.")
-    problems += [f"{lr}: has no high-resolution partner; take it out." for lr in sorted(set(lr_files) - known)]
+    problems += [f"{lr}: has no high-resolution partner; remove it." for lr in sorted(set(lr_files) - known)]
     for lr in [lr for lr, count in Counter(pairs.values()).items() if count > 1]:
         sharing = [hr for hr, partner in pairs.items() if partner == lr]
         problems.append(f"{lr}: is the partner of {' and of '.join(map(str, sharing[:3]))}; give each its own.")

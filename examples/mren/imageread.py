@@ -9,27 +9,26 @@ A file may come from anybody: its size is looked at before it is decoded, and on
 
 from __future__ import annotations
 
-import io
 import os
-import struct
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import imagecodecs
 import numpy as np
 import tifffile
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from examples.mren.cli import is_out_of_memory, one_line
+from examples.mren.colorprofile import profile_space, srgb_profile, to_srgb
+from examples.mren.deepimage import read_deep_png, read_deep_tiff, tiff_bits
 from examples.mren.files import check_regular
-from examples.mren.metadata import Metadata, read_color_chunks, read_metadata, read_orientation
+from examples.mren.metadata import read_color_chunks, read_metadata
 from examples.mren.picture import Picture
+from examples.mren.pixels import Pixels, RefusedError, at_start, check_size
 
 # By their content, whatever the name says. Not among them is what starts other programs, such as EPS.
 _READ = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "PPM", "HEIF")
@@ -47,36 +46,8 @@ _REFUSED = {
     "I": "32 bits per pixel; save it with 8 or 16 bits",
     "F": "floating-point; save it with 8 bits, or with 16 as whole numbers",
 }
-_SAMPLE_KINDS = {2: "signed whole numbers", 3: "floating-point", 5: "complex numbers", 6: "complex numbers"}
-_UPRIGHT: dict[int, Any] = {
-    1: lambda pixels: pixels,
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels, 1),
-}
-
 
 _stderr_is_taken = threading.Lock()  # images may be read in several threads
-
-
-class RefusedError(ValueError):
-    """A file of a kind that cannot be kept, as opposed to one that cannot be read."""
-
-
-@dataclass
-class Pixels:
-    """An image as its file holds it, upright."""
-
-    values: np.ndarray
-    """uint8 or uint16, shape (H, W, C): gray, gray and alpha, RGB, or RGB and alpha."""
-    icc_profile: bytes | None = None
-    metadata: Metadata = field(default_factory=Metadata)
-    lossy: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def read_picture(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -133,7 +104,7 @@ def read_size(source: str | Path | BinaryIO) -> tuple[int, int]:
     """
     with _reading(source) as file:
         if _is_tiff(file):
-            with tifffile.TiffFile(_at_start(file)) as tiff:
+            with tifffile.TiffFile(at_start(file)) as tiff:
                 page: Any = tiff.pages[0]
                 return page.imagewidth, page.imagelength
         with _open_with_pillow(file) as opened:
@@ -144,13 +115,13 @@ def read_pixels(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) 
     """Read an image file as the whole numbers that it holds; see :func:`read_picture`."""
     with _reading(source) as file:
         if _is_tiff(file):
-            with tifffile.TiffFile(_at_start(file)) as tiff:
-                if _tiff_bits(tiff) == 16:
-                    return _read_deep_tiff(tiff, file, max_pixels)
+            with tifffile.TiffFile(at_start(file)) as tiff:
+                if tiff_bits(tiff) == 16:
+                    return read_deep_tiff(tiff, file, max_pixels)
         with _open_with_pillow(file) as opened:
-            _check_size(opened.size, max_pixels)
+            check_size(opened.size, max_pixels)
             if opened.format == "PNG" and any(";16" in str(tile[3]) for tile in opened.tile):
-                return _read_deep_png(opened, file)
+                return read_deep_png(opened, file)
             return _read_with_pillow(opened, file)
 
 
@@ -184,11 +155,11 @@ def _reading(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _is_tiff(file: BinaryIO) -> bool:
-    return _at_start(file).read(4) in _TIFF_MAGIC
+    return at_start(file).read(4) in _TIFF_MAGIC
 
 
 def _open_with_pillow(file: BinaryIO) -> Image.Image:
-    head = _at_start(file).read(12)
+    head = at_start(file).read(12)
     file.seek(0)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and not _register_heif():
         raise RefusedError("HEIC, which needs pillow-heif; python -m pip install -e '.[heif]' installs it")
@@ -203,14 +174,6 @@ def _register_heif() -> bool:
         return False
     register_heif_opener()
     return True
-
-
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
-    if size[0] * size[1] > max_pixels:
-        raise RefusedError(
-            f"has {size[0]} x {size[1]} pixels, {size[0] * size[1] / 1e6:.3g} megapixels; "
-            f"{max_pixels / 1e6:.3g} are allowed; scale it down, or raise the limit"
-        )
 
 
 def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
@@ -231,112 +194,31 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
     if bits > 8:
         notes.append(f"of its {bits} bits per value 8 are taken")
     is_lossy = opened.format in _LOSSY or (opened.format == "WEBP" and not _is_lossless_webp(file))
-    chunks = read_color_chunks(_at_start(file)) if opened.format == "PNG" else ()
+    chunks = read_color_chunks(at_start(file)) if opened.format == "PNG" else ()
     icc_profile = opened.info.get("icc_profile") or None
-    if opened.mode in _REFUSED and not (opened.mode == "CMYK" and _space(icc_profile) == b"CMYK"):
+    if opened.mode in _REFUSED and not (opened.mode == "CMYK" and profile_space(icc_profile) == b"CMYK"):
         raise RefusedError(_REFUSED[opened.mode])
-    _at_start(file)
+    at_start(file)
     with _libtiff_is_quiet() if opened.format == "TIFF" else nullcontext():
         opened.load()
     metadata = read_metadata(opened, chunks)
     upright = ImageOps.exif_transpose(opened)
     if upright.mode in ("CMYK", "LAB"):
         notes.append(f"{upright.mode.replace('LAB', 'Lab')} is converted to sRGB by its profile")
-        upright = _to_srgb(upright, icc_profile)
+        upright = to_srgb(upright, icc_profile)
         icc_profile = srgb_profile()
     mode = _plain_mode(upright)
-    if icc_profile is not None and mode.startswith("RGB") and _space(icc_profile) != b"RGB ":
+    if icc_profile is not None and mode.startswith("RGB") and profile_space(icc_profile) != b"RGB ":
         notes.append("its colour profile is not one of RGB, and left out")
         icc_profile = None
     values = np.array(upright.convert(mode))
     return Pixels(values.reshape(*values.shape[:2], -1), icc_profile, metadata, is_lossy, tuple(notes))
 
 
-def _read_deep_png(opened: Image.Image, file: BinaryIO) -> Pixels:
-    """A PNG of 16 bits per value, of which Pillow would keep 8 in colour."""
-    if getattr(opened, "is_animated", False):
-        raise RefusedError("is an animation of 16 bits per value; save the picture that you mean as a file of its own")
-    orientation = read_orientation(opened)
-    metadata = read_metadata(opened, read_color_chunks(_at_start(file)))
-    icc_profile = opened.info.get("icc_profile") or None
-    values = imagecodecs.png_decode(_at_start(file).read())
-    return _deep(values, orientation, icc_profile, metadata)
-
-
-def _read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) -> Pixels:
-    """A TIFF of 16 bits per value, of which Pillow would keep 8 in colour, or stripes."""
-    page: Any = tiff.pages[0]
-    size = (page.imagewidth, page.imagelength)
-    _check_size(size, max_pixels)
-    photometric = getattr(page.photometric, "name", f"kind {page.photometric}")
-    if photometric == "MINISWHITE":
-        raise RefusedError("16-bit gray counted from white; save it counted from black")
-    if photometric not in ("MINISBLACK", "RGB"):
-        raise RefusedError(f"16 bits per value of {photometric}; save it as gray or RGB")
-    colors = 1 if photometric == "MINISBLACK" else 3
-    # The parts that it is stored in may be larger than the picture; those of a real file hardly are.
-    if max(page.tilewidth, 1) * max(page.tilelength, 1) > size[0] * size[1] + 2**24:
-        raise RefusedError("is stored in tiles far larger than itself; save it anew")
-    if page.samplesperpixel not in (colors, colors + 1) or page.imagedepth != 1:
-        raise RefusedError(f"{page.samplesperpixel} values per pixel; save it as gray or RGB, with or without opacity")
-    values = page.asarray()
-    if page.samplesperpixel > 1 and int(page.planarconfig) == 2:  # one plane after the other
-        values = np.moveaxis(values, 0, -1)
-    if page.samplesperpixel > colors and page.extrasamples and int(page.extrasamples[0]) == 1:
-        values = _unassociated(values)
-    tags = page.tags
-    orientation = tags["Orientation"].value if "Orientation" in tags else 1
-    icc_profile = bytes(tags["InterColorProfile"].value) if "InterColorProfile" in tags else None
-    try:
-        with Image.open(_at_start(file), formats=["TIFF"]) as opened:
-            metadata = read_metadata(opened)
-    except UnidentifiedImageError:  # gray with opacity: Pillow knows no such picture
-        metadata = Metadata()
-    return _deep(values, orientation, icc_profile, metadata)
-
-
-def _deep(values: np.ndarray, orientation: int, icc_profile: bytes | None, metadata: Metadata) -> Pixels:
-    pixels = values.reshape(*values.shape[:2], -1).astype(np.uint16, copy=False)
-    notes: tuple[str, ...] = ()
-    if icc_profile is not None and pixels.shape[2] > 2 and _space(icc_profile) != b"RGB ":
-        icc_profile, notes = None, ("its colour profile is not one of RGB, and left out",)
-    upright = np.ascontiguousarray(_UPRIGHT.get(orientation, _UPRIGHT[1])(pixels))
-    return Pixels(upright, icc_profile, metadata, False, notes)
-
-
-def _unassociated(values: np.ndarray) -> np.ndarray:
-    """Colours that were multiplied by their opacity, as they were before."""
-    alpha = values[..., -1:].astype(np.float64)
-    colors = np.where(alpha > 0, values[..., :-1] * 65_535.0 / np.maximum(alpha, 1), 0)
-    return np.concatenate([colors.round().clip(0, 65_535), alpha], -1).astype(np.uint16)
-
-
-def _tiff_bits(tiff: tifffile.TiffFile) -> int:
-    """8 or 16 bits per value.
-
-    Raises:
-        RefusedError: If the values are of another type.
-    """
-    page: Any = tiff.pages[0]
-    bits, kind = page.bitspersample, int(page.sampleformat or 1)
-    if kind in _SAMPLE_KINDS:
-        raise RefusedError(f"{bits} bits per pixel and colour, {_SAMPLE_KINDS[kind]}; save it with 8 bits")
-    if bits not in (1, 2, 4, 8, 16):
-        raise RefusedError(f"{bits} bits per pixel and colour; save it with 8 or 16")
-    if bits == 16 and len(tiff.pages) > 1 and _reads_alike(tiff):
-        raise RefusedError(f"holds {len(tiff.pages)} pictures; save the one that you mean as a file of its own")
-    return 16 if bits == 16 else 8
-
-
-def _reads_alike(tiff: tifffile.TiffFile) -> bool:
-    """Whether the further pictures are more than previews of the first."""
-    return any(not getattr(page, "is_reduced", False) for page in tiff.pages[1:3])
-
-
 def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
-    """Bits per value of a format from which Pillow takes 8 without a word."""
+    """Bits per value of a format of which Pillow silently keeps 8."""
     if opened.format == "AVIF":
-        head = _at_start(file).read(4096)
+        head = at_start(file).read(4096)
         place = head.find(b"av1C")
         flags = head[place + 6] if 0 <= place < len(head) - 6 else 0
         return {0b00: 8, 0b10: 10, 0b11: 12}.get(flags >> 5 & 0b11, 8)
@@ -359,38 +241,7 @@ def _libtiff_is_quiet() -> Iterator[None]:
 
 
 def _is_lossless_webp(file: BinaryIO) -> bool:
-    return b"VP8L" in _at_start(file).read(4096)
-
-
-def _at_start(file: BinaryIO) -> BinaryIO:
-    file.seek(0)
-    return file
-
-
-def _space(icc_profile: bytes | None) -> bytes:
-    """The colour space of what a profile is for, as it names it: RGB, GRAY, CMYK."""
-    return b"" if icc_profile is None else icc_profile[16:20]
-
-
-def srgb_profile() -> bytes:
-    """The colour profile of sRGB, which does not depend on the day: one file in gives one file out."""
-    made_now = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return made_now[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + made_now[36:]
-
-
-def _to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
-    given = ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc_profile or b"")
-    converted = ImageCms.profileToProfile(
-        image,
-        given,  # type: ignore[arg-type]
-        ImageCms.createProfile("sRGB"),
-        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        outputMode="RGB",
-        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-    )
-    if converted is None:  # only where it works in place
-        raise ValueError("cannot be converted to sRGB")
-    return converted
+    return b"VP8L" in at_start(file).read(4096)
 
 
 def _plain_mode(image: Image.Image) -> str:

@@ -12,11 +12,11 @@ import imagecodecs
 import numpy as np
 import tifffile
 import torch
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from examples.mren.colorprofile import gray_to_srgb, profile_space, srgb_profile
 from examples.mren.files import atomic_write
-from examples.mren.imageread import srgb_profile
 from examples.mren.metadata import SUB_IFDS, Metadata
 from examples.mren.picture import Picture
 
@@ -138,8 +138,8 @@ def encode_picture(file: BinaryIO, picture: Picture, suffix: str, *, quality: in
         _write_deep_png(file, np.ascontiguousarray(values), metadata, icc_profile)
         return left_out
     image = Image.fromarray(values)
-    if not form.gray and icc_profile is not None and icc_profile[16:20] == b"GRAY":
-        image, icc_profile = _gray_to_srgb(image, icc_profile), srgb_profile()
+    if not form.gray and icc_profile is not None and profile_space(icc_profile) == b"GRAY":
+        image, icc_profile = gray_to_srgb(image, icc_profile), srgb_profile()
     options = form.lossy_options if form.lossy_options is not None and picture.lossy else form.options
     if quality is not None and form.lossy_options is not None:
         options = form.lossy_options | {"quality": quality}
@@ -279,16 +279,3 @@ def _decoded(picture: Picture, gamma: float) -> Picture:
     linear = picture.color.clamp(0, 1).double() ** (1 / gamma)
     encoded = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return replace(picture, color=encoded.float())
-
-
-def _gray_to_srgb(image: Image.Image, icc_profile: bytes) -> Image.Image:
-    """A gray image by its profile as RGB, for a format without gray."""
-    alpha = image.getchannel("A") if image.mode == "LA" else None
-    converted = ImageCms.profileToProfile(
-        image.convert("L"), io.BytesIO(icc_profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
-    )
-    if converted is None:  # only where it works in place
-        raise ValueError("the gray colour profile cannot be converted to sRGB")
-    if alpha is not None:
-        converted.putalpha(alpha)
-    return converted

@@ -46,7 +46,7 @@ def plan(
         output: A file for a single input file, or ``-`` for standard output; otherwise a folder, which need not exist.
         overwrite: Whether files that exist may be replaced. An input never is.
         skip_existing: Whether to leave out what is done already.
-        recursive: Whether to read folders in folders; the results lie in folders alike.
+        recursive: Whether to read folders in folders; results keep the folder structure.
         suffix: Of the format to write, instead of the one that each file has.
 
     Raises:

@@ -74,7 +74,7 @@ def read_metadata(opened: Image.Image, color_chunks: tuple[tuple[bytes, bytes], 
 
 
 def read_orientation(opened: Image.Image) -> int:
-    """How a camera says that it was held, from 1 (upright) to 8."""
+    """The orientation of the camera by EXIF, from 1 (upright) to 8."""
     try:
         value = opened.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged: Pillow's parser raises nearly anything

@@ -28,23 +28,33 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from examples.mren.checkpoint import checkpoints
-from examples.mren.cli import UsageError, fail, note, run_command
+from examples.mren.cli import UsageError, check_target, fail, note, run_command
 from examples.mren.data import ImagePair, list_images, load_pairs, split_held_out
 from examples.mren.files import write_text
 from examples.mren.model import MREN, VARIANTS
 from examples.mren.recipes import Recipe
 from examples.mren.trainer import Trainer
 from examples.mren.trainoptions import OPTIONS, options_of, parse, recipe_of
+from examples.mren.weightfile import check_arguments
 
 FEW_IMAGES = 20  # of which a network learns little; the field trains on hundreds
 
 
-def _check(config: dict[str, Any]) -> None:
-    """Before anything is read: would the network be built?"""
+def _config(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the network, which can be built, and loaded from a file.
+
+    Raises:
+        UsageError: If that is not so; nothing has been read yet.
+    """
+    if "scale" in args.config:
+        raise UsageError("--config: the scale is that of --scale; leave it out.")
+    config = {"scale": args.scale, **VARIANTS[args.variant], "num_blocks": args.num_blocks, **args.config}
     try:
+        check_arguments(config)
         MREN(**config, device="meta")
-    except TypeError as error:
-        raise ValueError(f"--config: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--config: {error}") from error
+    return config
 
 
 @contextmanager
@@ -76,7 +86,8 @@ def _stopping_in_good_order(trainer: Trainer) -> Iterator[list[int]]:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Raise if the output folder holds something that this run would replace."""
+    """Raise if the output folder holds something that this run would replace, or takes no files."""
+    check_target(args.output / "run.json", overwrite=True)
     there = [args.output / name for name in (f"{args.variant}_x{args.scale}.safetensors", "log.csv", "run.json")]
     for path in [*checkpoints(args.output), *(file for file in there if file.exists())]:
         raise UsageError(
@@ -100,7 +111,7 @@ def _load_images(
             fail(problem)
     if problems and not args.skip_bad:
         raise ValueError(
-            f"{len(problems)} of {len(files)} images cannot be trained on; mend them or take them out, or go on "
+            f"{len(problems)} of {len(files)} images cannot be trained on; repair or remove them, or go on "
             "without them by --skip-bad."
         )
     to_train, to_validate = split_held_out(pairs, args.held_out)
@@ -121,15 +132,13 @@ def train(args: argparse.Namespace) -> int:
     torch.backends.cudnn.benchmark = not args.deterministic  # the shapes of a training do not change
     if not args.resume:
         _check_output(args)
-    recipe = recipe_of(args)
+    recipe, config = recipe_of(args), _config(args)
     torch.use_deterministic_algorithms(args.deterministic)
     accelerator = Accelerator(
         cpu=args.cpu,
         mixed_precision=args.precision,
         gradient_accumulation_steps=args.accumulate,
     )
-    config = {"scale": args.scale, **VARIANTS[args.variant], "num_blocks": args.num_blocks, **args.config}
-    _check(config)
     to_train, to_validate = _load_images(args, recipe, is_main_process=accelerator.is_main_process)
     trainer = Trainer(
         config,

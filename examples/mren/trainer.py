@@ -431,7 +431,7 @@ class Trainer:
         return time.monotonic()
 
     def _finite(self, losses: list[Tensor]) -> list[float]:
-        """The losses since the last look as numbers, the mean over processes; raise at the first that is none."""
+        """The losses since the last look as numbers, the mean over processes; raise at the first that is not finite."""
         values = self.accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
         for value, step in zip(values, range(self.progress.step - len(values), self.progress.step), strict=True):
             if not math.isfinite(value):
@@ -447,7 +447,7 @@ class Trainer:
         return f"Last good checkpoint: {kept[-1] if kept else 'none yet'}."
 
     def _any_process(self, flag: bool) -> bool:
-        """Whether a flag is up anywhere: processes must stop at the same step, and their clocks differ."""
+        """Whether a flag is set in any process: all must stop at the same step, and their clocks differ."""
         if self.accelerator.num_processes == 1:
             return flag
         raised = torch.tensor(float(flag), device=self.device)

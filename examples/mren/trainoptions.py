@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from examples.mren.cli import UsageError, one_line
+from examples.mren.cli import UsageError, one_line, whole_number
 from examples.mren.files import check_regular
 from examples.mren.model import STAGES, VARIANTS
 from examples.mren.recipes import RECIPES, Recipe
@@ -20,7 +20,7 @@ OPTIONS = "options"  # of run.json
 _OF_ONE_START = ("output", "resume", "dry_run", "max_minutes")  # and not of the run
 _POSITIVE = (
     *("steps", "batch_size", "patch_size", "lr", "held_out", "validate_every", "num_blocks", "minutes", "max_minutes"),
-    *("accumulate", "threads"),
+    "accumulate",
 )
 VALIDATE_EVERY = 500  # steps
 
@@ -177,7 +177,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add("--init", type=Path, help="weight file to begin from, such as that of another scale")
     add(
         "--warm-up-new",
-        type=int,
+        type=whole_number(0),
         default=0,
         metavar="STEPS",
         help="steps at the start that train only what --init does not have",
@@ -196,7 +196,12 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         help="go on with the run in the output folder; its options need not be repeated, --steps or --minutes may "
         "make it longer",
     )
-    add("--seed", type=int, default=0, help="of the initial weights and of everything that is drawn")
+    add(
+        "--seed",
+        type=whole_number(0, 2**32 - 1),
+        default=0,
+        help="of the initial weights and of everything that is drawn",
+    )
     add("--precision", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
     for name, meaning in {
         "compile": "torch.compile the blocks of the network",
@@ -206,8 +211,8 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         "cpu": "even if there is a GPU",
     }.items():
         add(f"--{name}", action=argparse.BooleanOptionalAction, default=False, help=meaning)
-    add("--threads", type=int, help="threads of the processor")
-    add("--accumulate", type=int, default=1, metavar="PARTS", help="parts that a batch is worked off in")
+    add("--threads", type=whole_number(1, 4096), help="threads of the processor")
+    add("--accumulate", type=int, default=1, metavar="PARTS", help="parts that a batch is processed in")
     add("--dry-run", action="store_true", help="read the images, draw one batch, say what there is, stop")
     return parser
 
@@ -227,8 +232,10 @@ def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpa
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             parser.error(f"argument --{name.replace('_', '-')}: must be positive, got {value}")
-    if args.warm_up_new < 0:
-        parser.error(f"argument --warm-up-new: must be 0 or more, got {args.warm_up_new}")
+    if args.patch_size is not None and args.patch_size < args.scale:
+        parser.error(f"argument --patch-size: must be at least --scale, {args.scale}, got {args.patch_size}")
+    if args.warm_up_new and args.init is None:
+        parser.error("argument --warm-up-new: needs --init, which says what is not new")
     if args.ema_decay is not None and not 0 <= args.ema_decay < 1:
         parser.error(f"argument --ema-decay: must be at least 0 and below 1, got {args.ema_decay}")
     if args.validate_every is None and args.minutes is None:

@@ -1,7 +1,7 @@
 """Weight files: ``.safetensors`` whose metadata holds the constructor's arguments, as JSON.
 
-A file may come from anybody. Nothing in it is executed; what it says is held to known names, types and ranges, and to
-the names, shapes and types of its tensors, before anything as large as it claims to be is allocated.
+A file may come from anybody. Nothing in it is executed; what it says is checked against known names, types and ranges,
+and against the names, shapes and types of its tensors, before anything as large as it claims to be is allocated.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def check_arguments(arguments: object) -> None:
     """Raise unless these are arguments of MREN as a file can hold them.
 
     Raises:
-        ValueError: If there is none of the scale, an unknown one, or one of another type or range.
+        ValueError: If the scale is missing, or an argument is unknown or of another type or range.
     """
     if not isinstance(arguments, dict):
         raise ValueError(f"its JSON must hold arguments by name, got {_quoted(arguments)}")

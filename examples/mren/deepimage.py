@@ -1,0 +1,107 @@
+"""Images of 16 bits per value, of which Pillow would keep 8 in colour: PNG by libpng, TIFF by tifffile."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+import tifffile
+from PIL import Image, UnidentifiedImageError
+
+from examples.mren.colorprofile import profile_space
+from examples.mren.metadata import Metadata, read_color_chunks, read_metadata, read_orientation
+from examples.mren.pixels import Pixels, RefusedError, at_start, check_size
+
+_SAMPLE_KINDS = {2: "signed whole numbers", 3: "floating-point", 5: "complex numbers", 6: "complex numbers"}
+_UPRIGHT: dict[int, Any] = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+
+
+def read_deep_png(opened: Image.Image, file: BinaryIO) -> Pixels:
+    """A PNG of 16 bits per value, of which Pillow would keep 8 in colour."""
+    if getattr(opened, "is_animated", False):
+        raise RefusedError("is an animation of 16 bits per value; save the picture that you mean as a file of its own")
+    orientation = read_orientation(opened)
+    metadata = read_metadata(opened, read_color_chunks(at_start(file)))
+    icc_profile = opened.info.get("icc_profile") or None
+    values = imagecodecs.png_decode(at_start(file).read())
+    return _deep(values, orientation, icc_profile, metadata)
+
+
+def read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) -> Pixels:
+    """A TIFF of 16 bits per value, of which Pillow would keep 8 in colour, or stripes."""
+    page: Any = tiff.pages[0]
+    size = (page.imagewidth, page.imagelength)
+    check_size(size, max_pixels)
+    photometric = getattr(page.photometric, "name", f"kind {page.photometric}")
+    if photometric == "MINISWHITE":
+        raise RefusedError("16-bit gray counted from white; save it counted from black")
+    if photometric not in ("MINISBLACK", "RGB"):
+        raise RefusedError(f"16 bits per value of {photometric}; save it as gray or RGB")
+    colors = 1 if photometric == "MINISBLACK" else 3
+    # Tiles may be larger than the picture; those of a real file rarely are by much.
+    if max(page.tilewidth, 1) * max(page.tilelength, 1) > size[0] * size[1] + 2**24:
+        raise RefusedError("is stored in tiles far larger than itself; save it anew")
+    if page.samplesperpixel not in (colors, colors + 1) or page.imagedepth != 1:
+        raise RefusedError(f"{page.samplesperpixel} values per pixel; save it as gray or RGB, with or without opacity")
+    values = page.asarray()
+    if page.samplesperpixel > 1 and int(page.planarconfig) == 2:  # one plane after the other
+        values = np.moveaxis(values, 0, -1)
+    if page.samplesperpixel > colors and page.extrasamples and int(page.extrasamples[0]) == 1:
+        values = _unassociated(values)
+    tags = page.tags
+    orientation = tags["Orientation"].value if "Orientation" in tags else 1
+    icc_profile = bytes(tags["InterColorProfile"].value) if "InterColorProfile" in tags else None
+    try:
+        with Image.open(at_start(file), formats=["TIFF"]) as opened:
+            metadata = read_metadata(opened)
+    except UnidentifiedImageError:  # gray with opacity: Pillow knows no such picture
+        metadata = Metadata()
+    return _deep(values, orientation, icc_profile, metadata)
+
+
+def _deep(values: np.ndarray, orientation: int, icc_profile: bytes | None, metadata: Metadata) -> Pixels:
+    pixels = values.reshape(*values.shape[:2], -1).astype(np.uint16, copy=False)
+    notes: tuple[str, ...] = ()
+    if icc_profile is not None and pixels.shape[2] > 2 and profile_space(icc_profile) != b"RGB ":
+        icc_profile, notes = None, ("its colour profile is not one of RGB, and left out",)
+    upright = np.ascontiguousarray(_UPRIGHT.get(orientation, _UPRIGHT[1])(pixels))
+    return Pixels(upright, icc_profile, metadata, False, notes)
+
+
+def _unassociated(values: np.ndarray) -> np.ndarray:
+    """Colours that were multiplied by their opacity, as they were before."""
+    alpha = values[..., -1:].astype(np.float64)
+    colors = np.where(alpha > 0, values[..., :-1] * 65_535.0 / np.maximum(alpha, 1), 0)
+    return np.concatenate([colors.round().clip(0, 65_535), alpha], -1).astype(np.uint16)
+
+
+def tiff_bits(tiff: tifffile.TiffFile) -> int:
+    """8 or 16 bits per value.
+
+    Raises:
+        RefusedError: If the values are of another type.
+    """
+    page: Any = tiff.pages[0]
+    bits, kind = page.bitspersample, int(page.sampleformat or 1)
+    if kind in _SAMPLE_KINDS:
+        raise RefusedError(f"{bits} bits per pixel and colour, {_SAMPLE_KINDS[kind]}; save it with 8 bits")
+    if bits not in (1, 2, 4, 8, 16):
+        raise RefusedError(f"{bits} bits per pixel and colour; save it with 8 or 16")
+    if bits == 16 and len(tiff.pages) > 1 and _has_several_pictures(tiff):
+        raise RefusedError(f"holds {len(tiff.pages)} pictures; save the one that you mean as a file of its own")
+    return 16 if bits == 16 else 8
+
+
+def _has_several_pictures(tiff: tifffile.TiffFile) -> bool:
+    """Whether the further pictures are more than previews of the first."""
+    return any(not getattr(page, "is_reduced", False) for page in tiff.pages[1:3])
