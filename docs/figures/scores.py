@@ -19,7 +19,7 @@ import torch
 from docs.figures.plotting import MEASURED, command, photograph, read_numbers, write_numbers
 from examples.mren.data import imresize, list_images, mod_crop
 from examples.mren.evaluate import Row, Upscale, evaluate, mean_score, network_upscaler
-from examples.mren.export import export_onnx
+from examples.mren.export import export
 from examples.mren.files import write_text
 from examples.mren.metrics import psnr
 from examples.mren.model import load_mren, weights_path
@@ -64,19 +64,17 @@ def means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 def exported(folder: Path) -> dict[str, dict[str, float]]:
     """Files in each precision: megabytes, distance from torch, and scores on Set5."""
     files = {
-        "float32, folded": ("float32", None),
-        "float32, `--no-fold`": ("float32", False),
-        "float16, folded": ("float16", None),
-        "int8, never folded": ("int8", None),
+        "float32": ("float32", False),
+        "float32, `--fold`": ("float32", True),
+        "float16": ("float16", False),
+        "int8": ("int8", False),
     }
     table = {}
     for name, (precision, fold) in files.items():
         file = folder / f"{len(table)}.onnx"
         calibration = calibration_images(DATA / "train" / "bsds500", SCALE) if precision == "int8" else []
         told = {"scale": str(SCALE)}
-        away = export_onnx(
-            load_mren(SCALE), file, precision=precision, fold=fold, calibration=calibration, metadata=told
-        )
+        away = export(load_mren(SCALE), file, precision=precision, fold=fold, calibration=calibration, metadata=told)
         rows = list(evaluate(list_images(DATA / "test" / "Set5"), SCALE, {name: onnx_upscaler(file, SCALE)}))
         mean = mean_score(rows)
         table[name] = {"megabytes": file.stat().st_size / 1e6, "psnr": mean.psnr, "ssim": mean.ssim, "away": away}

@@ -1,11 +1,14 @@
-"""Export MREN to an ONNX file for any batch, height and width, and check it against torch.
+"""Export MREN for other runtimes, and check the result against torch before it gets its name.
 
-    python -m examples.mren.export --scale 4 -o mren_x4.onnx
-    python -m examples.mren.export --precision float16 -o mren_x4_float16.onnx
+    python -m examples.mren.export -o mren_x4.onnx
+    python -m examples.mren.export --format openvino -o mren_x4_openvino
+    python -m examples.mren.export --format ncnn --variant mren_s -o mren_s_x4_ncnn
+    python -m examples.mren.export --format litert --size 128 128 -o mren_s_x4.tflite
     python -m examples.mren.export --precision int8 --calibrate DIV2K_train_HR -o mren_x4_int8.onnx
 
-The file takes and gives float32, RGB between 0 and 1 (clamp the result), under the names input and output. It is
-written only if onnxruntime computes with it what torch computes, at sizes other than the one that was exported.
+What is exported takes and gives float32, RGB between 0 and 1 (clamp the result). It is kept only if the runtime
+computes with it what torch computes, at sizes other than the one that was exported. Core ML runs on Apple's
+systems alone; there the structure is checked.
 """
 
 from __future__ import annotations
@@ -14,16 +17,20 @@ import argparse
 import copy
 import hashlib
 import json
+import secrets
+import shutil
 import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
+from examples.mren.cli import UsageError, check_target, describe, run_command, whole_number
+from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, engine_module
+from examples.mren.engines.program import PortableMREN
 from examples.mren.files import atomic_write
 from examples.mren.fold import fold_mren
 from examples.mren.model import (
@@ -37,84 +44,89 @@ from examples.mren.model import (
     variant_of,
 )
 
-if TYPE_CHECKING:
-    from examples.mren.onnxfile import Session
-
 Precision = Literal["float32", "float16", "int8"]
 
-EXPORTED_SIZE = (2, 24, 20)
+EXPORTED_SIZE = (24, 20)
 # A single pixel, odd sides, more than one image: none of them was exported.
-CHECKED_SIZES = ((1, 1, 1), (1, 8, 9), (1, 37, 51), (3, 20, 28))
+CHECKED_SIZES = ((1, 1, 1), (1, 37, 51), (3, 20, 28))
 # Largest difference allowed, of a range of 1. An 8-bit level is 0.004.
 TOLERANCES: dict[str, float] = {"float32": 1e-4, "float16": 8e-3}
-OPSET = 20  # the first with Gelu; before, it is five nodes that engines have to recognise
+FOLDABLE: tuple[Format, ...] = ("onnx", "openvino", "pt2")  # the others have no operators for the border
+ONE_SIZE: tuple[Format, ...] = ("litert",)
 
 
-def export_onnx(
+def export(
     net: MREN,
-    file: str | Path,
+    target: str | Path,
+    format: Format = "onnx",
     *,
     precision: Precision = "float32",
-    fold: bool | None = None,
+    fold: bool = False,
+    size: tuple[int, int] = EXPORTED_SIZE,
     calibration: Sequence[Tensor] = (),
-    metadata: dict[str, str] | None = None,
-) -> float:
-    """Write a network as an ONNX file that onnxruntime runs, or nothing if its results are not the network's.
+    metadata: Mapping[str, str] = {},
+    overwrite: bool = True,
+) -> float | None:
+    """Write a network for a runtime, or nothing if its results are not the network's.
 
     Args:
         net: The network, in float32. It is not changed.
-        file: Where to; a file there is replaced.
-        precision: What is computed in.
+        target: The file, or the folder for OpenVINO, ncnn and Core ML.
+        format: See :mod:`examples.mren.engines`.
+        precision: What is computed in; the last two are for ONNX alone.
 
             - ``"float32"``;
             - ``"float16"``: weights and maps, with the statistics of the attention in float32;
             - ``"int8"``: the products of most convolutions; see :mod:`examples.mren.quantize`.
-        fold: Whether to write the network in its form for inference, :func:`examples.mren.fold.fold_mren`, which is
-            faster; ``None`` for yes, but for ``"int8"``: onnxruntime quantises no transposed convolution.
+        fold: Whether to write the network as :func:`examples.mren.fold.fold_mren` rewrites it; for ONNX, OpenVINO and
+            pt2, and not for int8: ONNX Runtime quantises no transposed convolution.
+        size: Height and width of the images that a LiteRT file takes. The other formats take any.
         calibration: Low-resolution images between 0 and 1, each (3, H, W), from which ``"int8"`` takes the ranges of
             its maps. Images like those that the network will see.
-        metadata: What the file shall say about itself.
+        metadata: What the result shall say about itself.
+        overwrite: Whether a result that is there may be replaced.
 
     Returns:
-        How far the file's results are from the network's: the largest difference, or for ``"int8"`` the PSNR in dB on
-        the images of the calibration.
+        How far the results are from the network's: the largest difference, or for ``"int8"`` the PSNR in dB on the
+        images of the calibration. ``None`` for Core ML, whose results cannot be computed here.
 
     Raises:
         ValueError: If an argument is out of range, or the results differ too much; the message says where.
-        ImportError: If onnx, onnxscript or onnxruntime is missing.
+        ImportError: If a package is missing; the message says what to install.
+        FileExistsError: If something is there that is not to be replaced.
     """
+    module = engine_module(format)
+    _check_choices(format, precision, fold, calibration)
+    net = copy.deepcopy(net).cpu().eval()
+    network: nn.Module = fold_mren(net) if fold else PortableMREN(net)
+    if precision == "float16":
+        network = _InHalf(network)
+    whole = _atomic_folder if format in FOLDERS else atomic_write
+    with whole(Path(target), overwrite=overwrite) as scratch:
+        module.write(network.eval(), scratch, torch.rand(1, 3, *size), metadata)
+        if precision == "int8":
+            from examples.mren import quantize
+
+            quantize.quantize_file(scratch, calibration)
+            return quantize.check(module.load(scratch), net, calibration)
+        if format == "coreml":
+            return None
+        sizes = ((1, *size),) if format in ONE_SIZE else CHECKED_SIZES
+        return _check(module.load(scratch), net, sizes, TOLERANCES[precision], format)
+
+
+def _check_choices(format: Format, precision: Precision, fold: bool, calibration: Sequence[Tensor]) -> None:
     if precision not in get_args(Precision):
-        raise ValueError(f"export_onnx: precision must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
+        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
+    if precision != "float32" and format != "onnx":
+        raise ValueError(f"precision {precision} is for the format onnx; {format} is written in float32.")
     if (precision == "int8") != bool(calibration):
         needs = "needs images to calibrate on" if precision == "int8" else "takes no calibration, which is for int8"
-        raise ValueError(f"export_onnx: {precision} {needs}, got {len(calibration)} images.")
+        raise ValueError(f"precision {precision} {needs}, got {len(calibration)} images.")
+    if fold and format not in FOLDABLE:
+        raise ValueError(f"format {format} cannot be folded; {', '.join(FOLDABLE)} can.")
     if fold and precision == "int8":
-        raise ValueError("export_onnx: int8 cannot be folded: onnxruntime quantises no transposed convolution.")
-    import onnx  # here only: these take seconds, and who does not export needs none of them
-
-    from examples.mren import onnxfile, quantize
-
-    net = copy.deepcopy(net).cpu().eval()
-    folded = fold_mren(net) if is_folded(fold, precision) else net
-    with atomic_write(Path(file)) as scratch:
-        _write(_InHalf(folded) if precision == "float16" else folded, scratch)
-        model = onnx.load(scratch)
-        onnxfile.write_bicubic_as_convolution(model)  # a folded network has none any more
-        if precision == "int8":
-            model = quantize.quantized(model, calibration)
-        onnxfile.tidy(model, net.scale)
-        onnx.helper.set_model_props(model, metadata or {})
-        onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, scratch)
-        session = onnxfile.open_session(scratch)
-        if precision == "int8":
-            return quantize.check(session, net, calibration)
-        return _check(session, net, TOLERANCES[precision])
-
-
-def is_folded(fold: bool | None, precision: Precision) -> bool:
-    """What ``fold`` stands for at a precision."""
-    return precision != "int8" if fold is None else fold
+        raise ValueError("int8 cannot be folded: ONNX Runtime quantises no transposed convolution.")
 
 
 class _InHalf(nn.Module):
@@ -128,43 +140,51 @@ class _InHalf(nn.Module):
         return self.net(x.half()).float()
 
 
-def _write(module: nn.Module, file: Path) -> None:
-    batch, height, width = EXPORTED_SIZE
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter, about which nobody can do anything here
-        torch.onnx.export(
-            module,
-            (torch.rand(batch, 3, height, width),),
-            file,
-            dynamo=True,
-            dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),  # a size that gets fixed is an error
-            input_names=["input"],
-            output_names=["output"],
-            opset_version=OPSET,
-            external_data=False,  # one file, also where it is moved to
-            verbose=False,
-        )
-
-
-def _check(session: Session, net: nn.Module, tolerance: float) -> float:
-    from examples.mren.onnxfile import run_session
-
+def _check(engine: Engine, net: nn.Module, sizes: Sequence[tuple[int, ...]], tolerance: float, name: str) -> float:
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
-    for batch, height, width in CHECKED_SIZES:
+    for batch, height, width in sizes:
         x = torch.rand(batch, 3, height, width, generator=generator)
         with torch.inference_mode():
-            difference = (run_session(session, x) - net(x)).abs().max().item()
+            difference = (engine(x) - net(x)).abs().max().item()
         if not difference <= tolerance:  # not "greater": a difference that is no number must not pass
             raise ValueError(
-                f"not written: for an input of {tuple(x.shape)} onnxruntime is {difference:.2g} away from torch, "
+                f"not written: for an input of {tuple(x.shape)} {name} is {difference:.2g} away from torch, "
                 f"{tolerance:g} are allowed."
             )
         worst = max(worst, difference)
     return worst
 
 
-def describe(file: Path, precision: Precision, *, folded: bool) -> dict[str, str]:
+@contextmanager
+def _atomic_folder(folder: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a scratch folder that takes the place of ``folder`` if the block succeeds, and vanishes if not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch, replaced = (folder.with_name(f".{secrets.token_hex(6)}{folder.suffix[:16]}") for _ in range(2))
+    try:
+        scratch.mkdir()
+        yield scratch
+        if overwrite and folder.exists():
+            _check_replaceable(folder, scratch)
+            folder.rename(replaced)
+        elif folder.exists():
+            raise FileExistsError(f"{folder}: came to be in the meantime.")
+        scratch.rename(folder)
+    finally:
+        for each in (scratch, replaced):
+            shutil.rmtree(each, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, replacement: Path) -> None:
+    """Only what this command wrote is removed: a folder may hold more by mistake."""
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder}: is a file; a folder is written.")
+    others = {file.name for file in folder.iterdir()} - {file.name for file in replacement.iterdir()}
+    if others:
+        raise FileExistsError(f"{folder}: also holds {min(others)}, so it is not replaced; choose another output.")
+
+
+def about(file: Path, precision: Precision, *, folded: bool) -> dict[str, str]:
     """What an exported file says about itself, for the weights it is made from."""
     config, _ = read_weights(file)
     return {
@@ -183,51 +203,64 @@ def run(args: argparse.Namespace) -> None:
     """Run the command.
 
     Raises:
-        ValueError: If something cannot be done as it was asked for, or the result is not what torch computes.
-        OSError: If a file is missing or cannot be written.
+        UsageError: If it cannot be done as it was asked for.
+        ValueError: If the result is not what torch computes, or an image cannot be read.
+        OSError: If a file cannot be read or written.
         ImportError: If a package is missing.
     """
-    output: Path = args.output
-    if output.suffix.lower() != ".onnx":
-        raise ValueError(f"{output}: must end in .onnx.")
-    if output.exists() and not args.overwrite:
-        raise ValueError(f"{output}: would be overwritten; pass --overwrite, or choose another output.")
-    if args.precision == "int8" and args.calibrate is None:
-        raise ValueError(
+    output, format, calibrate = args.output, args.format, args.calibrate  # noqa: A001
+    suffix = SUFFIXES[format]
+    if suffix and output.suffix.lower() != suffix:
+        raise UsageError(f"{output}: must end in {suffix}.")
+    if args.precision == "int8" and calibrate is None:
+        raise UsageError(
             "--precision int8: needs --calibrate FOLDER, high-resolution images such as those of the training; "
             "without images of the kind that it will see, nobody can tell the range of a map."
         )
-    if args.precision == "int8" and args.fold:
-        raise ValueError("--fold: is not for --precision int8; onnxruntime quantises no transposed convolution.")
-    if args.precision != "int8" and args.calibrate is not None:
-        raise ValueError(f"--calibrate: is for --precision int8; {args.precision} needs no images.")
+    if args.precision != "int8" and calibrate is not None:
+        raise UsageError(f"--calibrate: is for --precision int8; {args.precision} needs no images.")
+    if args.size is not None and format not in ONE_SIZE:
+        raise UsageError(f"--size: is for {', '.join(ONE_SIZE)}; {format} takes images of any size.")
+    if args.size is None and format in ONE_SIZE:
+        raise UsageError(f"--format {format}: needs --size HEIGHT WIDTH, the size of the images that it will take.")
+    try:
+        _check_choices(format, args.precision, args.fold, () if calibrate is None else [torch.empty(0)])
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    if not (format in FOLDERS and args.overwrite and output.is_dir()):
+        check_target(output, overwrite=args.overwrite)
     scale = cast(Scale, args.scale)
-    net = load_mren(scale, args.variant, path=args.weights)
+    source = find_weights(scale, args.variant, args.weights)
+    try:
+        net = load_mren(scale, args.variant, path=args.weights)
+        told = about(source, args.precision, folded=args.fold)
+    except (OSError, ValueError) as error:
+        raise UsageError(describe(error)) from error
     calibration: list[Tensor] = []
-    if args.calibrate is not None:
+    if calibrate is not None:
         from examples.mren.quantize import calibration_images
 
-        calibration = calibration_images(args.calibrate, scale)
-    source = find_weights(scale, args.variant, args.weights)
-    told = describe(source, args.precision, folded=is_folded(args.fold, args.precision))
-    reached = export_onnx(net, output, precision=args.precision, fold=args.fold, calibration=calibration, metadata=told)
+        calibration = calibration_images(calibrate, scale)
+    reached = export(
+        net,
+        output,
+        format,
+        precision=args.precision,
+        fold=args.fold,
+        size=tuple(args.size or EXPORTED_SIZE),
+        calibration=calibration,
+        metadata=told,
+        overwrite=args.overwrite,
+    )
+    files = [file for file in output.rglob("*") if file.is_file()] if output.is_dir() else [output]
     unit = "dB to torch on the images of the calibration" if calibration else "at most away from torch"
-    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB, {args.precision}, {reached:.2g} {unit}")
+    checked = "structure checked; only macOS can compute with it" if reached is None else f"{reached:.2g} {unit}"
+    print(f"{output}: {sum(file.stat().st_size for file in files) / 1e6:.2f} MB, {args.precision}, {checked}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        run(args)
-    except ImportError as error:
-        missing = f'{error}; python -m pip install -e ".[examples,onnx]" installs what the export needs.'
-        print(f"error: {missing}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(run, _parser().parse_args, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -238,15 +271,24 @@ def _parser() -> argparse.ArgumentParser:
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the .onnx file")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="file; for openvino, ncnn and coreml a folder"
+    )
+    parser.add_argument("--format", choices=get_args(Format), default="onnx")
     parser.add_argument("--scale", type=int, choices=tuple(STAGES), default=4)
     parser.add_argument("--variant", choices=tuple(VARIANTS), default="mren")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own instead of the shipped ones")
-    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
+    parser.add_argument(
+        "--size", nargs=2, type=whole_number(1, 8192), metavar=("HEIGHT", "WIDTH"), help="of the images, for litert"
+    )
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), default="float32", help="all but the first for onnx alone"
+    )
     parser.add_argument(
         "--fold",
         action=argparse.BooleanOptionalAction,
-        help="write the faster form for inference, which computes the same (default, but for int8)",
+        default=False,
+        help="rewrite the network to compute the same with fewer products; for onnx, openvino and pt2",
     )
     parser.add_argument(
         "--calibrate",

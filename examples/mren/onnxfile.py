@@ -1,4 +1,4 @@
-"""ONNX files of MREN: what the exporter leaves to do, how to run them, and how long they take.
+"""ONNX files of MREN and of others: how to run them, and how long they take.
 
     python -m examples.mren.onnxfile mren_x4.onnx mren_x4_int8.onnx --size 120 160
 
@@ -19,72 +19,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import helper, numpy_helper
 from torch import Tensor
 
 from examples.mren.cli import UsageError, is_out_of_memory, one_line, run_command
 from examples.mren.files import name_apart
-from examples.mren.fold import BicubicConv
 from examples.mren.metrics import to_uint8
 
 Session = onnxruntime.InferenceSession
 
-# What repeats a part as often as a number in the file says. No export of ours has any.
+# Operators that repeat a part as often as a number in the file says. No export of ours has any.
 _REFUSED = {"Loop", "Scan", "If", "SequenceMap"}
-
-
-def write_bicubic_as_convolution(model: onnx.ModelProto) -> None:
-    """Replace each bicubic Resize of RGB by the convolution that it is, in place.
-
-    See :class:`examples.mren.fold.BicubicConv`. onnxruntime takes 70 ms for the Resize of 120 x 160 pixels by 4 and
-    3 ms for this, and many engines have no bicubic Resize.
-    """
-    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-        if node.op_type != "Resize" or attributes.get("mode") != b"cubic":
-            nodes.append(node)
-            continue
-        scale = round(float(values[node.input[2]][-1]))
-        dtype = _type_of(model, node.output[0])
-        name = node.output[0]
-        weight = BicubicConv(scale).weight.detach().numpy().astype(dtype)
-        pads = np.array([0, 0, 2, 2] * 2, dtype=np.int64)
-        model.graph.initializer.append(numpy_helper.from_array(weight, f"{name}_weight"))
-        model.graph.initializer.append(numpy_helper.from_array(pads, f"{name}_pads"))
-        nodes += [
-            helper.make_node("Pad", [node.input[0], f"{name}_pads"], [f"{name}_padded"], f"{name}_pad", mode="edge"),
-            helper.make_node("Conv", [f"{name}_padded", f"{name}_weight"], [f"{name}_blocks"], f"{name}_conv"),
-            helper.make_node(
-                "DepthToSpace", [f"{name}_blocks"], [name], f"{name}_shuffle", blocksize=scale, mode="CRD"
-            ),
-        ]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-def _type_of(model: onnx.ModelProto, name: str) -> Any:
-    typed = {value.name: value for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]}
-    return helper.tensor_dtype_to_np_dtype(typed[name].type.tensor_type.elem_type) if name in typed else np.float32
-
-
-def tidy(model: onnx.ModelProto, scale: int) -> None:
-    """Name the sizes, and drop what the exporter notes down about its own run: half of the file, in place."""
-    del model.graph.value_info[:]
-    del model.metadata_props[:]
-    model.doc_string = ""
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    del model.graph.metadata_props[:]
-    model.graph.name = "mren"
-    (taken,), (given,) = model.graph.input, model.graph.output
-    for value, factor in ((taken, ""), (given, f"{scale}*")):
-        value.doc_string = ""
-        del value.metadata_props[:]
-        for axis, name in ((0, "batch"), (2, f"{factor}height"), (3, f"{factor}width")):
-            value.type.tensor_type.shape.dim[axis].dim_param = name
 
 
 def open_session(file: str | Path, *, threads: int = 0) -> Session:
@@ -116,7 +60,7 @@ def open_session(file: str | Path, *, threads: int = 0) -> Session:
 
 
 def _why_refused(model: onnx.ModelProto) -> str | None:
-    """What in a file from anybody could take for ever, or reads other files, or is no network for images."""
+    """Why a file is not run: it could take for ever, reads other files, or is no network for images."""
     for graph in _graphs(model):
         for node in graph.node:
             if node.op_type in _REFUSED:

@@ -7,7 +7,6 @@ attention with its statistics: they are a small part of the work.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,14 +17,14 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import Tensor, nn
 
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
-from examples.mren.onnxfile import Session, run_session
+from examples.mren.engines import Engine
 
 MOST_IMAGES = 24
 LARGEST_SIDE = 96  # of a low-resolution image; more of them tells more than larger ones
 LEAST_PSNR = 38.0  # to the float network, in dB
 
-# Beginnings of the names of the weights whose convolutions stay in float, and a part of others'.
-KEPT_IN_FLOAT = ("head.", "tail.")
+# How the names of the weights begin whose convolutions are quantised, and a part of the names of those left in float.
+QUANTIZED = ("body.", "reconstruct.")
 KEPT_PART = ".attention."
 
 
@@ -49,35 +48,36 @@ def calibration_images(folder: Path, scale: int) -> list[Tensor]:
     return images
 
 
-def quantized(model: onnx.ModelProto, images: Sequence[Tensor]) -> onnx.ModelProto:
-    """A copy of a network that works in int8, for images like these.
+def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
+    """Replace an exported network by one that works in int8, for images like these.
 
     Args:
-        model: As exported, its weights under their names in the state dict.
+        file: An ONNX file whose weights have their names in the state dict.
         images: Low-resolution, between 0 and 1, each (3, H, W).
     """
+    model = onnx.load(file)
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "int8.onnx"
-        quantize_static(
-            model,
-            file,
-            _Images(images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            nodes_to_quantize=[node.name for node in convolutions if _is_quantized(node.input[1])],
-            per_channel=True,
-            # Seven bits: two products of eight overflow sixteen, in which processors without VNNI add them up.
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        return onnx.load(file)
+    quantize_static(
+        model,
+        file,
+        _Images(images),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv"],
+        nodes_to_quantize=[node.name for node in convolutions if _is_quantized(node.input[1])],
+        per_channel=True,
+        # Seven bits: two products of eight overflow sixteen, in which processors without VNNI add them up.
+        reduce_range=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    quantized = onnx.load(file)
+    onnx.helper.set_model_props(quantized, {each.key: each.value for each in model.metadata_props})
+    onnx.checker.check_model(quantized, full_check=True)
+    onnx.save(quantized, file)
 
 
 def _is_quantized(weight: str) -> bool:
-    named = weight.endswith(".weight")  # those of bicubic are not from the state dict
-    return named and not weight.startswith(KEPT_IN_FLOAT) and KEPT_PART not in weight
+    return weight.startswith(QUANTIZED) and KEPT_PART not in weight
 
 
 class _Images(CalibrationDataReader):
@@ -91,7 +91,7 @@ class _Images(CalibrationDataReader):
         return None if image is None else {"input": image[None].numpy()}
 
 
-def check(session: Session, net: nn.Module, images: Sequence[Tensor]) -> float:
+def check(engine: Engine, net: nn.Module, images: Sequence[Tensor]) -> float:
     """PSNR to the float network, in dB.
 
     Raises:
@@ -101,7 +101,7 @@ def check(session: Session, net: nn.Module, images: Sequence[Tensor]) -> float:
     for image in images:
         with torch.inference_mode():
             expected = net(image[None]).clamp(0, 1)
-        squares.append((run_session(session, image[None]).clamp(0, 1) - expected).square().flatten())
+        squares.append((engine(image[None]).clamp(0, 1) - expected).square().flatten())
     psnr = float(-10 * torch.cat(squares).mean().clamp_min(1e-12).log10())
     if not psnr >= LEAST_PSNR:
         raise ValueError(

@@ -17,10 +17,11 @@ import argparse
 import io
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ from tqdm import tqdm
 
 from examples.mren.cli import UsageError, describe, fail, note, run_command, whole_number
 from examples.mren.compare import write_sample
+from examples.mren.engines import Engine, Runtime, compile_network
+from examples.mren.engines.program import PortableMREN
 from examples.mren.evaluate import LARGEST_WINDOW
 from examples.mren.fold import fold_mren
 from examples.mren.imagefile import (
@@ -44,7 +47,7 @@ from examples.mren.imagefile import (
     write_picture,
 )
 from examples.mren.jobs import Job, check_targets, file_target, plan
-from examples.mren.model import DEVICES, STAGES, VARIANTS, find_weights, load_mren, pick_device
+from examples.mren.model import DEVICES, MREN, STAGES, VARIANTS, find_weights, load_mren, pick_device
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
@@ -67,7 +70,7 @@ class Options:
 
 
 def upscale(
-    net: nn.Module,
+    net: Engine,
     picture: Picture,
     scale: int,
     *,
@@ -77,7 +80,8 @@ def upscale(
     """Upscale a picture, and its transparency as a gray image of its own.
 
     Args:
-        net: RGB in, RGB ``scale`` times as large out; gray is repeated for it and averaged again.
+        net: A network or an engine: RGB in, RGB ``scale`` times as large out; gray is repeated for it and averaged
+            again.
         picture: What to upscale.
         scale: The network's.
         tile: Larger pictures are upscaled by tiles of this size in memory.
@@ -104,7 +108,7 @@ def upscale(
 
 
 def upscale_file(
-    net: nn.Module,
+    net: Engine,
     job: Job,
     scale: int,
     options: Options = Options(),
@@ -152,7 +156,7 @@ def upscale_file(
 class _OnGray(nn.Module):
     """An RGB network as one for gray images."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Engine) -> None:
         super().__init__()
         self.net = net
 
@@ -183,21 +187,23 @@ def _count_pixels(job: Job) -> int:
     return width * height
 
 
-def upscale_all(net: nn.Module, jobs: Sequence[Job], scale: int, options: Options) -> int:
+def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) -> int:
     """Upscale files, with the time left where somebody watches; one that fails does not stop the others.
+
+    Of several, such as the frames of a video, it says how many came out a second.
 
     Returns:
         The exit code: 1 if a file failed.
     """
-    code = 0
+    code, failed, start = 0, 0, time.perf_counter()
     pixels = [_count_pixels(job) for job in jobs]
     with tqdm(total=sum(pixels), unit="pixel", unit_scale=True, disable=None) as bar:
         done_before = 0
         for job, size in zip(jobs, pixels, strict=True):
             bar.set_description(Path(job.name).name)
 
-            def show(done: int, total: int, start: int = done_before, size: int = size) -> None:
-                bar.update(start + size * done // total - bar.n)
+            def show(done: int, total: int, before: int = done_before, size: int = size) -> None:
+                bar.update(before + size * done // total - bar.n)
 
             try:
                 upscale_file(net, job, scale, options, on_tile=show)
@@ -208,9 +214,21 @@ def upscale_all(net: nn.Module, jobs: Sequence[Job], scale: int, options: Option
                 about_target = job.target is not None and str(job.target) in str(error)
                 with tqdm.external_write_mode():
                     code = fail(_explain(error, job) if about_target else describe(error, job.name))
+                failed += 1
             done_before += size
             bar.update(done_before - bar.n)
+    done, seconds = len(jobs) - failed, time.perf_counter() - start
+    if done > 1:
+        note(f"{done} images in {seconds:.1f} s, {done / seconds:.3g} per second")
     return code
+
+
+def _prepared(net: MREN, engine: str, threads: int) -> Engine:
+    """A network as it is run."""
+    if engine == "torch":
+        return fold_mren(net)
+    note(f"converting the network for {engine}")
+    return compile_network(PortableMREN(net), engine, torch.zeros(1, 3, 24, 20), threads=threads)
 
 
 def _explain(error: BaseException, job: Job) -> str:
@@ -227,6 +245,11 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.inputs and args.output is None:
         raise UsageError("-o is needed: a file for a single image, otherwise a folder.")
+    if args.engine != "torch" and (args.device not in ("auto", "cpu") or args.local is not None):
+        raise UsageError(
+            f"--engine {args.engine}: computes on the CPU, with statistics of whole tiles; leave out "
+            "--device and --local."
+        )
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     jobs: list[Job] = []
@@ -246,7 +269,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             sample = file_target(args.output or SAMPLE, SAMPLE)
             check_targets([sample], overwrite=args.overwrite)
-        device = pick_device(args.device)
+        device = pick_device(args.device if args.engine == "torch" else "cpu")
         scale = args.scale or (4 if args.weights is None else None)
         weights = find_weights(scale, args.variant, args.weights)
         net = load_mren(scale, args.variant, device=device, path=args.weights)
@@ -254,7 +277,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(describe(error)) from error
     if args.local is not None:
         to_local(net, torch.zeros(1, 3, args.local, args.local, device=device))
-    model = fold_mren(net)
+    model = _prepared(net, args.engine, args.threads or 0)
     if sample is not None:
         label = args.variant.upper().replace("_", "-") if args.weights is None else weights.stem
         write_sample(model, net.scale, sample, label=label)
@@ -295,6 +318,12 @@ def _parser() -> argparse.ArgumentParser:
         help="weights of your own instead of the shipped ones; photo for those for JPEGs and noise (--variant mren_s)",
     )
     parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument(
+        "--engine",
+        choices=("torch", *get_args(Runtime)),
+        default="torch",
+        help="what computes; each but torch an extra",
+    )
     parser.add_argument("--threads", type=whole_number(1, 4096), metavar="N", help="of the processor; all, if left out")
     parser.add_argument(
         "--tile", type=whole_number(2 * OVERLAP), default=TILE, metavar="N", help="input pixels (default: %(default)s)"

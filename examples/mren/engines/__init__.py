@@ -1,0 +1,98 @@
+"""MREN in other runtimes: one module for each, all with the same two functions.
+
+=============  ================================================  ================
+module         what it writes                                    sizes
+=============  ================================================  ================
+``onnx``       one file; ONNX Runtime, TensorRT and others       any
+``openvino``   a folder: ``model.xml`` and ``model.bin``         any
+``ncnn``       a folder: ``model.ncnn.param``, ``.ncnn.bin``     any, one image
+``litert``     one file; phones with Android, by LiteRT          one, one image
+``coreml``     a folder, the ``.mlpackage``; Apple's devices     a range, one image
+``pt2``        one file; :func:`torch.export.load`               any
+=============  ================================================  ================
+
+``write(network, path, example)`` converts any network from images to images, and ``load(path, threads=...)`` opens what
+it wrote as an :data:`Engine`. Each module imports its runtime only when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, Protocol, cast, get_args
+
+from torch import Tensor, nn
+
+Engine = Callable[[Tensor], Tensor]  # from images, float32 of shape (N, 3, H, W) on the CPU, to enlarged ones
+Format = Literal["onnx", "openvino", "ncnn", "litert", "coreml", "pt2"]
+Runtime = Literal["onnx", "openvino", "ncnn"]  # those that upscale images of any size on a computer
+
+# What a name must end in; nothing for a folder of any name.
+SUFFIXES: dict[Format, str] = {
+    "onnx": ".onnx",
+    "openvino": "",
+    "ncnn": "",
+    "litert": ".tflite",
+    "coreml": ".mlpackage",
+    "pt2": ".pt2",
+}
+FOLDERS: tuple[Format, ...] = ("openvino", "ncnn", "coreml")
+
+
+class EngineModule(Protocol):
+    """What each module of this package offers."""
+
+    def write(self, network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
+        """Convert a network; ``example`` is an image for it, and ``metadata`` what the result says about itself."""
+
+    def load(self, path: Path, *, threads: int = 0) -> Engine:
+        """Open what was written, to run with so many threads, 0 for as many as there are cores."""
+
+
+def engine_module(name: Format) -> EngineModule:
+    """The module for a format.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in get_args(Format):
+        raise ValueError(f"format must be one of {', '.join(get_args(Format))}; got {name!r}.")
+    return cast(EngineModule, importlib.import_module(f"examples.mren.engines.{name}"))
+
+
+def install_hint(error: ImportError, extra: str) -> ImportError:
+    """An error that says what to install."""
+    package = error.name or "a package"
+    return ImportError(f'{package} is missing; python -m pip install -e ".[examples,{extra}]" installs it.')
+
+
+def compile_network(network: nn.Module, runtime: Runtime, example: Tensor, *, threads: int = 0) -> Engine:
+    """Convert a network and open it in a runtime, in one go and without leaving a file.
+
+    Args:
+        network: Any network from images to images, in eval mode. It is not changed.
+        runtime: Which one.
+        example: An input of it, for tracing; the result takes other sizes, too.
+        threads: How many it works with; 0 for as many as there are cores.
+
+    Raises:
+        ValueError: If it cannot be converted.
+        ImportError: If a package is missing; the message says what to install.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Conv2d(3, 3, 3, padding=1).eval()
+        >>> run = compile_network(net, "onnx", torch.rand(1, 3, 12, 16), threads=1)
+        >>> x = torch.rand(1, 3, 20, 30)
+        >>> torch.allclose(run(x), net(x), atol=1e-6)
+        True
+    """
+    if runtime not in get_args(Runtime):
+        raise ValueError(f"runtime must be one of {', '.join(get_args(Runtime))}; got {runtime!r}.")
+    module = engine_module(runtime)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"network{SUFFIXES[runtime]}"
+        module.write(network, path, example)
+        return module.load(path, threads=threads)

@@ -1,0 +1,61 @@
+"""Core ML: a .mlpackage for Apple's devices, from iOS 17 and macOS 14 on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from examples.mren.engines import Engine, install_hint
+
+LEAST, MOST = 16, 1024  # sides of the images; tiles for larger ones
+
+
+def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
+    """Convert a network to a package for one image of 16 to 1024 pixels a side."""
+    coremltools = _import()
+    sides = [coremltools.RangeDim(LEAST, MOST, default=256) for _ in range(2)]
+    with (
+        warnings.catch_warnings(),
+        torch.inference_mode(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),  # its progress
+    ):
+        warnings.simplefilter("ignore")
+        model: Any = coremltools.convert(
+            torch.jit.trace(network, example[:1], check_trace=False),
+            inputs=[coremltools.TensorType("input", shape=coremltools.Shape((1, 3, *sides)))],
+            outputs=[coremltools.TensorType("output")],
+            minimum_deployment_target=coremltools.target.iOS17,
+        )
+        model.user_defined_metadata.update(metadata)
+        model.save(str(path))
+
+
+def load(path: Path, *, threads: int = 0) -> Engine:
+    """Not offered: only macOS can compute with a package, and nothing here was tried there."""
+    raise NotImplementedError("Core ML computes on Apple's systems alone.")
+
+
+def operators(path: Path) -> set[str]:
+    """The names of the operators in a package, to be looked up in what an accelerator supports."""
+    specification = _import().utils.load_spec(str(path))
+    (block,) = specification.mlProgram.functions["main"].block_specializations.values()
+    return {operation.type for operation in block.operations}
+
+
+def _import() -> Any:
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # that there is no macOS
+            import coremltools
+    except ImportError as error:
+        raise install_hint(error, "coreml") from error
+    return coremltools

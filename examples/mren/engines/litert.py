@@ -1,0 +1,54 @@
+"""LiteRT, the runtime for phones that was TensorFlow Lite: a .tflite file for images of one size."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from examples.mren.engines import Engine, install_hint
+
+
+def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
+    """Convert a network to a file for an image as large as ``example``, with axes as in torch. No metadata are kept."""
+    try:
+        import litert_torch
+    except ImportError as error:
+        raise install_hint(error, "litert") from error
+    logging.getLogger().setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress
+        litert_torch.convert(network, (example[:1],)).export(str(path))
+
+
+def load(path: Path, *, threads: int = 0) -> Engine:
+    """Open a file on the CPU."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise install_hint(error, "litert") from error
+    interpreter = Interpreter(str(path), num_threads=threads or os.cpu_count())
+    interpreter.allocate_tensors()
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(x: Tensor) -> Tensor:
+        if list(x.shape) != taken["shape"].tolist():
+            raise ValueError(f"the file takes images of {tuple(taken['shape'])}, got {tuple(x.shape)}.")
+        interpreter.set_tensor(taken["index"], x.contiguous().numpy())
+        interpreter.invoke()
+        return torch.from_numpy(interpreter.get_tensor(given["index"]))
+
+    return run
+
+
+def operators(path: Path) -> set[str]:
+    """The names of a file's operators, to be looked up in what an accelerator supports."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    plain = Interpreter(str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    return {operator["op_name"] for operator in plain._get_ops_details()}

@@ -1,0 +1,80 @@
+"""ncnn: Tencent's runtime for phones and small computers, on the CPU and by Vulkan; pnnx converts to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from examples.mren.cli import one_line
+from examples.mren.engines import Engine, install_hint
+
+PARAM, BIN = "model.ncnn.param", "model.ncnn.bin"
+
+
+def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
+    """Convert a network to a folder with ``model.ncnn.param`` and ``model.ncnn.bin``, for an image of any size.
+
+    Weights are float32. ncnn has no place for metadata; they go into ``metadata.json``.
+
+    Raises:
+        ValueError: If pnnx cannot convert it.
+    """
+    try:
+        import pnnx
+    except ImportError as error:
+        raise install_hint(error, "ncnn") from error
+    height, width = example.shape[2:]
+    path.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that checks of shapes are not traced
+        traced = Path(folder) / "network.pt"
+        torch.jit.trace(network, example[:1], check_trace=False).save(str(traced))
+        # pnnx.export would also execute the Python file that pnnx writes.
+        command = [pnnx.EXEC_PATH, traced, "device=cpu", "fp16=0"]
+        command += [f"inputshape=[1,3,{height},{width}]", f"inputshape2=[1,3,{height + 8},{width + 16}]"]
+        command += [f"ncnnparam={path / PARAM}", f"ncnnbin={path / BIN}"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0 or not (path / BIN).is_file():
+        raise ValueError(f"pnnx cannot convert the network ({one_line(done.stderr)[-300:]}).")
+    if metadata:
+        (path / "metadata.json").write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: Path, *, threads: int = 0) -> Engine:
+    """Open such a folder, on the CPU and in float32.
+
+    Raises:
+        ValueError: If a layer is unknown to ncnn.
+    """
+    try:
+        import ncnn
+    except ImportError as error:
+        raise install_hint(error, "ncnn") from error
+    net = ncnn.Net()
+    if threads:
+        net.opt.num_threads = threads
+    # On processors that have them, ncnn would choose these by itself.
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = False
+    if net.load_param(str(path / PARAM)) != 0 or net.load_model(str(path / BIN)) != 0:
+        raise ValueError(f"{path}: ncnn cannot load it.")
+
+    def enlarge(image: np.ndarray) -> np.ndarray:
+        extractor: Any = net.create_extractor()
+        # A copy, in which each channel begins where ncnn expects it; in numpy's memory it would read beyond the image.
+        extractor.input("in0", ncnn.Mat(image).clone())
+        code, result = extractor.extract("out0")
+        if code != 0:
+            raise MemoryError if code == -100 else ValueError(f"ncnn fails at an image of {image.shape} (code {code}).")
+        return np.array(result)
+
+    return lambda x: torch.from_numpy(np.stack([enlarge(image) for image in x.contiguous().numpy()]))

@@ -1,0 +1,80 @@
+"""ONNX: one file that ONNX Runtime, TensorRT, OpenVINO and others read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from examples.mren.engines import Engine, install_hint
+from examples.mren.engines.program import export_program
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20  # the first with Gelu; before, it is five nodes that runtimes have to recognise
+
+
+def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
+    """Convert a network to a file for images of any number, height and width."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 (what the exporter needs)
+    except ImportError as error:
+        raise install_hint(error, "onnx") from error
+    with torch.inference_mode():
+        scale = network(example).shape[2] // example.shape[2]
+    program = export_program(network, example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        torch.onnx.export(
+            program,
+            (),
+            path,
+            dynamo=True,
+            input_names=["input"],
+            output_names=["output"],
+            opset_version=OPSET,
+            external_data=False,  # one file, also where it is moved to
+            verbose=False,
+        )
+    model = onnx.load(path)
+    _tidy(model, scale)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def load(path: Path, *, threads: int = 0) -> Engine:
+    """Open a file in ONNX Runtime, on the CPU.
+
+    Raises:
+        ValueError: If ONNX Runtime cannot run it.
+    """
+    try:
+        from examples.mren.onnxfile import open_session, run_session
+    except ImportError as error:
+        raise install_hint(error, "onnx") from error
+    session = open_session(path, threads=threads)
+    return lambda x: run_session(session, x)
+
+
+def _tidy(model: onnx.ModelProto, scale: int) -> None:
+    """Name the sizes, and drop what the exporter notes about its own run, half of the file."""
+    del model.graph.value_info[:]
+    model.doc_string = ""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.graph.metadata_props[:]
+    model.graph.name = "mren"
+    (taken,), (given,) = model.graph.input, model.graph.output
+    for value, factor in ((taken, ""), (given, f"{scale}*")):
+        value.doc_string = ""
+        del value.metadata_props[:]
+        for axis, name in ((0, "batch"), (2, f"{factor}height"), (3, f"{factor}width")):
+            value.type.tensor_type.shape.dim[axis].dim_param = name

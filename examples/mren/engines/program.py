@@ -1,0 +1,67 @@
+"""What all conversions start from: MREN in operators that every runtime has, and its graph for any size."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from examples.mren.fold import BicubicConv
+from examples.mren.model import MREN
+
+
+class PortableMREN(nn.Module):
+    """MREN as it was trained, with its bicubic enlargement in operators that every runtime has."""
+
+    def __init__(self, net: MREN) -> None:
+        super().__init__()
+        net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
+        self.head, self.body, self.reduce = net.head, net.body, net.reduce
+        self.reconstruct, self.tail = net.reconstruct, net.tail
+        self.enlarge = PortableBicubic(net.scale, dtype=net.head.weight.dtype)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shallow = self.head(x)
+        deep = self.body(shallow) + shallow
+        return self.tail(self.reconstruct(self.reduce(deep))) + self.enlarge(x)
+
+
+class PortableBicubic(nn.Module):
+    """Bicubic enlargement by a whole factor as slices, a convolution and a transposed convolution; exact.
+
+    Core ML's converter, TensorRT and ncnn before 2022 have no bicubic operator, and that of ONNX Runtime takes twenty
+    times as long. The GPU delegate of LiteRT takes neither the padding with copies of the border nor the pixel shuffle
+    of :class:`examples.mren.fold.BicubicConv`: their operators are gathers and permutations of six axes. The transposed
+    convolution, whose weights are 0 and 1, is that pixel shuffle.
+    """
+
+    def __init__(self, factor: int, *, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.factor = factor
+        self.weight = BicubicConv(factor, dtype=dtype).weight
+        places = torch.eye(factor * factor, dtype=self.weight.dtype).reshape(factor * factor, 1, factor, factor)
+        self.shuffle = nn.Parameter(places.repeat(3, 1, 1, 1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, bottom = x[:, :, :1], x[:, :, -1:]
+        x = torch.cat([top, top, x, bottom, bottom], dim=2)
+        left, right = x[..., :1], x[..., -1:]
+        x = torch.cat([left, left, x, right, right], dim=3)
+        return F.conv_transpose2d(F.conv2d(x, self.weight), self.shuffle, stride=self.factor, groups=3)
+
+
+def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
+    """The graph of a network for any number, height and width of images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside torch
+        # Of two images: a batch of one would be taken for a constant.
+        return torch.export.export(
+            network,
+            (torch.cat([example, example]),),
+            dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
+        )

@@ -1,0 +1,219 @@
+"""MREN in other runtimes: what is exported is read by the runtime itself and gives what torch gives."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import ncnn
+import numpy as np
+import openvino
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from examples.mren import export as command
+from examples.mren import upscale
+from examples.mren.engines import compile_network, engine_module
+from examples.mren.engines.program import PortableBicubic
+from examples.mren.export import export
+from examples.mren.model import MREN, load_mren, save_weights
+from tests.images import write_photos
+
+SMALL = {"scale": 3, "channels": 12, "num_blocks": 1}
+SIZES = [(7, 11), (40, 33)]  # of an image; neither was exported
+FORMATS = ("openvino", "ncnn", "pt2")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_weights(MREN(**SMALL), file, SMALL)
+    return file
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Path) -> dict[str, Path]:
+    """The small network, in each format that is not tested elsewhere, by the command."""
+    made = {name: weights.parent / f"small.{name}" for name in FORMATS}
+    for name, target in made.items():
+        assert command.main(["--format", name, "--scale", "3", "--weights", str(weights), "-o", str(target)]) == 0
+    return made
+
+
+def in_openvino(folder: Path, x: Tensor) -> Tensor:
+    model = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return torch.from_numpy(model(x.numpy())[0])
+
+
+def in_ncnn(folder: Path, x: Tensor) -> Tensor:
+    net = ncnn.Net()
+    net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_bf16_storage = False
+    assert net.load_param(str(folder / "model.ncnn.param")) == 0
+    assert net.load_model(str(folder / "model.ncnn.bin")) == 0
+    extractor = net.create_extractor()
+    extractor.input("in0", ncnn.Mat(x[0].numpy()).clone())
+    return torch.from_numpy(np.array(extractor.extract("out0")[1]))[None]
+
+
+def in_torch(file: Path, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.export.load(file).module()(x)
+
+
+RUN: dict[str, Callable[[Path, Tensor], Tensor]] = {"openvino": in_openvino, "ncnn": in_ncnn, "pt2": in_torch}
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", FORMATS)
+def test_gives_what_torch_gives(name: str, size: tuple[int, int], exported: dict[str, Path], weights: Path) -> None:
+    x = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        expected = load_mren(3, path=weights)(x)
+    torch.testing.assert_close(RUN[name](exported[name], x), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_engine_takes_any_size_in_turn(name: str, exported: dict[str, Path], weights: Path) -> None:
+    engine, net = engine_module(name).load(exported[name], threads=1), load_mren(3, path=weights)
+    for shape in ((1, 3, 8, 9), (1, 3, 12, 7), (2, 3, 8, 9)):
+        x = torch.rand(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(engine(x), net(x), rtol=0, atol=1e-4)
+
+
+def test_each_says_what_it_is(exported: dict[str, Path]) -> None:
+    model = openvino.Core().read_model(exported["openvino"] / "model.xml")
+    assert model.get_rt_info(["mren", "scale"]).astype(str) == "3"
+    assert json.loads((exported["ncnn"] / "metadata.json").read_text())["scale"] == "3"
+    told = {"weights": ""}
+    torch.export.load(exported["pt2"], extra_files=told)
+    assert told["weights"] == "small.safetensors"
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_bicubic_in_portable_operators_is_bicubic(factor: int) -> None:
+    for size in ((1, 1), (2, 5), (9, 14)):
+        x = torch.rand(2, 3, *size)
+        expected = torch.nn.functional.interpolate(x, scale_factor=factor, mode="bicubic", align_corners=False)
+        torch.testing.assert_close(PortableBicubic(factor)(x), expected, rtol=0, atol=1e-5)
+
+
+def test_a_network_of_another_kind_is_compiled() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.PixelShuffle(2)).eval()
+    x = torch.rand(1, 3, 10, 13)
+    for name in ("openvino", "ncnn"):
+        with torch.no_grad():
+            engine = compile_network(net, name, torch.rand(1, 3, 8, 8), threads=1)
+            torch.testing.assert_close(engine(x), net(x), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="runtime must be one of onnx, openvino, ncnn; got 'coreml'"):
+        compile_network(net, "coreml", x)
+
+
+class TestFolders:
+    """A folder is written whole or not at all, and nothing else is lost by it."""
+
+    net = MREN(**SMALL).eval()
+
+    @pytest.fixture(autouse=True)
+    def conversion_in_no_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = engine_module("ncnn")
+        monkeypatch.setattr(module, "write", lambda network, path, *_: (path / "model.bin").write_text("new"))
+        monkeypatch.setattr(module, "load", lambda path: self.net)
+
+    def test_one_that_differs_from_torch_is_not_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine_module("ncnn"), "load", lambda path: lambda x: self.net(x) + 0.001)
+        with pytest.raises(ValueError, match="not written: for an input of"):
+            export(self.net, tmp_path / "out", "ncnn")
+        assert not list(tmp_path.iterdir())
+
+    def test_one_of_ours_is_replaced_and_others_are_not(self, tmp_path: Path) -> None:
+        target = tmp_path / "out"
+        export(self.net, target, "ncnn")
+        (target / "model.bin").write_text("old")
+        with pytest.raises(FileExistsError):
+            export(self.net, target, "ncnn", overwrite=False)
+        assert (target / "model.bin").read_text() == "old"
+        export(self.net, target, "ncnn")
+        assert (target / "model.bin").read_text() == "new"
+        (target / "thesis.txt").write_text("the only copy")
+        with pytest.raises(FileExistsError, match=r"also holds thesis\.txt"):
+            export(self.net, target, "ncnn")
+        assert (target / "thesis.txt").read_text() == "the only copy"
+        assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "engine", ["ncnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "openvino"))]
+)
+def test_upscale_gives_the_same_pictures(engine: str, weights: Path, tmp_path: Path, capsys) -> None:
+    write_photos(tmp_path / "frames", [(20, 90), (90, 70)])
+    arguments = ["--weights", str(weights), "--scale", "3", "--tile", "64", "--device", "cpu", "--threads", "1"]
+    results: dict[str, list[np.ndarray]] = {}
+    for name in ("torch", engine):
+        assert upscale.main([str(tmp_path / "frames"), "-o", str(tmp_path / name), "--engine", name, *arguments]) == 0
+        assert re.search(r"2 images in [\d.]+ s, [\d.]+ per second", capsys.readouterr().err)
+        results[name] = [np.array(Image.open(file)).astype(int) for file in sorted((tmp_path / name).iterdir())]
+    for expected, result in zip(results["torch"], results[engine], strict=True):
+        assert expected.shape == result.shape
+        assert np.abs(expected - result).max() <= 2
+
+
+def test_engines_compute_on_the_cpu_over_whole_tiles(tmp_path: Path, capsys) -> None:
+    write_photos(tmp_path / "frames", [(8, 8)])
+    for option in (["--device", "cuda"], ["--local", "48"]):
+        command_line = [str(tmp_path / "frames"), "-o", str(tmp_path / "out"), "--engine", "ncnn", *option]
+        assert upscale.main(command_line) == 2
+        assert "leave out --device and --local" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "litert", "-o", "x.tflite"], "needs --size HEIGHT WIDTH"),
+        (["--format", "coreml", "-o", "x"], "x: must end in .mlpackage"),
+        (["--format", "ncnn", "--size", "8", "8", "-o", "x"], "--size: is for litert; ncnn takes images of any size"),
+        (["--format", "ncnn", "--fold", "-o", "x"], "ncnn cannot be folded; onnx, openvino, pt2 can"),
+        (["--format", "openvino", "--precision", "float16", "-o", "x"], "precision float16 is for the format onnx"),
+        (["--format", "ncnn", "-o", "there"], "there: is a folder"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    assert command.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+# What github.com/tensorflow/tensorflow, tensorflow/lite/tools/versioning/gpu_compatibility.cc, lets the GPU delegate of
+# LiteRT take: those of its operators that an export of ours has had, all on maps of at most four axes.
+LITERT_GPU = {
+    *("ADD", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "GELU", "LOGISTIC", "MEAN", "MUL", "REDUCE_MAX"),
+    *("RESHAPE", "RESIZE_BILINEAR", "SLICE", "SQRT", "SUB", "TRANSPOSE", "TRANSPOSE_CONV"),
+}
+
+# Apple publishes no list for its neural engine. docs/unsupported-layers.md of github.com/hollance/neural-engine has
+# what it is known to refuse: these, dilated convolutions, and layers that Core ML has no longer.
+NEURAL_ENGINE_REFUSES = {"gather", "gather_along_axis", "gather_nd", "gru", "lstm", "rnn", "custom_layer"}
+
+
+@pytest.mark.slow
+def test_the_gpu_of_a_phone_has_every_operator_of_litert(tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch", reason="the extra litert brings hundreds of megabytes")
+    net = MREN(4, channels=12, num_blocks=1).eval()
+    assert export(net, tmp_path / "small.tflite", "litert", size=(24, 32)) <= 1e-4
+    assert engine_module("litert").operators(tmp_path / "small.tflite") <= LITERT_GPU
+
+
+@pytest.mark.slow
+def test_core_ml_has_the_structure_that_is_promised(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="the extra coreml is not for Linux; it converts there, and no more")
+    net = MREN(4, channels=12, num_blocks=1).eval()
+    assert export(net, tmp_path / "small.mlpackage", "coreml", metadata={"scale": "4"}) is None
+    assert not engine_module("coreml").operators(tmp_path / "small.mlpackage") & NEURAL_ENGINE_REFUSES
