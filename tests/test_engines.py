@@ -22,6 +22,7 @@ from examples.mren.engines.program import PortableBicubic
 from examples.mren.export import export
 from examples.mren.model import MREN, load_mren, save_weights
 from tests.images import write_photos
+from tests.test_readme import code_blocks
 
 SMALL = {"scale": 3, "channels": 12, "num_blocks": 1}
 SIZES = [(7, 11), (40, 33)]  # of an image; neither was exported
@@ -93,6 +94,21 @@ def test_each_says_what_it_is(exported: dict[str, Path]) -> None:
     told = {"weights": ""}
     torch.export.load(exported["pt2"], extra_files=told)
     assert told["weights"] == "small.safetensors"
+
+
+@pytest.mark.parametrize(("name", "folder"), [("openvino", "mren_x4_openvino"), ("ncnn", "mren_s_x4_ncnn")])
+def test_the_script_on_the_page(
+    name: str, folder: str, exported: dict[str, Path], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (script,) = code_blocks(Path(f"docs/how-to/{name}.md"), "python")
+    monkeypatch.chdir(tmp_path)
+    Path(folder).symlink_to(exported[name])
+    write_photos(tmp_path, [(23, 31)])[0].rename("photo.png")
+    exec(compile(script, f"docs/how-to/{name}.md", "exec"), {})
+    photo = torch.from_numpy(np.array(Image.open("photo.png"))).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        expected = load_mren(3, path=weights)(photo)[0].clamp(0, 1).mul(255).permute(1, 2, 0).numpy()
+    assert np.abs(np.array(Image.open("photo_x4.png")) - expected).max() <= 3  # ncnn may choose 16 bits
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
@@ -204,11 +220,16 @@ NEURAL_ENGINE_REFUSES = {"gather", "gather_along_axis", "gather_nd", "gru", "lst
 
 
 @pytest.mark.slow
-def test_the_gpu_of_a_phone_has_every_operator_of_litert(tmp_path: Path) -> None:
+def test_the_gpu_of_a_phone_has_every_operator_of_litert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("litert_torch", reason="the extra litert brings hundreds of megabytes")
     net = MREN(4, channels=12, num_blocks=1).eval()
-    assert export(net, tmp_path / "small.tflite", "litert", size=(24, 32)) <= 1e-4
-    assert engine_module("litert").operators(tmp_path / "small.tflite") <= LITERT_GPU
+    monkeypatch.chdir(tmp_path)
+    assert export(net, "mren_s_x4.tflite", "litert", size=(24, 32)) <= 1e-4
+    assert engine_module("litert").operators(Path("mren_s_x4.tflite")) <= LITERT_GPU
+    write_photos(tmp_path, [(24, 32)])[0].rename("photo.png")
+    (script,) = code_blocks(Path("docs/how-to/phone.md"), "python")
+    exec(compile(script, "docs/how-to/phone.md", "exec"), {})
+    assert Image.open("photo_x4.png").size == (128, 96)
 
 
 @pytest.mark.slow

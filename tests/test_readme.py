@@ -29,8 +29,14 @@ def code_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-# Their scripts need files: test_export.py and test_tutorials.py run them where those are.
-ELSEWHERE = {Path(f"docs/{page}.md") for page in ("how-to/export", "tutorials/train", "tutorials/export")}
+# Their scripts need files: test_export.py, test_engines.py and test_tutorials.py run them where those are.
+ELSEWHERE = {
+    Path(f"docs/{page}.md")
+    for page in (
+        *("how-to/export", "how-to/ncnn", "how-to/openvino", "how-to/phone"),
+        *("tutorials/train", "tutorials/export"),
+    )
+}
 
 
 def run_python(code: str, printed: str, namespace: dict[str, object], page: Path) -> None:

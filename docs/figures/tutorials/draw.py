@@ -100,7 +100,7 @@ def draw_export() -> Figure:
     """From weights to another runtime."""
     fig = Figure(
         "Export",
-        "The network with its weights in torch is folded and exported to an ONNX file of float32, float16 or int8. "
+        "The network with its weights in torch is rewritten and exported to an ONNX file of float32, float16 or int8. "
         "onnxruntime runs the file on a picture of any height and width and gives one four times as high and wide; the "
         "file is kept only if that agrees with torch.",
         660,
@@ -108,10 +108,10 @@ def draw_export() -> Figure:
     )
     top, low = 32.0, 156.0
     net = fig.box("block", 80, top, "MREN", "weights, torch", width=140)
-    folded = fig.box("conv", 246, top, "fold", "the same function", width=140)
+    rewritten = fig.box("conv", 246, top, "rewrite", "the same function", width=140)
     exported = fig.box("conv", 412, top, "export", "any H and W", width=130)
     file = fig.box("op", 575, top, "mren_x4.onnx", "float32, 16, int8", width=150)
-    for a, b in ((net, folded), (folded, exported), (exported, file)):
+    for a, b in ((net, rewritten), (rewritten, exported), (exported, file)):
         fig.arrow(a.right, b.left)
     fig.note(10, 99, "kept only if onnxruntime agrees with torch")
     runtime = fig.box("op", 412, low, "onnxruntime", width=130)

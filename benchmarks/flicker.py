@@ -1,0 +1,85 @@
+"""How much an upscaled video flickers: a pan over photographs, upscaled frame by frame.
+
+    python -m benchmarks.flicker
+
+Each frame is cut from a photograph some pixels further to the right than the one before, and shrunk by the scale.
+Printed is how far neighbouring results differ where they show the same, the RMS of 8-bit levels, away from the borders.
+
+With steps of a multiple of the scale, both frames have the same low-resolution pixels. Bicubic then gives the same, and
+so does a network that looks only at what is near: what differs comes from statistics of the whole frame. With other
+steps each frame samples other points, so that everything differs, the more so the sharper a result is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from skimage import data
+from torch import Tensor
+
+from examples.mren.data import imresize
+from examples.mren.fold import fold_mren
+from examples.mren.model import load_mren
+from sc_blocks import to_local
+from sc_blocks.tiling import tiled
+
+SCALE = 4
+PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
+FRAME = (384, 384)  # of the original; larger at low resolution than the windows of local statistics
+STEPS = (16, 6)  # pixels of the original
+FRAMES = 6
+BORDER = 64  # pixels of the result that padding can reach
+
+
+def pan(name: str, step: int) -> list[Tensor]:
+    """Low-resolution frames, uint8 of shape (3, H, W)."""
+    photograph = torch.from_numpy(getattr(data, name)().copy()).permute(2, 0, 1)
+    height, width = FRAME
+    starts = range(0, FRAMES * step, step)
+    return [imresize(photograph[:, :height, start : start + width], 1 / SCALE) for start in starts]
+
+
+def flicker(upscale: Callable[[Tensor], Tensor], frames: Sequence[Tensor], step: int) -> float:
+    """RMS difference in levels between neighbouring results where they show the same, away from the borders."""
+    with torch.inference_mode():
+        results = [upscale(frame.float()[None] / 255).clamp(0, 1)[0] * 255 for frame in frames]
+    squares: list[float] = []
+    for before, after in pairwise(results):
+        difference = (before[..., step:] - after[..., :-step])[..., BORDER:-BORDER, BORDER:-BORDER]
+        squares.append(difference.square().mean().item())
+    return statistics.fmean(squares) ** 0.5
+
+
+def methods() -> dict[str, Callable[[Tensor], Tensor]]:
+    """What is compared."""
+    net, local = fold_mren(load_mren(SCALE)), load_mren(SCALE)
+    to_local(local, torch.zeros(1, 3, 48, 48))
+    return {
+        "bicubic": lambda x: torch.nn.functional.interpolate(x, scale_factor=SCALE, mode="bicubic"),
+        "MREN, whole frames": net,
+        "MREN, tiles of 64": lambda x: tiled(net, x, scale=SCALE, tile=64, overlap=32),
+        "MREN, local statistics": fold_mren(local),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table of Markdown; returns the exit code."""
+    argparse.ArgumentParser("python -m benchmarks.flicker", description=(__doc__ or "").partition("\n")[0]).parse_args(
+        argv
+    )
+    pans = {(name, step): pan(name, step) for step in STEPS for name in PHOTOGRAPHS}
+    print("| | " + " | ".join(f"{name}, steps of {step}" for name, step in pans) + " |")
+    print("|---|" + "---:|" * len(pans))
+    for label, upscale in methods().items():
+        row = [f"{flicker(upscale, frames, step):.2f}" for (_, step), frames in pans.items()]
+        print(f"| {label} | " + " | ".join(row) + " |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
