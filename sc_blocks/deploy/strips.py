@@ -108,7 +108,7 @@ class StripSCACB(SCACB):
 class StripWSILBV(WSILBV):
     """A WSILBV that takes the statistics of a large map in strips, without maps in between."""
 
-    strip_values = STRIP_VALUES
+    strip_values, least_values = STRIP_VALUES, 0
 
     def forward(self, x: Tensor) -> Tensor:
         _checks.check_feature_map("WSILBV", x, self.channels)
