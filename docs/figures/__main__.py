@@ -63,6 +63,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "report": lambda: module("examples.mren.report"),
     "precision": lambda: module("benchmarks.precision"),
     "benchmarks": lambda: module("benchmarks.report"),
+    "jpeg": lambda: module("docs.figures.jpeg", "--measure"),
     "numerics": lambda: module("docs.figures.numerics", "--measure"),
     "scores": lambda: module("docs.figures.scores", "--measure"),
     "attention_passing": lambda: module("docs.figures.attention_passing", "--measure"),
