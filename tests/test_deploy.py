@@ -64,11 +64,14 @@ NETWORKS = {
     "tails": lambda: nn.Sequential(conv3(3, 24), SCACB(24), RBWA(24, scale_factor=2), RBWA(24, 16), conv3(16, 1)),
     "mren-x3": lambda: MREN(3, channels=24, num_blocks=1),
 }
+SLOW = pytest.mark.slow
 each = pytest.mark.parametrize("name", NETWORKS)
 
 
-def some(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("name", names)
+def some(*names: str, slow: int = 0) -> pytest.MarkDecorator:
+    """Some of the networks, of which the last ones take minutes."""
+    quick = len(names) - slow
+    return pytest.mark.parametrize("name", [*names[:quick], *(pytest.param(n, marks=SLOW) for n in names[quick:])])
 
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -175,7 +178,7 @@ def test_autocast(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@some("scacb", "mreb", "wsilbv", "rbwa", "rbwa-x5", "tail", "tail-x3", "mren-x3")
+@some("scacb", "wsilbv", "rbwa", "tail", "mreb", "rbwa-x5", "tail-x3", "mren-x3", slow=4)
 def test_compiled_traced_exported(name: str) -> None:
     module, x = build(name), sample(name, 2, 12, 18)
     folded = in_small_strips(fold(module))
@@ -188,6 +191,7 @@ def test_compiled_traced_exported(name: str) -> None:
         in_range(exported.module()(other), module(other), 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dynamo", [True, False])
 @some("mreb", "rbwa-x3", "tails")

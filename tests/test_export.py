@@ -40,15 +40,29 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+in_each_precision = pytest.mark.parametrize(
+    "precision", ["float32", *(pytest.param(name, marks=pytest.mark.slow) for name in ("float16", "int8"))]
+)
+
+
+class Exported(dict[str, Path]):
+    """The small network by precision, exported by the command when it is first asked for."""
+
+    def __init__(self, weights: Path, photos: Path) -> None:
+        super().__init__()
+        self.weights, self.photos = weights, photos
+
+    def __missing__(self, precision: str) -> Path:
+        file = self.weights.parent / f"{precision}.onnx"
+        calibrate = ["--calibrate", str(self.photos)] if precision == "int8" else []
+        command = ["--scale", "2", "--weights", str(self.weights), "--precision", precision, *calibrate]
+        assert main([*command, "-o", str(file)]) == 0
+        return self.setdefault(precision, file)
+
+
 @pytest.fixture(scope="module")
 def files(weights: Path, photos: Path) -> dict[str, Path]:
-    """The small network, exported in each precision by the command."""
-    made = {precision: weights.parent / f"{precision}.onnx" for precision in ("float32", "float16", "int8")}
-    for precision, file in made.items():
-        calibrate = ["--calibrate", str(photos)] if precision == "int8" else []
-        command = ["--scale", "2", "--weights", str(weights), "--precision", precision, *calibrate, "-o", str(file)]
-        assert main(command) == 0
-    return made
+    return Exported(weights, photos)
 
 
 def run(file: Path, x: torch.Tensor) -> torch.Tensor:
@@ -57,7 +71,9 @@ def run(file: Path, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 8e-3)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 1e-4), pytest.param("float16", 8e-3, marks=pytest.mark.slow)]
+)
 def test_computes_what_torch_computes(
     files: dict[str, Path], weights: Path, precision: str, tolerance: float, size: tuple[int, int, int]
 ) -> None:
@@ -67,7 +83,7 @@ def test_computes_what_torch_computes(
     torch.testing.assert_close(run(files[precision], x), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@in_each_precision
 def test_is_one_file_for_any_size_in_float32(files: dict[str, Path], precision: str) -> None:
     model = onnx.load(files[precision], load_external_data=False)
     assert not any(tensor.external_data for tensor in model.graph.initializer)
@@ -87,7 +103,7 @@ def test_is_one_file_for_any_size_in_float32(files: dict[str, Path], precision: 
     assert not any(node.metadata_props for node in model.graph.node)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@in_each_precision
 def test_says_what_it_is(files: dict[str, Path], weights: Path, precision: str) -> None:
     told = {prop.key: prop.value for prop in onnx.load(files[precision]).metadata_props}
     assert told == {
@@ -106,6 +122,7 @@ def test_shipped_weights_say_their_variant() -> None:
     assert export.about(WEIGHTS / "mren_x4.safetensors", "float32", folded=True)["variant"] == "mren"
 
 
+@pytest.mark.slow
 def test_statistics_in_float16_do_not_overflow(files: dict[str, Path], weights: Path) -> None:
     model = onnx.shape_inference.infer_shapes(onnx.load(files["float16"]))
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
@@ -125,7 +142,7 @@ TENSORRT = {
 }
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_tensorrt_has_every_operator(files: dict[str, Path], precision: str) -> None:
     model = onnx.load(files[precision])
     assert {node.op_type for node in model.graph.node} <= TENSORRT
@@ -135,6 +152,7 @@ def test_tensorrt_has_every_operator(files: dict[str, Path], precision: str) -> 
     assert all(node.input[1] in weights for node in reductions), "axes must be initializers"
 
 
+@pytest.mark.slow
 def test_int8_computes_nearly_the_same(files: dict[str, Path], weights: Path) -> None:
     x = photo(40, 50, seed=7)[None].float() / 255
     with torch.no_grad():
@@ -142,6 +160,7 @@ def test_int8_computes_nearly_the_same(files: dict[str, Path], weights: Path) ->
     assert -10 * (run(files["int8"], x) - expected).square().mean().log10() > quantize.LEAST_PSNR
 
 
+@pytest.mark.slow
 def test_int8_quantises_the_convolutions_of_features_alone(files: dict[str, Path]) -> None:
     model = onnx.load(files["int8"])
     makers = {output: node for node in model.graph.node for output in node.output}
@@ -269,6 +288,7 @@ def test_the_script_in_the_docs(files: dict[str, Path], tmp_path: Path, monkeypa
         assert np.abs(np.array(enlarged).astype(int) - expected.permute(1, 2, 0).int().numpy()).max() <= 1
 
 
+@pytest.mark.slow
 def test_exported_files_can_be_scored(
     files: dict[str, Path], weights: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,6 +303,7 @@ def test_exported_files_can_be_scored(
     assert "no.onnx: no such file; python -m examples.mren.export -o no.onnx makes one" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_latencies_are_measured_in_turn(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     given = [str(files["float32"]), str(files["int8"])]
     assert onnxfile.main([*given, "--size", "12", "16", "--rounds", "3"]) == 0

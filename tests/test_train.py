@@ -499,6 +499,7 @@ def test_what_the_initial_weights_lack_is_trained_alone_first(images: Path, tmp_
     assert run(images, tmp_path / "5", "--steps", "5", *arguments, "--resume") == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_given_minutes_ends_on_time_with_its_schedule_complete(images: Path, tmp_path: Path) -> None:
     # A clock that a step moves by 0.1 s and nothing else: 12 s are 100 steps and 2 s for the last files.
     now = 0.0

@@ -51,6 +51,7 @@ PICTURES = ROOT / "docs" / "figures" / "tutorials"
 FIGURES = sorted(PICTURES.glob("*.svg"))
 
 
+@pytest.mark.slow
 def test_the_script_writes_the_committed_figures(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "docs.figures.tutorials.draw", "--figures", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

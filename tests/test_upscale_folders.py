@@ -292,6 +292,7 @@ def test_streams(tmp_path: Path, run, capsys, monkeypatch) -> None:
     assert run("-", "-", "-o", tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_a_signal_leaves_whole_results_only(tmp_path: Path, weights: Path) -> None:
     write_photos(tmp_path / "in", [(300, 300)] * 30)
     arguments = [str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--weights", str(weights), "--device", "cpu"]
