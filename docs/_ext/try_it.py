@@ -56,7 +56,7 @@ def write_network(cache: Path) -> Path:
     Raises:
         RuntimeError: If it could not be exported; the message says why.
     """
-    made_from = [WEIGHTS, *sorted(ROOT.glob("examples/mren/*.py")), *sorted(ROOT.glob("sc_blocks/*.py"))]
+    made_from = [WEIGHTS, *sorted(ROOT.glob("examples/mren/**/*.py")), *sorted(ROOT.glob("sc_blocks/**/*.py"))]
     key = hashlib.sha256(b"".join([FOLD.encode(), *(file.read_bytes() for file in made_from)])).hexdigest()[:16]
     file = cache / f"{key}.onnx"
     if not file.is_file():

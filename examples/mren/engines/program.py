@@ -37,22 +37,23 @@ class PortableBicubic(nn.Module):
     Core ML's converter, TensorRT and ncnn before 2022 have no bicubic operator, and that of ONNX Runtime takes twenty
     times as long. The GPU delegate of LiteRT takes neither the padding with copies of the border nor the pixel shuffle
     of :class:`examples.mren.fold.BicubicConv`: their operators are gathers and permutations of six axes. The transposed
-    convolution, whose weights are 0 and 1, is that pixel shuffle.
+    convolution, whose weights are 0 and 1, is that pixel shuffle. It has no groups, which LiteRT does not know and
+    ONNX Runtime gets wrong in WebGPU.
     """
 
     def __init__(self, factor: int, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.factor = factor
         self.weight = BicubicConv(factor, dtype=dtype).weight
-        places = torch.eye(factor * factor, dtype=self.weight.dtype).reshape(factor * factor, 1, factor, factor)
-        self.shuffle = nn.Parameter(places.repeat(3, 1, 1, 1), requires_grad=False)
+        pixels = torch.eye(3 * factor * factor, dtype=self.weight.dtype)  # of 3 colours, in the order of their channels
+        self.shuffle = nn.Parameter(pixels.reshape(-1, 3, factor, factor), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         top, bottom = x[:, :, :1], x[:, :, -1:]
         x = torch.cat([top, top, x, bottom, bottom], dim=2)
         left, right = x[..., :1], x[..., -1:]
         x = torch.cat([left, left, x, right, right], dim=3)
-        return F.conv_transpose2d(F.conv2d(x, self.weight), self.shuffle, stride=self.factor, groups=3)
+        return F.conv_transpose2d(F.conv2d(x, self.weight), self.shuffle, stride=self.factor)
 
 
 def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
