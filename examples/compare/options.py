@@ -12,20 +12,9 @@ import torch
 from examples.compare.runner import Setup
 from examples.compare.tasks import Task
 from examples.compare.training import TYPES, Training
-from examples.mren.cli import UsageError, whole_number
+from examples.mren.cli import UsageError, positive_number, whole_number
 from examples.mren.model import DEVICES, pick_device
 from examples.mren.recipes import RECIPES
-
-
-def positive(text: str) -> float:
-    """A parser's type: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text[:40]}")
-    return value
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +26,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="short")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=whole_number(1), help="instead of the recipe's")
-    length.add_argument("--minutes", type=positive, help="train all rows for this long, instead of for equal steps")
+    length.add_argument(
+        "--minutes", type=positive_number, help="train all rows for this long, instead of for equal steps"
+    )
     parser.add_argument("--batch-size", type=whole_number(1), help="instead of the recipe's, in all its stages")
     parser.add_argument("--patch-size", type=whole_number(1), help="of the clean patches, likewise")
-    parser.add_argument("--lr", type=positive, help="instead of that of the recipe's first stage")
+    parser.add_argument("--lr", type=positive_number, help="instead of that of the recipe's first stage")
     parser.add_argument("--ema-decay", type=float, help="instead of the recipe's; 0 for no average of the weights")
     parser.add_argument("--init", type=Path, help="weight file to begin all rows from")
     parser.add_argument(
@@ -61,7 +52,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=whole_number(1), help="threads of the processor")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--cpu", action="store_const", const="cpu", dest="device", help="the same as --device cpu")
-    parser.add_argument("--max-minutes", type=positive, default=math.inf, help="stop after this long, to go on later")
+    parser.add_argument(
+        "--max-minutes", type=positive_number, default=math.inf, help="stop after this long, to go on later"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/compare"), help="folder for runs and tables")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, stop")
 

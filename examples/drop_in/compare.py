@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from examples.compare.options import add_options, positive, setup_from
+from examples.compare.options import add_options, setup_from
 from examples.compare.runner import compare
 from examples.compare.tables import Run, comparison_table
 from examples.compare.tasks import Denoising, SuperResolution
 from examples.drop_in.variants import HOSTS, MIN_CHANNELS, PLAIN, Match, plan_rows
-from examples.mren.cli import run_command, whole_number
+from examples.mren.cli import positive_number, run_command, whole_number
 from examples.mren.files import write_text
 from examples.records import write_records
 
@@ -47,12 +47,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--task", choices=tuple(PATCH_SIZES), required=True, help="what is undone")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=4, help="of --task sr")
-    parser.add_argument("--sigma", type=positive, default=25.0, help="of --task denoise, of 255")
+    parser.add_argument("--sigma", type=positive_number, default=25.0, help="of --task denoise, of 255")
     parser.add_argument(
         "--skip", action=argparse.BooleanOptionalAction, default=True, help="start from the bicubic or noisy image"
     )
     parser.add_argument("--match", choices=get_args(Match), default="parameters", help="what all rows have alike")
-    parser.add_argument("--tolerance", type=positive, default=3.0, metavar="PERCENT", help="how unlike it may be")
+    parser.add_argument(
+        "--tolerance", type=positive_number, default=3.0, metavar="PERCENT", help="how unlike it may be"
+    )
     parser.add_argument(
         "--channels", type=whole_number(MIN_CHANNELS), help="width of the reference; the host's own by default"
     )

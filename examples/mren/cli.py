@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import math
 import os
 import signal
 import sys
@@ -226,6 +227,17 @@ def signals_as_exceptions() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def positive_number(text: str) -> float:
+    """A parser's type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text[:40]}")
+    return value
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from PIL import ImageColor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.mren.cli import UsageError, describe, fail, note, run_command, whole_number
+from examples.mren.cli import UsageError, describe, fail, note, positive_number, run_command, whole_number
 from examples.mren.compare import write_sample
 from examples.mren.engines import Engine, Runtime, compile_network
 from examples.mren.engines.program import PortableMREN
@@ -334,7 +333,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIDE",
         help="attend to windows, not to whole tiles; SIDE is that of the low-resolution patches it was trained on",
     )
-    parser.add_argument("--max-megapixels", type=_positive, default=256, metavar="N", help="of a result (%(default)s)")
+    parser.add_argument(
+        "--max-megapixels", type=positive_number, default=256, metavar="N", help="of a result (%(default)s)"
+    )
     parser.add_argument("--recursive", action="store_true", help="read folders in folders, too, and write alike")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace results that exist; never an input")
@@ -354,16 +355,6 @@ def _parser() -> argparse.ArgumentParser:
         "--strip-metadata", action="store_true", help="leave out EXIF, GPS, XMP, resolution and text; not the profile"
     )
     return parser
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text[:40]}")
-    return value
 
 
 def _color(text: str) -> tuple[int, int, int]:

@@ -26,7 +26,7 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
         import onnxscript  # noqa: F401 (what the exporter needs)
     except ImportError as error:
         raise install_hint(error, "onnx") from error
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: the exporter refuses what a network keeps from it
         scale = network(example).shape[2] // example.shape[2]
     program = export_program(network, example)
     with warnings.catch_warnings():
