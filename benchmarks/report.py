@@ -32,7 +32,7 @@ NOISE = 1.02  # slower: a ratio is above this in at least three of four rounds
 
 # What a user chooses between: network, form, and its name in the table.
 CHOICES = (
-    (OURS, "eager", "MREN ×4, as it is written"),
+    (OURS, "eager", "MREN ×4"),
     (OURS, "folded", "MREN ×4, folded"),
     (OURS, "folded, compiled", "MREN ×4, folded, compiled"),
     (OURS, "folded, onnx", "MREN ×4, folded, in ONNX Runtime"),
@@ -118,18 +118,24 @@ def comparison_table(found: Iterable[Comparison]) -> str:
 
 
 def choices_table(results: Results, *, memory: bool = True) -> str:
-    """What a user chooses between, in milliseconds, times IMDN, and memory; from the first machine that has them."""
+    """What a user chooses between, in milliseconds, times IMDN in the same engine, and memory; on the first machine."""
     suite = next(iter(results.get("nets", [])), None)
     if suite is None:
         return NOT_MEASURED
     peaks = {(row["name"], row["form"]): row.get("peak_bytes") for row in _rows(results, "memory", suite.place)}
     lines = [
-        [called, _parameters(row), _ms(row), _median(row), mib(peaks.get((name, form))) if memory else ""]
+        [
+            called,
+            _parameters(row),
+            _ms(row),
+            _times_reference(row, suite),
+            mib(peaks.get((name, form))) if memory else "",
+        ]
         for name, form, called in CHOICES
         if (row := suite.row(name, form)) and "rounds" in row
     ]
     title = f"An image of {_size(suite.row(OURS, 'eager') or suite.rows[0])}. {suite.title}"
-    return f"{title}\n\n{table(['', 'parameters', 'ms', 'times IMDN', 'peak, MiB'], lines)}"
+    return f"{title}\n\n{table(['', 'parameters', 'ms', 'times IMDN, same engine', 'peak, MiB'], lines)}"
 
 
 def costs_table(suite: Suite, results: Results) -> str:
@@ -219,6 +225,12 @@ def _rows(results: Results, suite: str, place: str | None = None) -> list[Row]:
 
 def _steps(row: Row) -> list[str]:
     return row["form"].split(", ")
+
+
+def _times_reference(row: Row, suite: Suite) -> str:
+    """Times the reference in the same engine: eager torch, compiled torch or ONNX Runtime."""
+    engine = next((step for step in ("onnx", "compiled") if step in _steps(row)), None)
+    return _times(row, suite.row(REFERENCE_NET, engine)) if engine else _median(row)
 
 
 def _code(code: str) -> str:

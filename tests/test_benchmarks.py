@@ -380,8 +380,19 @@ def test_comparisons_of_made_up_numbers() -> None:
     assert line in lines_of(texts["losses.md"])
     # 15 GMACs in 3, 4 and 10 s beside 1 in 0.1, 0.2 and 0.4: 0.5, 0.75 and 0.6
     assert any(cells[-1] == "0.600 (0.550–0.675)" for cells in lines_of(texts["nets.md"]))
-    assert ["MREN ×4, as it is written", "1", "4,000", "2.50"] in lines_of(texts["choices.md"])
+    assert ["MREN ×4", "1", "4,000", "2.50"] in lines_of(texts["choices.md"])
     assert set(report.tables({}).values()) == {"Not measured.\n", report.precision_table()}
+
+
+def test_a_form_is_beside_imdn_in_the_same_engine() -> None:
+    (nets,) = made_up()["nets"]
+    _, ours, imdn = nets.rows
+    nets.rows.extend(
+        [ours | {"form": "folded, onnx"}, imdn | {"form": "onnx", "rounds": [1.0, 1.0, 2.0]}, ours | {"form": "folded"}]
+    )
+    times = {cells[0]: cells[3] for cells in lines_of(report.choices_table({"nets": [nets]}))}
+    assert times["MREN ×4, folded, in ONNX Runtime"] == "4.00"  # 3, 4 and 5
+    assert times["MREN ×4, folded"] == "2.50"
 
 
 def test_only_ours_can_lose_and_each_loss_is_named_once() -> None:
