@@ -110,8 +110,8 @@ def test_attention_on_the_page_is_the_measured_one() -> None:
         values = [network["correlation"][what][name] for network in networks for name in (key, f"{key}_abs")]
         assert alike(row("attention-passing", label), values), label
     for label, key in {
-        "size of what is added, of the map (root mean square)": "share of the map",
-        "mean change of the mask, which lies between 0 and 1": "change of the mask",
+        "added term relative to the map (root mean square)": "share of the map",
+        "mean change of the mask (0 to 1)": "change of the mask",
     }.items():
         assert alike(row("attention-passing", label), [network["reach"][key] for network in networks]), label
     for scale, network in zip((4, 2), networks, strict=True):
@@ -215,8 +215,8 @@ def test_rounding_on_the_page_is_the_measured_one() -> None:
         assert (naive == "inf") == (found["naive"] is None)
         assert same(ours, found["ours"])
     rows = {
-        "in a batch of 2, from alone": "batch of 2",
-        "folded, from unfolded": "folded from unfolded",
+        "in a batch of 2, against alone": "batch of 2",
+        "folded, against unfolded": "folded from unfolded",
         "float32": "float32",
         "float32, folded with `fold_mren`": "float32, folded",
         "float16 throughout": "float16",
