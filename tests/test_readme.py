@@ -68,6 +68,14 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
             run_python(code, printed, namespace, page)
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parts[0] == "docs"], ids=str)
+def test_code_on_the_site_does_not_scroll(page: Path) -> None:
+    if page.stem == "add-a-block":  # its code is as wide as the library's
+        return
+    for language in ("python", "bash", "sh", "text"):
+        assert max((len(line) for code in code_blocks(page, language) for line in code.splitlines()), default=0) <= 88
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_between_files_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
@@ -117,7 +125,8 @@ COMMANDS = [*(f"mren.{name}" for name in MREN_COMMANDS), "drop_in.compare", "dro
 def test_every_option_in_the_docs_exists(command: str) -> None:
     options = options_of(command)
     for page in PAGES:
-        for line in re.findall(rf"examples\.{re.escape(command)}([^\n`]*)", (ROOT / page).read_text()):
+        text = (ROOT / page).read_text().replace("\\\n", "")  # a command over several lines is one
+        for line in re.findall(rf"examples\.{re.escape(command)}([^\n`]*)", text):
             assert set(re.findall(r"(?<!\S)(--[\w-]+)", line)) <= options, (page, line)
 
 
