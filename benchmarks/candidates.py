@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import io
-import logging
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.fixtures import CCA, IMDB, IMDN, RFDB, srcnn, vdsr
+from examples.mren.engines import Runtime
+from examples.mren.engines.program import PortableMREN
 from examples.mren.fold import fold_mren
 from examples.mren.model import MREN, mren, mren_l, mren_s
+from examples.mren.recipes import blocks_of
 from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILB, WSILBV, DRACBChain
 from sc_blocks.deploy import fold
 
@@ -193,14 +192,6 @@ def _run_once(call: Call, x: Tensor) -> Call:
     return call
 
 
-def blocks_of(net: nn.Module) -> Iterator[nn.Module]:
-    """The blocks that a network repeats, which are compiled one by one in a fraction of the time of the whole."""
-    for child in net.children():
-        # A container of another class, such as a folded one, computes in its own way.
-        parts = child.children() if type(child) in (nn.Sequential, nn.ModuleList) else [child]
-        yield from (part for part in parts if next(part.children(), None) is not None)
-
-
 @functools.cache
 def _graph_pool() -> Any:
     # One for all: dozens of graphs with memory of their own would fill the device. They never run at the same time, and
@@ -231,54 +222,42 @@ def _cuda_graph(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
     return replay, x
 
 
-def _onnx(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
-    try:
-        runtime = import_module("onnxruntime")
-        import_module("onnxscript")
-    except ImportError as error:
-        raise Unavailable("the packages onnxruntime and onnxscript are not installed") from error
-    if x.device.type != "cpu":
-        raise Unavailable("ONNX Runtime is measured on the CPU only")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(copy.deepcopy(net), (x,), dynamo=True, verbose=False)
-    buffer = io.BytesIO(program.model_proto.SerializeToString())
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda given: session.run(None, {name: given.numpy()}), x
-
-
-def _runtime(name: str, options: dict[str, str] | None = None) -> Step:
-    """An engine of :mod:`examples.mren.engines`, opened with options of its own."""
+def runtime(name: Runtime, *, calibration: Sequence[Tensor] = (), **options: str) -> Step:
+    """An engine of :mod:`examples.mren.engines`, opened with options of its own; in int8 if calibrated on images."""
 
     def step(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
         if x.device.type != "cpu":
             raise Unavailable(f"{name} is measured on the CPU only")
+        net = PortableMREN(net) if isinstance(net, MREN) else net
         try:
             engine = import_module(f"examples.mren.engines.{name}")
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "network"
-                engine.write(net, path, x)
-                return engine.load(path, threads=torch.get_num_threads(), **(options or {})), x
+                if calibration:
+                    import_module("examples.mren.quantize").write_int8(net, path, name, x, calibration)
+                else:
+                    engine.write(net, path, x)
+                return engine.load(path, threads=torch.get_num_threads(), **options), x
         except ImportError as error:
             raise Unavailable(reason(error)) from error
 
     return step
 
 
+NOISE = (torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0)),)  # as fast as any calibration
 # Each takes a network and an example of its input, and returns a function of that input, and the input.
 ENGINES: dict[str, Step] = {
     "eager": lambda net, x: (net, x),
     "compiled": _compiled,
-    "onnx": _onnx,
-    "openvino": _runtime("openvino"),
-    "openvino bf16": _runtime("openvino", {"precision": "bf16"}),
-    "ncnn": _runtime("ncnn"),
+    "onnx": runtime("onnx"),
+    "onnx int8": runtime("onnx", calibration=NOISE),
+    "openvino": runtime("openvino"),
+    "openvino bf16": runtime("openvino", precision="bf16"),
+    "openvino int8": runtime("openvino", calibration=NOISE),
+    "ncnn": runtime("ncnn"),
 }
-UNFOLDED_ENGINES = frozenset({"ncnn"})  # it computes in an order of its own, and folding makes it slower
+# ncnn computes in an order of its own, and folding makes it slower. No transposed convolution is quantised.
+UNFOLDED_ENGINES = frozenset({"ncnn", "onnx int8", "openvino int8"})
 
 STEPS: dict[str, Step] = {
     **ENGINES,

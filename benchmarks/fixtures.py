@@ -21,7 +21,8 @@ class CCA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(dim=(2, 3), keepdim=True)
-        contrast = (x - mean).square().mean(dim=(2, 3), keepdim=True).sqrt()
+        variance = (x - mean).square().mean(dim=(2, 3), keepdim=True)
+        contrast = (variance + 1e-6).sqrt()  # a root has no gradient at 0, where a map is flat
         return x * self.gate(contrast + mean)
 
 

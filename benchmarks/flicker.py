@@ -22,6 +22,7 @@ import torch
 from skimage import data
 from torch import Tensor
 
+from examples.markdown import table
 from examples.mren.data import imresize
 from examples.mren.fold import fold_mren
 from examples.mren.model import load_mren
@@ -73,11 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv
     )
     pans = {(name, step): pan(name, step) for step in STEPS for name in PHOTOGRAPHS}
-    print("| | " + " | ".join(f"{name}, steps of {step}" for name, step in pans) + " |")
-    print("|---|" + "---:|" * len(pans))
-    for label, upscale in methods().items():
-        row = [f"{flicker(upscale, frames, step):.2f}" for (_, step), frames in pans.items()]
-        print(f"| {label} | " + " | ".join(row) + " |", flush=True)
+    head = ["", *(f"{name}, steps of {step}" for name, step in pans)]
+    rows = [
+        [label, *(f"{flicker(upscale, frames, step):.2f}" for (_, step), frames in pans.items())]
+        for label, upscale in methods().items()
+    ]
+    print(table(head, rows), end="")
     return 0
 
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.candidates import STEPS, Call, Unavailable, blocks_of, make, prepare
+from benchmarks.candidates import STEPS, Call, Unavailable, make, prepare
 from benchmarks.results import Row
 from benchmarks.runner import Candidate, Settings, entry, forward, measure
-from benchmarks.timing import significant, stopwatch
-from examples.mren.recipes import make_optimizer
+from examples.mren.recipes import Mixed, blocks_of, make_optimizer
+from examples.timing import significant, stopwatch
 
 GRAPH = "CUDA graph"
 OUTPUT = (720, 1280)
@@ -129,20 +129,6 @@ def _frames(
     return build
 
 
-class Mixed(nn.Module):
-    """A network in mixed precision, as the trainer runs it: float32 weights, and convolutions in bfloat16."""
-
-    def __init__(self, net: nn.Module, device: torch.device) -> None:
-        super().__init__()
-        self.net = net
-        self.device = device
-
-    def forward(self, x: Tensor) -> Tensor:
-        # A CUDA graph must not hold on to casts of weights from before it was recorded.
-        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
-            return self.net(x).float()
-
-
 def _training(
     name: str, form: str, patches: tuple[int, int], settings: Settings
 ) -> Callable[[Row], Callable[[], float]]:
@@ -159,7 +145,7 @@ def _training(
         if "compiled blocks" in form:
             for block in blocks_of(net):
                 block.compile(dynamic=False)
-        call: nn.Module = Mixed(net, device)
+        call = Mixed(net, torch.bfloat16)
         if GRAPH in form:
             if device.type != "cuda":
                 raise Unavailable("CUDA graphs need --device cuda")

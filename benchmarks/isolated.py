@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.candidates import NETS, Unavailable, make, prepare, reason
 from benchmarks.runner import forward
-from benchmarks.timing import elapsed, significant, stopwatch
+from examples.timing import elapsed, significant, stopwatch
 from sc_blocks.tiling import tiled
 
 ROOT = Path(__file__).parents[1]

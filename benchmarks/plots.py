@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.results import Results, Suite
 from examples.mren.plots import svg_plot
-from examples.mren.report import RESULTS as PAPER
-from examples.mren.report import scored
+from examples.mren.report import published, scored
 
 DATASET = "Set5"
-
-
-def published(scale: int = 4) -> dict[str, float]:
-    """PSNR on Set5 as the paper's table 5 prints it, by method."""
-    with (PAPER / "table5.csv").open(newline="") as opened:
-        rows = [row for row in csv.DictReader(opened) if row["scale"] == str(scale)]
-    return {row["method"]: float(row[f"{DATASET}_psnr"]) for row in rows if row[f"{DATASET}_psnr"]}
 
 
 def points(suite: Suite, over: str) -> list[tuple[str, float, float]]:
@@ -28,7 +19,8 @@ def points(suite: Suite, over: str) -> list[tuple[str, float, float]]:
         suite: Results of ``nets``.
         over: ``"seconds"`` or ``"macs"``, which is given for a result of 1280 × 720.
     """
-    psnr = published()
+    printed = {row["method"]: row[f"{DATASET}_psnr"] for row in published(4)}
+    psnr = {method: float(value) for method, value in printed.items() if value}
     found = []
     for row in suite.rows:
         method = row["name"].removesuffix(" ×4")

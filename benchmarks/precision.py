@@ -1,55 +1,51 @@
-"""The errors of MREN in lower precisions, compared with float64: ``python -m benchmarks.precision``.
+"""The errors of MREN in lower precisions, compared with float64: ``python -m benchmarks.precision --calibrate FOLDER``.
 
-The shipped weights enlarge photographs that scikit-image ships, shrunk as for scoring. The results go to a CSV file
-beside those of the other benchmarks; :mod:`benchmarks.report` makes the table. Nothing is timed.
+The shipped weights enlarge photographs that scikit-image ships, shrunk as for scoring, in PyTorch and in the engines of
+:mod:`examples.mren.engines`, those in int8 with the ranges of the images in a folder. The results go to a CSV file
+beside those of the other benchmarks; :mod:`benchmarks.report` makes the tables. Nothing is timed.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
-import csv
-import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from skimage import data
 from torch import Tensor, nn
 
+from examples.mren.cli import run_command
 from examples.mren.data import imresize, mod_crop
-from examples.mren.files import write_text
+from examples.mren.engines.program import PortableMREN
 from examples.mren.fold import fold_mren
 from examples.mren.metrics import psnr, to_uint8
-from examples.mren.model import load_mren
+from examples.mren.model import MREN, load_mren
+from examples.mren.recipes import Mixed
+from examples.records import write_rows
 
 FILE = Path(__file__).parent / "results" / "precision.csv"
-HEADER = ["form", "largest", "rms", "bytes_changed", "psnr"]
+HEADER = ["network", "form", "largest", "rms", "bytes_changed", "psnr"]
+PHOTOGRAPHS = ("chelsea", "coffee")
+Form = Callable[[Tensor], Tensor]
 
 
-def autocast(net: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """The network as mixed precision runs it: float32 weights, convolutions in a lower type."""
-
-    def call(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=dtype):
-            return net(x)
-
-    return call
-
-
-def cast(net: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def cast(net: nn.Module, dtype: torch.dtype) -> Form:
     """A copy of the network whose weights are of a lower type."""
     lower = copy.deepcopy(net).to(dtype)
     return lambda x: lower(x.to(dtype))
 
 
-def forms(net: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The forms that are compared with float64."""
+def forms(net: MREN) -> dict[str, Form]:
+    """The forms of PyTorch that are compared with float64."""
     folded = fold_mren(net)
     return {
         "float32": net,
         "float32, folded": folded,
-        "autocast float16": autocast(net, torch.float16),
-        "autocast bfloat16": autocast(net, torch.bfloat16),
+        "autocast float16": Mixed(net, torch.float16),
+        "autocast bfloat16": Mixed(net, torch.bfloat16),
         "float16": cast(net, torch.float16),
         "bfloat16": cast(net, torch.bfloat16),
         "float16, folded": cast(folded, torch.float16),
@@ -57,16 +53,32 @@ def forms(net: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
+def engine_forms(net: MREN, calibrate: Path) -> Iterator[tuple[str, Form]]:
+    """The forms of other engines, under their names in :data:`benchmarks.candidates.ENGINES`."""
+    from benchmarks.candidates import runtime  # here only: the forms of PyTorch need no engine
+    from examples.mren.quantize import calibration_images
+
+    portable, images = PortableMREN(net), calibration_images(calibrate, net.scale)
+    for name, engine, options in (
+        ("openvino", "openvino", {}),
+        ("openvino bf16", "openvino", {"precision": "bf16"}),
+        ("openvino int8", "openvino", {"calibration": images}),
+        ("onnx int8", "onnx", {"calibration": images}),
+    ):
+        yield name, runtime(engine, **options)(portable, torch.rand(1, 3, 24, 24))[0]
+
+
 @torch.inference_mode()
-def measure(photos: list[Tensor], say: Callable[[str], object] = print) -> list[list[str]]:
-    """A row for each form, over all photographs: see :data:`HEADER`; errors in steps of a byte, 1/255."""
-    net = load_mren(4)
+def measure(
+    net: MREN, photos: Sequence[Tensor], forms: dict[str, Form], say: Callable[[str], object] = print
+) -> list[list[str]]:
+    """A row for each form, over all photographs: :data:`HEADER` from the form on; errors in steps of a byte, 1/255."""
     exact = copy.deepcopy(net).double()
     originals = [mod_crop(photo, 4) for photo in photos]
     inputs = [imresize(original, 1 / 4)[None].double() / 255 for original in originals]
     wanted = [exact(x) for x in inputs]
     rows = []
-    for name, call in {"float64": exact, **forms(net)}.items():
+    for name, call in {"float64": exact, **forms}.items():
         results = [call(x if name == "float64" else x.float()).double() for x in inputs]
         errors = torch.cat([255 * (a - b).flatten() for a, b in zip(results, wanted, strict=True)])
         changed = torch.cat(
@@ -79,16 +91,23 @@ def measure(photos: list[Tensor], say: Callable[[str], object] = print) -> list[
     return rows
 
 
-def main() -> int:
-    """Entry point; returns the exit code."""
-    from skimage.data import chelsea, coffee
-
-    rows = measure([torch.from_numpy(photo()).permute(2, 0, 1) for photo in (chelsea, coffee)])
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([HEADER, *rows])
-    write_text(FILE, text.getvalue())
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    photos = [torch.from_numpy(getattr(data, name)()).permute(2, 0, 1) for name in PHOTOGRAPHS]
+    rows = []
+    for name, variant in {"MREN ×4": "mren", "MREN-S ×4": "mren_s"}.items():
+        net = load_mren(4, variant)
+        given = (forms(net) if variant == "mren" else {}) | dict(engine_forms(net, args.calibrate))
+        rows += [[name, *row] for row in measure(net, photos, given)]
+    write_rows(FILE, [dict(zip(HEADER, row, strict=True)) for row in rows], HEADER)
     print(FILE)
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks.precision", description=__doc__.partition("\n")[0])
+    parser.add_argument("--calibrate", type=Path, required=True, help="folder of images such as those of the training")
+    return run_command(run, parser.parse_args, argv)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,39 @@
 """Write the tables and plots of the documentation from the committed results: ``python -m benchmarks.report``.
 
-It reads ``benchmarks/results`` and writes ``docs/results/benchmarks/*.md`` and ``*.svg``, and the table in
-``README.md``. Ratios are taken within the rounds here, too. A table of several machines has one part for each.
+It reads ``benchmarks/results`` and writes ``docs/results/benchmarks/*.md`` and ``*.svg``, tables of
+``docs/results/engines``, and the one in ``README.md``. Ratios are taken within the rounds here, too. A table of several
+machines has one part for each.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.candidates import CONVOLUTION, FOLDED_BLOCKS, REFERENCE_NET
-from benchmarks.markdown import digits, mib, spread, table
+from benchmarks.candidates import CONVOLUTION, ENGINES, FOLDED_BLOCKS, REFERENCE_NET
 from benchmarks.precision import FILE as PRECISION
 from benchmarks.results import Results, Row, Suite, load
 from benchmarks.runner import BACKWARD, FORWARD
-from benchmarks.timing import Summary, ratio
+from examples import markdown
+from examples.markdown import digits, mib, spread, with_part
+from examples.mren.cli import run_command
 from examples.mren.files import write_text
+from examples.records import read_rows
+from examples.timing import Summary, ratio
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "results" / "benchmarks"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- written by python -m benchmarks.report -->", "<!-- until here -->"
+COMMAND = "benchmarks.report"
 NOT_MEASURED = "Not measured.\n"
 OURS = "MREN ×4"
+# Columns of words; all others hold numbers.
+table = partial(markdown.table, text=("", "form", "code", "machine", "engine", "pass"))
 NOISE = 1.02  # slower: a ratio is above this in at least three of four rounds
 
 # What a user chooses between: network, form, and its name in the table.
@@ -113,7 +119,7 @@ def lost(comparison: Comparison) -> bool:
 
 def comparison_table(found: Iterable[Comparison]) -> str:
     """Comparisons in a table, each once: the best forms may be of the same kind."""
-    lines = [[what, place, spread(times)] for what, place, times in dict.fromkeys(found)]
+    lines = [[what, place, spread(vars(times))] for what, place, times in dict.fromkeys(found)]
     return table(["", "machine", "times"], lines) or NOT_MEASURED
 
 
@@ -186,7 +192,7 @@ def fold_table(suite: Suite, _: Results) -> str:
     slower = sum(map(lost, found))
     text = f"**Slower when folded: {slower} of {len(found)}**." if slower else "**Nothing folded is slower**."
     worst = max(found, key=lambda each: each[2].median, default=None)
-    text += f" The highest ratio: {worst[0]}, {spread(worst[2])}." if worst else ""
+    text += f" The highest ratio: {worst[0]}, {spread(vars(worst[2]))}." if worst else ""
     peaks = {(row["name"], *row["size"]): row.get("peak_bytes") for row in suite.rows if row["form"] == "eager"}
     lines = []
     for row in suite.rows:
@@ -197,17 +203,39 @@ def fold_table(suite: Suite, _: Results) -> str:
     return f"{text}\n\n{table(['', 'input', 'ms, folded', 'times as written', 'memory, times as written'], lines)}"
 
 
-def precision_table(file: Path = PRECISION) -> str:
-    """How far each precision is from float64."""
-    if not file.exists():
-        return NOT_MEASURED
-    with file.open(newline="") as opened:
-        lines = [
-            [row["form"], *(_small(float(row[key])) for key in ("largest", "rms")),
-             f"{100 * float(row['bytes_changed']):.1f} %", f"{float(row['psnr']):.3f}"]
-            for row in csv.DictReader(opened)
-        ]  # fmt: skip
+def precision_table() -> str:
+    """How far each precision of PyTorch is from float64."""
+    rows = [row for row in read_rows(PRECISION) if row["network"] == OURS and row["form"] not in ENGINES]
+    lines = [
+        [row["form"], *(_small(float(row[key])) for key in ("largest", "rms")),
+         f"{100 * float(row['bytes_changed']):.1f} %", f"{float(row['psnr']):.3f}"]
+        for row in rows
+    ]  # fmt: skip
     return table(["form", "largest error", "root mean square", "bytes that differ", "PSNR, dB"], lines)
+
+
+def engine_precision_table(results: Results) -> str:
+    """What each precision of another engine loses, and how long it takes."""
+    rows = read_rows(PRECISION)
+    timed = {(row["name"], row["engine"]): _ms(row) for row in _rows(results, "engines") if "seconds" in row}
+    exact = {row["network"]: float(row["psnr"]) for row in rows if row["form"] == "float64"}
+    lines = []
+    for row in rows:
+        if row["form"] in ENGINES:
+            name, psnr = row["network"], float(row["psnr"])
+            lines.append(
+                [name, row["form"], timed.get((name, row["form"]), ""), f"{psnr:.3f}", f"{psnr - exact[name]:+.3f}"]
+            )
+    return table(["", "engine", "ms", "PSNR, dB", "beside float64, dB"], lines)
+
+
+def engine_times_table(suite: Suite) -> str:
+    """Milliseconds of each network in each engine."""
+    engines = list(dict.fromkeys(row["engine"] for row in suite.rows))
+    found = {(row["name"], row["engine"]): _ms(row) for row in suite.rows if "seconds" in row}
+    names = dict.fromkeys(row["name"] for row in suite.rows)
+    lines = [[name, *(found.get((name, engine), "") for engine in engines)] for name in names]
+    return f"{suite.title}\n\n{table(['', *engines], lines)}"
 
 
 def arithmetic_rate(row: Row, suite: Suite) -> Summary | None:
@@ -287,12 +315,10 @@ def _median(row: Row | None) -> str:
     return digits(row["ratio"]["median"]) if row and "ratio" in row else ""
 
 
-def _times(
-    row: Row | None, other: Row | None, write: Callable[[Summary], str] = lambda times: digits(times.median)
-) -> str:
+def _times(row: Row | None, other: Row | None) -> str:
     if not row or not other or "rounds" not in row or "rounds" not in other:
         return ""
-    return write(ratio(row["rounds"], other["rounds"]))
+    return digits(ratio(row["rounds"], other["rounds"]).median)
 
 
 def _backward(row: Row, suite: Suite) -> Row:
@@ -333,7 +359,7 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
     | MS
     | {
         f"times {REFERENCE_NET} eager": lambda row, _: _ratio(row),
-        "rate": lambda row, suite: spread(rate) if (rate := arithmetic_rate(row, suite)) else "",
+        "rate": lambda row, suite: spread(vars(rate)) if (rate := arithmetic_rate(row, suite)) else "",
     },
     "memory": FORM
     | {
@@ -360,7 +386,7 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
     | MS
     | {
         "times IMDN, same engine": lambda row, _: _ratio(row),
-        "times IMDN eager": lambda row, suite: _times(row, suite.row(REFERENCE_NET, "eager"), spread),
+        "times IMDN eager": lambda row, suite: _times(row, suite.row(REFERENCE_NET, "eager")),
     },
     "gpu": FORM
     | {"frames at a time": lambda row, _: str(row["size"][0]) if "frames_per_second" in row else ""}
@@ -402,35 +428,31 @@ def tables(results: Results) -> dict[str, str]:
     return texts
 
 
-def with_table(readme: str, results: Results) -> str:
-    """The text of README with its table made anew.
-
-    Raises:
-        ValueError: If the two comments around it are missing.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"README.md: the table stands between {BEGIN} and {END}, and they are not both there.")
-    return f"{before}{begin}\n{choices_table(results, memory=False)}{end}{after}"
+def pages(results: Results) -> dict[Path, str]:
+    """Every file of Markdown that is written, in whole or in part, with its text."""
+    engines = DOCS.parent / "engines"
+    made = {DOCS / name: text for name, text in tables(results).items()}
+    made[engines / "precision.md"] = engine_precision_table(results)
+    for suite in results.get("engines", [])[:1]:
+        made[engines / "times.md"] = engine_times_table(suite)
+    return made | {README: with_part(README.read_text(), COMMAND, choices_table(results, memory=False))}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.partition("\n")[0]).parse_args(argv)
-    try:
-        results = load()
-        readme = with_table(README.read_text(), results)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for file, text in ({DOCS / name: text for name, text in tables(results).items()} | {README: readme}).items():
+def run(_: argparse.Namespace) -> None:
+    """Run the command."""
+    results = load()
+    for file, text in pages(results).items():
         write_text(file, text)
         print(file)
     for name, draw in plots.PLOTS.items():
         draw(results, DOCS / name)
         print(DOCS / name)
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.partition("\n")[0])
+    return run_command(run, parser.parse_args, argv)
 
 
 if __name__ == "__main__":

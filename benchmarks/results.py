@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.mren.files import write_text
+from examples.records import read_json
 
 FORMAT = 1
 FOLDER = Path(__file__).parent / "results"
@@ -66,10 +67,7 @@ def read(file: Path) -> dict[str, Any]:
     """
     if not file.exists():
         return {"format": FORMAT, "suites": {}}
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: not readable as JSON ({error}); move it away or name another file.") from error
+    found = read_json(file)
     if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("suites"), dict):
         raise ValueError(f"{file}: not written by benchmarks.run, or by another version; name another file.")
     return found

@@ -18,10 +18,11 @@ import psutil
 import torch
 
 from benchmarks import machine, results
-from benchmarks.candidates import STEPS
+from benchmarks.candidates import BLOCKS, NETS, STEPS
 from benchmarks.results import Row
 from benchmarks.runner import Settings
 from benchmarks.suites import SUITES
+from examples.mren.cli import positive_number, whole_number
 
 CUDA_SECONDS = 75.0
 WRITING = 4.0  # seconds that are kept for writing the results and ending
@@ -34,22 +35,30 @@ def build_parser() -> argparse.ArgumentParser:
     names = ", ".join(SUITES)
     parser.add_argument("--suite", nargs="+", default=["blocks", "nets", "memory"], choices=list(SUITES),
                         metavar="NAME", help=f"of {names}; default: blocks nets memory")  # fmt: skip
-    parser.add_argument("--threads", default="1", help="a number, or 'all'; default: 1")
+    parser.add_argument("--threads", type=_threads, default=1, help="a number, or 'all'; default: 1")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--repeats", type=int, default=15, help="rounds; default: 15")
+    parser.add_argument("--repeats", type=whole_number(1), default=15, help="rounds; default: 15")
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and the order within a round")
-    parser.add_argument("--limit", type=float, help="minutes for the rounds of each suite; default: none")
-    parser.add_argument("--budget", type=float, metavar="SECONDS",
+    parser.add_argument(
+        "--limit", type=positive_number, default=math.inf, help="minutes for the rounds of each suite; default: none"
+    )
+    parser.add_argument("--budget", type=positive_number, metavar="SECONDS",
                         help="for everything, from the start of the process; what does not fit is named; "
                         f"default: {CUDA_SECONDS:g} on cuda, none on a CPU")  # fmt: skip
     parser.add_argument("--against", type=Path, help="a checkout whose training step is timed in the same rounds")
     parser.add_argument("--without", nargs="+", default=[], choices=[step for step in STEPS if step != "eager"],
                         metavar="STEP", help="leave out forms that take this step, such as compiled")  # fmt: skip
+    parser.add_argument("--only", nargs="+", default=[], choices=[*NETS, *BLOCKS], metavar="NAME",
+                        help="networks and blocks to measure; default: all of a suite")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that everything runs, measures nothing")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json",
                         help="written after every suite; suites in it that are not run now stay; "
                         "default on cuda: benchmarks/results/cuda.json")  # fmt: skip
     return parser
+
+
+def _threads(text: str) -> int:
+    return machine.usable_cores() if text == "all" else whole_number(1)(text)
 
 
 def settings_from(given: argparse.Namespace) -> Settings:
@@ -58,15 +67,6 @@ def settings_from(given: argparse.Namespace) -> Settings:
     Raises:
         ValueError: If one is out of range; the message says what would work.
     """
-    cores = machine.usable_cores()
-    if given.threads != "all" and (not given.threads.isdecimal() or int(given.threads) < 1):
-        raise ValueError(f"--threads must be 1 or more, or 'all' ({cores} here); got {given.threads!r}.")
-    if given.repeats < 1:
-        raise ValueError(f"--repeats must be 1 or more, got {given.repeats}; 15 gives usable quartiles.")
-    if given.limit is not None and not given.limit > 0:
-        raise ValueError(f"--limit must be more than 0 minutes, got {given.limit:g}.")
-    if given.budget is not None and not given.budget > 0:
-        raise ValueError(f"--budget must be more than 0 seconds, got {given.budget:g}.")
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine or this build of torch has none; use --device cpu.")
     if "gpu" in given.suite and given.device != "cuda" and not given.quick:
@@ -86,13 +86,14 @@ def settings_from(given: argparse.Namespace) -> Settings:
     running = time.time() - psutil.Process().create_time()
     return Settings(
         device=torch.device(given.device),
-        threads=cores if given.threads == "all" else int(given.threads),
+        threads=given.threads,
         repeats=given.repeats,
         seed=given.seed,
-        limit=math.inf if given.limit is None else 60 * given.limit,
+        limit=60 * given.limit,
         deadline=time.monotonic() + budget - running - WRITING,
         quick=given.quick,
         without=frozenset(given.without),
+        only=frozenset(given.only),
         against=given.against.resolve() if given.against else None,
     )
 

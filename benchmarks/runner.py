@@ -7,7 +7,7 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.candidates import ENGINES, NETS, Call, Unavailable, make, prepare, reason
 from benchmarks.results import Row
-from benchmarks.timing import OutOfTime, interleave, ratio, significant, stopwatch, summarise, time_limit
+from examples.timing import OutOfTime, interleave, ratio, significant, stopwatch, summarise, time_limit
 from sc_blocks.introspect import Complexity, complexity
 
 FORWARD, BACKWARD = "forward", "forward+backward"
@@ -39,6 +39,8 @@ class Settings:
     """Tiny sizes and few candidates: shows that everything runs, measures nothing."""
     without: frozenset[str] = frozenset()
     """Steps, such as ``compiled``: no form that takes one is measured."""
+    only: frozenset[str] = frozenset()
+    """Networks and blocks that are measured; all if empty."""
     against: Path | None = None
     """Another checkout whose training step is timed as well."""
     say: Callable[[str], object] = print
@@ -52,6 +54,10 @@ class Settings:
         """Whether a form takes no step that was excluded. Quick runs compile and export nothing."""
         slow = {*ENGINES, "compiled blocks"} - {"eager"} if self.quick else set()
         return not (self.without | slow) & set(form.split(", "))
+
+    def chosen(self, names: Iterable[str]) -> list[str]:
+        """Those of the networks or blocks of a suite that are measured."""
+        return [name for name in names if not self.only or name in self.only]
 
     def make(self, name: str, size: tuple[int, int]) -> tuple[nn.Module, Tensor]:
         """A candidate of that name with its input, on the device."""

@@ -30,7 +30,7 @@ from benchmarks.gpu import gpu
 from benchmarks.results import Row
 from benchmarks.runner import BACKWARD, FORWARD, Candidate, Settings, cost, entry, measure, skipped, timed_form
 from benchmarks.steps import Request, Worker
-from benchmarks.timing import significant, summarise
+from examples.timing import significant, summarise
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 def blocks(settings: Settings) -> list[Row]:
     """Each block on a map of 60 channels, forward and with backward, beside a plain convolution."""
     size = (12, 16) if settings.quick else (180, 320)
-    names = [CONVOLUTION, "SCACB", "CCA of IMDN"] if settings.quick else list(BLOCKS)
+    names = [CONVOLUTION, "SCACB", "CCA of IMDN"] if settings.quick else settings.chosen(BLOCKS)
     layouts = ("eager", "channels_last") if settings.device.type == "cpu" else ("eager", "channels_last, bf16")
     candidates: dict[str, Candidate] = {}
     for name in names:
@@ -78,7 +78,7 @@ def engines(settings: Settings) -> list[Row]:
     size = (12, 16) if settings.quick else (120, 160)
     candidates: dict[str, Candidate] = {}
     for engine in filter(settings.allows, ENGINES):
-        for name in _nets(settings) if settings.quick else IN_ENGINES:
+        for name in _nets(settings) if settings.quick else settings.chosen(IN_ENGINES):
             folds = name.startswith("MREN") and engine not in UNFOLDED_ENGINES
             form = ("folded" if engine == "eager" else f"folded, {engine}") if folds else engine
             candidates[f"{name} | {engine}"] = Candidate(
@@ -257,7 +257,7 @@ def _step_key(code: str, form: str, patches: tuple[int, int]) -> str:
 
 
 def _nets(settings: Settings) -> list[str]:
-    return ["MREN ×4", REFERENCE_NET] if settings.quick else list(NETS)
+    return ["MREN ×4", REFERENCE_NET] if settings.quick else settings.chosen(NETS)
 
 
 def _isolated(name: str, form: str, size: tuple[int, int], settings: Settings, **more: Any) -> Row:

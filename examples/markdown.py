@@ -1,8 +1,8 @@
-"""Tables in Markdown, and the parts of a page that a command writes."""
+"""Tables in Markdown, the numbers in them, and the parts of a page that a command writes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tabulate import DataRow, TableFormat, tabulate
 
@@ -10,7 +10,9 @@ END = "<!-- until here -->"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: Collection[str] = ("",)) -> str:
-    """A table. Cells are not padded: a number that changes is one line in a diff.
+    """A table; empty if it has no rows. Columns without a single cell that says something are left out.
+
+    Cells are not padded: a number that changes is one line in a diff.
 
     Args:
         head: Titles of the columns.
@@ -24,10 +26,39 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: Collectio
         | bicubic | 28.43 |
         <BLANKLINE>
     """
+    kept = [number for number, _ in enumerate(head) if any(row[number] for row in rows)]
+    if not kept:
+        return ""
+    head = [head[number] for number in kept]
     cells = DataRow("| ", " | ", " |")
     rule = "| " + " | ".join("---" if title in text else "---:" for title in head) + " |"
     layout = TableFormat(None, lambda widths, alignments: rule, None, None, cells, cells, 0, None)
-    return tabulate(rows, head, layout, disable_numparse=True, stralign=None).rstrip() + "\n"
+    shown = [[row[number] for number in kept] for row in rows]
+    return tabulate(shown, head, layout, disable_numparse=True, stralign=None).rstrip() + "\n"
+
+
+def digits(value: float) -> str:
+    """Three digits where there are decimals; whole numbers in full.
+
+    Example:
+        >>> digits(0.03512), digits(1.5), digits(1234.5)
+        ('0.035', '1.50', '1,234')
+    """
+    if value >= 100:
+        return f"{value:,.0f}"
+    text = f"{value:.3g}"
+    return f"{float(text):.{2 if value >= 1 else 3}f}" if value < 10 else f"{float(text):.1f}"
+
+
+def mib(size: float | None) -> str:
+    """Bytes in MiB; nothing where there are none."""
+    return "" if size is None else digits(size / 2**20)
+
+
+def spread(summary: Mapping[str, float], unit: float = 1) -> str:
+    """Median and quartiles, such as ``1.23 (1.20–1.31)``."""
+    median, low, high = (digits(summary[name] * unit) for name in ("median", "q1", "q3"))
+    return f"{median} ({low}–{high})"
 
 
 def begin(command: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures for tests: made up ones, and where the field's test sets are if they are there."""
+"""Pictures and weights for tests: made up ones, and where the field's test sets are if they are there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+
+from examples.mren.model import MREN, save_weights
 
 DATA = Path(os.environ.get("SC_BLOCKS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -40,3 +42,10 @@ def write_photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
         files.append(folder / f"{i}.png")
         Image.fromarray(photo(height, width, seed=i).permute(1, 2, 0).numpy()).save(files[-1])
     return files
+
+
+def write_weights(folder: Path, **config: object) -> Path:
+    """Write the first weights of an MREN with these arguments, for seed 0."""
+    torch.manual_seed(0)
+    save_weights(MREN(**config), folder / "small.safetensors", config)
+    return folder / "small.safetensors"

@@ -20,8 +20,8 @@ from examples.mren import upscale
 from examples.mren.engines import compile_network, engine_module
 from examples.mren.engines.program import PortableBicubic
 from examples.mren.export import export
-from examples.mren.model import MREN, load_mren, save_weights
-from tests.images import write_photos
+from examples.mren.model import MREN, load_mren
+from tests.images import photo, write_photos, write_weights
 from tests.test_readme import code_blocks
 
 SMALL = {"scale": 3, "channels": 12, "num_blocks": 1}
@@ -31,10 +31,7 @@ FORMATS = ("openvino", "ncnn", "pt2")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_weights(MREN(**SMALL), file, SMALL)
-    return file
+    return write_weights(tmp_path_factory.mktemp("weights"), **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +82,21 @@ def test_an_engine_takes_any_size_in_turn(name: str, exported: dict[str, Path], 
         x = torch.rand(shape)
         with torch.no_grad():
             torch.testing.assert_close(engine(x), net(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_what_was_quantised_for_onnx_runtime_runs_in_openvino(weights: Path, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", [(60, 81), (75, 60)])
+    arguments = ["--format", "openvino", "--precision", "int8", "--calibrate", str(tmp_path / "photos")]
+    arguments += ["--scale", "3", "--weights", str(weights), "-o", str(tmp_path / "int8")]
+    assert command.main(arguments) == 0
+    x = photo(40, 50, seed=7)[None].float() / 255
+    with torch.no_grad():
+        error = in_openvino(tmp_path / "int8", x) - load_mren(3, path=weights)(x)
+    assert 38 < -10 * error.square().mean().log10() < 70  # in float32 it would be closer
+    model = openvino.Core().read_model(tmp_path / "int8" / "model.xml")
+    assert any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    assert model.get_rt_info(["mren", "precision"]).astype(str) == "int8"
 
 
 def test_each_says_what_it_is(exported: dict[str, Path]) -> None:

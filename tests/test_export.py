@@ -17,8 +17,8 @@ from examples.mren import evaluate, export, onnxfile, quantize
 from examples.mren.engines import SUFFIXES
 from examples.mren.export import export as export_net
 from examples.mren.export import main
-from examples.mren.model import MREN, WEIGHTS, load_mren, save_weights
-from tests.images import DATA, needs_data, photo, write_photos
+from examples.mren.model import MREN, WEIGHTS, load_mren
+from tests.images import DATA, needs_data, photo, write_photos, write_weights
 from tests.test_readme import code_blocks
 
 SMALL = {"scale": 2, "channels": 12, "num_blocks": 1}
@@ -27,10 +27,7 @@ SIZES = [(1, 36, 51), (3, 8, 9), (2, 1, 30)]
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_weights(MREN(**SMALL), file, SMALL)
-    return file
+    return write_weights(tmp_path_factory.mktemp("weights"), **SMALL)
 
 
 @pytest.fixture(scope="module")

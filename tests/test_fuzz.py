@@ -52,18 +52,17 @@ READER = """
 import json, resource, sys, time
 from pathlib import Path
 import torch
-from accelerate import Accelerator
 import examples.mren.onnxfile
-from examples.mren.data import load_pairs, read_rgb
+from examples.mren.data import PatchSampler, load_pairs, read_rgb
 from examples.mren.imagefile import read_picture, read_size
-from examples.mren.model import load_mren
+from examples.mren.model import MREN, load_mren
 from examples.mren.onnxfile import onnx_upscaler
-from examples.mren.recipes import Recipe, Stage
+from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer
 torch.set_num_threads(1)
 pairs = load_pairs([Path(sys.argv[1])], 2)
-recipe = Recipe((Stage(1, 16, 1e-3, "cosine"),), steps=3, ema_decay=0.9)
-config = {"scale": 2, "channels": 12, "num_blocks": 1}
+training = Training(steps=3, batch_size=1, patch_size=16, channels_last=False)
+sampler = PatchSampler(pairs, 2, patch_size=16, batch_size=1, seed=0)
 
 def read_image(file):
     read_size(file)
@@ -77,7 +76,8 @@ def read_onnx(file):
     onnx_upscaler(file, 2)(torch.zeros(3, 8, 9, dtype=torch.uint8))
 
 def begin():
-    return Trainer(config, recipe, pairs, pairs, Path(), accelerator=Accelerator(cpu=True))
+    net = MREN(2, channels=12, num_blocks=1)
+    return Trainer(net, training, sampler, Path(), label="fuzz", held_out={"psnr": pairs})
 
 def go_on(folder):
     global trainer

@@ -7,7 +7,6 @@ again, one that was cut off goes on from its last checkpoint, and one of other s
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import shutil
@@ -28,15 +27,14 @@ from tqdm import tqdm
 from examples.compare.cost import cost_of
 from examples.compare.tables import Run
 from examples.compare.tasks import Task
-from examples.compare.training import Training, check_settings, train
 from examples.mren.data import PatchSampler, list_images, load_pairs, split_held_out
 from examples.mren.files import atomic_write
 from examples.mren.model import save_weights, warm_start
+from examples.mren.recipes import Training
+from examples.mren.trainer import Trainer, check_settings
 from examples.records import read_json, write_json
 
 HELD_OUT = "held out"
-# Of a training, beside those of its recipe: what decides its numbers.
-OWN_SETTINGS = ("minutes", "warm_up_new", "precision", "compile", "channels_last", "accumulate")
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,8 @@ class Row:
     channels: int = 0
     """Width, where rows differ in it."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """In what its training differs from that of the other rows: fields of a :class:`Training`."""
+    """In what its training differs from that of the other rows: fields of a
+    :class:`~examples.mren.recipes.Training`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Setup:
 
     task: Task
     training: Training
+    """Its minutes are those of the steps alone, see :class:`~examples.mren.trainer.Trainer`."""
     data: Sequence[Path]
     """Folders of images to train on."""
     test: Sequence[Path]
@@ -142,39 +142,35 @@ def compare(
     for run in waiting:
         training = dataclasses.replace(setup.training, **run.row.options)
         net, untouched = _fresh(run, rows[0], training.init)
-        sampler = PatchSampler(
-            pairs,
-            scale,
-            patch_size=run.settings["patch_size"][0],
-            batch_size=run.settings["batch_size"][0],
-            seed=run.seed,
-            device=setup.device,
+        patches = {name: run.settings[name][0] for name in ("patch_size", "batch_size")}
+        trainer = Trainer(
+            net,
+            training,
+            PatchSampler(pairs, scale, **patches, seed=run.seed, device=setup.device),
+            run.folder,
+            label=run.label,
+            draw=setup.task.batch,
+            untouched=untouched,
+            time_steps_alone=True,
         )
-        lock = run.folder / "checkpoints" / ".lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=0):  # two processes would mix their checkpoints up
-            trained = train(
-                net,
-                setup.task,
-                sampler,
-                training,
-                run.folder,
-                label=run.label,
-                settings=run.settings,
-                untouched=untouched,
-                stop_at=stop_at,
-            )
-        if trained is None:
+        begun = run.folder / "checkpoints" / "settings.json"
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(begun.with_name(".lock"), timeout=0):  # two processes would mix their checkpoints up
+            check_settings(run.folder, read_json(begun) if begun.exists() else run.settings, run.settings)
+            write_json(begun, run.settings)
+            trainer.resume()
+            progress = trainer.run(stop_at=stop_at)
+        if progress.fraction < 1:
             print(f"{run.label}: stopped; the same command goes on from there.")
             return []
-        _save(trained.net, run.folder / "weights.safetensors", run.row.config)
+        _save(trainer.average, run.folder / "weights.safetensors", run.row.config)
         record = {
             "settings": run.settings,
             "torch": torch.__version__,
             "parameters": costs[run.row.name].parameters,
             "macs": costs[run.row.name].macs,
-            "steps": trained.steps,
-            "minutes": round(trained.minutes, 2),
+            "steps": progress.step,
+            "minutes": round(progress.seconds / 60, 2),
             "scores": {},
         }
         write_json(run.record, record)
@@ -209,8 +205,6 @@ class _Run:
 def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Path]) -> dict[str, Any]:
     """What decides the numbers of a run, as JSON holds it."""
     training = dataclasses.replace(setup.training, **row.options)
-    recipe = training.plan(len(files), setup.task.scale)
-    stages = [dataclasses.asdict(stage) for stage in recipe.stages]
     settings = {
         "row": row.name,
         "channels": row.channels,
@@ -218,12 +212,7 @@ def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Pat
         "begins_as": first.name,
         "task": dataclasses.asdict(setup.task),
         "seed": seed,
-        **{name: [stage[name] for stage in stages] for name in stages[0]},
-        "steps": recipe.steps if training.minutes is None else None,
-        "clip_grad_norm": recipe.clip_grad_norm,
-        "ema_decay": recipe.ema_decay,
-        **{name: getattr(training, name) for name in OWN_SETTINGS},
-        "init": None if training.init is None else hashlib.sha256(training.init.read_bytes()).hexdigest(),
+        **training.settings(len(files), setup.task.scale),
         "images": len(files),
         "files": zlib.crc32("/".join(path.name for path in files).encode()),
     }

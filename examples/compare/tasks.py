@@ -27,8 +27,8 @@ class Task(Protocol):
     scale: int
     """By how much the result is larger than the input."""
 
-    def batch(self, sampler: PatchSampler, step: int) -> tuple[Tensor, Tensor]:
-        """Damaged and clean patches of a step, between 0 and 1."""
+    def batch(self, sampler: PatchSampler, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
+        """Damaged and clean patches of a step, between 0 and 1; see :meth:`PatchSampler.batch`."""
         ...
 
     def score(self, net: nn.Module, file: Path, device: torch.device | str) -> Score:
@@ -42,8 +42,8 @@ class SuperResolution:
 
     scale: int = 4
 
-    def batch(self, sampler: PatchSampler, step: int) -> tuple[Tensor, Tensor]:
-        return sampler.batch(step)
+    def batch(self, sampler: PatchSampler, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
+        return sampler.batch(step, rank=rank, world_size=world_size)
 
     def score(self, net: nn.Module, file: Path, device: torch.device | str) -> Score:
         hr = mod_crop(read_rgb(file), self.scale)
@@ -62,10 +62,11 @@ class Denoising:
     """Standard deviation, of 255."""
     scale: int = 1
 
-    def batch(self, sampler: PatchSampler, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, sampler: PatchSampler, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         _, clean = sampler.batch(step)
         # A stream of its own: the patches are drawn from (seed, step).
-        return self._noisy(clean, np.random.default_rng((sampler.seed, step, 1))), clean
+        noisy = self._noisy(clean, np.random.default_rng((sampler.seed, step, 1)))
+        return noisy[rank::world_size], clean[rank::world_size]
 
     def score(self, net: nn.Module, file: Path, device: torch.device | str) -> Score:
         clean = read_rgb(file)

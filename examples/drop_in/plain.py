@@ -1,16 +1,20 @@
 """What the hosts have in their places when no block of this library is there: the baselines of ``compare``.
 
-Each is the usual part of its network: the shallow residual block and the 1x1 distillation of RFDN, the contrast-aware
-attention of IMDN (Hui et al., 2019), the simplified channel attention of NAFNet, and skips that hand features across
-as they are.
+Each is the usual part of its network: the shallow residual block and the 1x1 distillation of RFDN, the simplified
+channel attention of NAFNet, and skips that hand features across as they are. The contrast-aware attention is that of
+IMDN (Hui et al., 2019).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-import torch
 from torch import Tensor, nn
+
+from benchmarks.fixtures import CCA
+
+ContrastAttention = partial(CCA, reduction=4)  # a sixteenth would leave nothing of a narrow host
 
 
 class ShallowResidual(nn.Module):
@@ -54,28 +58,6 @@ class Distillation(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(self.act(link(x)) for link, x in zip(self.links, features, strict=True))
-
-
-class ContrastAttention(nn.Module):
-    """Weighs channels by mean plus standard deviation.
-
-    Args:
-        channels: Width of the input and of the output, at least 4.
-
-    Example:
-        >>> ContrastAttention(8)(torch.rand(1, 8, 9, 7)).shape
-        torch.Size([1, 8, 9, 7])
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weigh = nn.Sequential(
-            nn.Conv2d(channels, channels // 4, 1), nn.ReLU(), nn.Conv2d(channels // 4, channels, 1), nn.Sigmoid()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
-        return x * self.weigh(mean + (variance + 1e-6).sqrt())  # a root has no gradient at 0, where a map is flat
 
 
 class ChannelAttention(nn.Module):

@@ -11,7 +11,6 @@ is there already is not trained again, one that was cut off is resumed; rows tha
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from examples.compare.tasks import SuperResolution
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
 from examples.mren.model import MREN, STAGES, VARIANTS, weights_path
+from examples.mren.trainoptions import json_object
 from examples.records import write_records
 
 
@@ -88,12 +88,12 @@ def with_trunk(block: Callable[[int], nn.Module], config: Mapping[str, Any], cha
     return net
 
 
-@dataclass(frozen=True)
 class Table:
     """Variants to be compared; the first is what the others are held against."""
 
-    title: str
-    variants: tuple[Variant, ...]
+    def __init__(self, title: str, *variants: Variant) -> None:
+        self.title = title
+        self.variants = variants
 
     def tabulate(self, runs: Sequence[Run]) -> str:
         """The table in Markdown of those rows that there are runs of."""
@@ -112,79 +112,59 @@ WEIGHTS = {
 TABLES = {
     "1": Table(
         "Number of MREBs (table 1)",
-        tuple(
-            Variant(f"{count} MREBs", {} if count == 6 else {"num_blocks": count}, paper)
-            for count, paper in BLOCK_COUNTS.items()
-        ),
+        *(Variant(f"{n} MREBs", {"num_blocks": n} if n != 6 else {}, paper) for n, paper in BLOCK_COUNTS.items()),
     ),
     "2": Table(
         "Weight of the preceding map (table 2)",
-        tuple(
-            Variant(f"W = {weight}", {} if weight == 0.2 else {"communication": weight}, paper)
-            for weight, paper in WEIGHTS.items()
-        ),
+        *(Variant(f"W = {w}", {"communication": w} if w != 0.2 else {}, paper) for w, paper in WEIGHTS.items()),
     ),
     "3": Table(
         "Parts of SCACB (table 3)",
-        (
-            Variant("both parts, exchanging (SCACB)", {}, 32.24),
-            Variant("spatial part only (OSA)", {"parts": "spatial"}, 32.15),
-            Variant("channel part only (OCA)", {"parts": "channel"}, 32.22),
-            Variant("both parts, no exchange (SCNC)", {"exchange": None}, 32.19),
-        ),
+        Variant("both parts, exchanging (SCACB)", {}, 32.24),
+        Variant("spatial part only (OSA)", {"parts": "spatial"}, 32.15),
+        Variant("channel part only (OCA)", {"parts": "channel"}, 32.22),
+        Variant("both parts, no exchange (SCNC)", {"exchange": None}, 32.19),
     ),
     "4": Table(
         "Parts of DRACB (table 4)",
-        (
-            Variant("distillation, communication and gate (DRACB)", {}, 32.24),
-            Variant("distillation", {"communication": 0, "gate": False}, 32.16),
-            Variant("distillation and gate", {"communication": 0}, 32.20),
-            Variant("distillation and communication", {"gate": False}, 32.15),
-        ),
+        Variant("distillation, communication and gate (DRACB)", {}, 32.24),
+        Variant("distillation", {"communication": 0, "gate": False}, 32.16),
+        Variant("distillation and gate", {"communication": 0}, 32.20),
+        Variant("distillation and communication", {"gate": False}, 32.15),
     ),
     "exchange": Table(
         "Where the parts of SCACB exchange their levels",
-        (
-            Variant("at the outputs (default)"),
-            Variant("at the inputs", {"exchange": "inputs"}),
-            Variant("nowhere", {"exchange": None}),
-        ),
+        Variant("at the outputs (default)"),
+        Variant("at the inputs", {"exchange": "inputs"}),
+        Variant("nowhere", {"exchange": None}),
     ),
     "communication": Table(
         "What reaches a DRACB from the one before",
-        (
-            Variant("0.2 of its map (default)"),
-            Variant("nothing", {"communication": 0}),
-            Variant("all of its map", {"communication": 1}),
-            Variant("a learned share", {"communication": "learnable"}),
-            Variant("a share decided from both maps", {"communication": "gated"}),
-        ),
+        Variant("0.2 of its map (default)"),
+        Variant("nothing", {"communication": 0}),
+        Variant("all of its map", {"communication": 1}),
+        Variant("a learned share", {"communication": "learnable"}),
+        Variant("a share decided from both maps", {"communication": "gated"}),
     ),
     "beyond": Table(
         "Channels that are not the paper's",
-        (
-            Variant("0.2 of the map (the paper's)"),
-            Variant("a learned share", {"communication": "learnable"}),
-            Variant("a share decided from both maps", {"communication": "gated"}),
-            Variant("0.2 of the map, one chain through all MREBs", {"chain": "network"}),
-        ),
+        Variant("0.2 of the map (the paper's)"),
+        Variant("a learned share", {"communication": "learnable"}),
+        Variant("a share decided from both maps", {"communication": "gated"}),
+        Variant("0.2 of the map, one chain through all MREBs", {"chain": "network"}),
     ),
     "trunk": Table(
         "Trunks of equal parameters between one head and tail",
-        (
-            Variant("MREBs"),
-            Variant("IMDBs, of IMDN", block=IMDB),
-            Variant("RFDBs, of RFDN", block=RFDB),
-        ),
+        Variant("MREBs"),
+        Variant("IMDBs, of IMDN", block=IMDB),
+        Variant("RFDBs, of RFDN", block=RFDB),
     ),
     "recipe": Table(
         "How it is trained",
-        (
-            Variant("one cycle up to 1e-3, averaged weights"),
-            Variant("one cycle up to 1e-3", options={"ema_decay": 0}),
-            Variant("the paper's: 5e-4, halved four times", options={"recipe": "paper"}),
-            Variant("averaged, begun from the weights of ×2", options={"init": weights_path(2)}),
-        ),
+        Variant("one cycle up to 1e-3, averaged weights"),
+        Variant("one cycle up to 1e-3", options={"ema_decay": 0}),
+        Variant("the paper's: 5e-4, halved four times", options={"recipe": "paper"}),
+        Variant("averaged, begun from the weights of ×2", options={"init": weights_path(2)}),
     ),
 }
 
@@ -200,18 +180,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="mren_s has a narrow tail")
     parser.add_argument("--num-blocks", type=int, default=6, help="MREBs")
-    parser.add_argument(
-        "--config",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="""further arguments of all networks, such as '{"exchange": null}'""",
-    )
+    meaning = """further arguments of all networks, such as '{"exchange": null}'"""
+    parser.add_argument("--config", type=json_object, default={}, metavar="JSON", help=meaning)
     add_options(parser)
     parser.set_defaults(recipe="paper", held_out=10, output=Path("runs/ablation"))
     args = parser.parse_args(argv)
-    if not isinstance(args.config, dict):
-        parser.error(f"argument --config: must be a JSON object, got {args.config!r}")
     rows = {variant.key for name in args.table for variant in TABLES[name].variants}
     for key in args.only or []:
         if key not in rows:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.mren.cli import UsageError, check_target, describe, run_command, whole_number
-from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, engine_module
+from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, engine_module
 from examples.mren.engines.program import PortableMREN
 from examples.mren.files import atomic_write
 from examples.mren.fold import fold_mren
@@ -53,6 +53,12 @@ CHECKED_SIZES = ((1, 1, 1), (1, 37, 51), (3, 20, 28))
 TOLERANCES: dict[str, float] = {"float32": 1e-4, "float16": 8e-3}
 FOLDABLE: tuple[Format, ...] = ("onnx", "openvino", "pt2")  # the others have no operators for the border
 ONE_SIZE: tuple[Format, ...] = ("litert",)
+# The formats in which a precision can be written.
+PRECISE: dict[Precision, tuple[Format, ...]] = {
+    "float32": get_args(Format),
+    "float16": ("onnx",),
+    "int8": ("onnx", "openvino"),
+}
 
 
 def export(
@@ -73,11 +79,11 @@ def export(
         net: The network, in float32. It is not changed.
         target: The file, or the folder for OpenVINO, ncnn and Core ML.
         format: See :mod:`examples.mren.engines`.
-        precision: What is computed in; the last two are for ONNX alone.
+        precision: What is computed in:
 
             - ``"float32"``;
-            - ``"float16"``: weights and maps, with the statistics of the attention in float32;
-            - ``"int8"``: the products of most convolutions; see :mod:`examples.mren.quantize`.
+            - ``"float16"``, for ONNX: weights and maps, with the statistics of the attention in float32;
+            - ``"int8"``, for ONNX and OpenVINO: the products of most convolutions; see :mod:`examples.mren.quantize`.
         fold: Whether to write the network as :func:`examples.mren.fold.fold_mren` rewrites it; for ONNX, OpenVINO and
             pt2, and not for int8: ONNX Runtime quantises no transposed convolution.
         size: Height and width of the images that a LiteRT file takes. The other formats take any.
@@ -103,12 +109,13 @@ def export(
         network = _InHalf(network)
     whole = _atomic_folder if format in FOLDERS else atomic_write
     with whole(Path(target), overwrite=overwrite) as scratch:
-        module.write(network.eval(), scratch, torch.rand(1, 3, *size), metadata)
+        example = torch.rand(1, 3, *size)
         if precision == "int8":
             from examples.mren import quantize
 
-            quantize.quantize_file(scratch, calibration)
+            quantize.write_int8(network.eval(), scratch, cast(Runtime, format), example, calibration, metadata)
             return quantize.check(module.load(scratch), net, calibration)
+        module.write(network.eval(), scratch, example, metadata)
         if format == "coreml":
             return None
         sizes = ((1, *size),) if format in ONE_SIZE else CHECKED_SIZES
@@ -118,8 +125,9 @@ def export(
 def _check_choices(format: Format, precision: Precision, fold: bool, calibration: Sequence[Tensor]) -> None:
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
-    if precision != "float32" and format != "onnx":
-        raise ValueError(f"precision {precision} is for the format onnx; {format} is written in float32.")
+    formats = PRECISE[precision]
+    if format not in formats:
+        raise ValueError(f"precision {precision} is for the format {' or '.join(formats)}; got {format}.")
     if (precision == "int8") != bool(calibration):
         needs = "needs images to calibrate on" if precision == "int8" else "takes no calibration, which is for int8"
         raise ValueError(f"precision {precision} {needs}, got {len(calibration)} images.")
@@ -282,7 +290,10 @@ def _parser() -> argparse.ArgumentParser:
         "--size", nargs=2, type=whole_number(1, 8192), metavar=("HEIGHT", "WIDTH"), help="of the images, for litert"
     )
     parser.add_argument(
-        "--precision", choices=get_args(Precision), default="float32", help="all but the first for onnx alone"
+        "--precision",
+        choices=get_args(Precision),
+        default="float32",
+        help="float16 is for onnx, int8 for onnx and openvino",
     )
     parser.add_argument(
         "--fold",

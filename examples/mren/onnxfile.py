@@ -8,10 +8,10 @@ prints the size and the latency of each file in onnxruntime, on the CPU, measure
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from examples.mren.cli import UsageError, is_out_of_memory, one_line, run_command
 from examples.mren.files import name_apart
 from examples.mren.metrics import to_uint8
+from examples.timing import interleave, ratio, stopwatch, summarise
 
 Session = onnxruntime.InferenceSession
 
@@ -144,19 +145,15 @@ def latencies(
     With one thread seconds of the processor, which what else the machine does disturbs less; otherwise of the clock.
     """
     clock = time.process_time if threads == 1 else time.perf_counter
-    sessions = {file: open_session(file, threads=threads) for file in files}
     x = torch.rand(1, 3, *size)
-    taken: dict[Path, list[float]] = {file: [] for file in files}
-    for round_number in range(rounds + 1):
-        for file, session in sessions.items():
-            start = clock()
-            try:
-                run_session(session, x)
-            except ValueError as error:
-                raise ValueError(f"{file}: {error}.") from error
-            if round_number > 0:  # the first round reserves memory
-                taken[file].append(clock() - start)
-    return taken
+    turns: dict[Path, Callable[[], float]] = {}
+    for file in files:
+        call = partial(run_session, open_session(file, threads=threads), x)
+        try:
+            turns[file] = stopwatch(call, torch.device("cpu"), clock)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}.") from error
+    return interleave(turns, rounds, seed=0)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -164,15 +161,14 @@ def run(args: argparse.Namespace) -> None:
     if min(*args.size, args.rounds) < 1 or args.threads < 0:
         raise UsageError("--size and --rounds must be at least 1, --threads at least 0.")
     taken = latencies(args.files, tuple(args.size), rounds=args.rounds, threads=args.threads)
-    first = statistics.median(taken[args.files[0]])
     size = " x ".join(map(str, (1, 3, *args.size)))
     clock = "one thread, processor time" if args.threads == 1 else f"{args.threads or 'all'} threads, clock time"
     print(f"onnxruntime {onnxruntime.__version__}, {size}, {clock}")
     for name, file in name_apart(args.files, suffixes=True).items():
-        low, median, high = (float(np.quantile(taken[file], share)) for share in (0.25, 0.5, 0.75))
+        seconds, times = summarise(taken[file]), ratio(taken[file], taken[args.files[0]])
         print(
-            f"{name}: {file.stat().st_size / 1e6:.2f} MB, {1e3 * median:.0f} ms "
-            f"({1e3 * low:.0f} to {1e3 * high:.0f}), ratio {median / first:.2f}"
+            f"{name}: {file.stat().st_size / 1e6:.2f} MB, {1e3 * seconds.median:.0f} ms "
+            f"({1e3 * seconds.q1:.0f} to {1e3 * seconds.q3:.0f}), ratio {times.median:.2f}"
         )
 
 

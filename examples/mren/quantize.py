@@ -1,13 +1,14 @@
-"""Static quantisation of an exported MREN to int8, with onnxruntime.
+"""Static quantisation of an exported network to int8, by onnxruntime; OpenVINO runs what comes out, too.
 
 Quantised are the inputs and weights of the convolutions that see features: weights for each output channel, maps as a
-whole. Left in float are the first convolution, which reads the image, the last, which writes it, bicubic, and the
-attention with its statistics: they are a small part of the work.
+whole. Left in float are the convolutions that read or write an image, bicubic among them, and the attention with its
+statistics: they are a small part of the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,14 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import Tensor, nn
 
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
-from examples.mren.engines import Engine
+from examples.mren.engines import Engine, Runtime, engine_module, openvino
 
 MOST_IMAGES = 24
 LARGEST_SIDE = 96  # of a low-resolution image; more of them tells more than larger ones
 LEAST_PSNR = 38.0  # to the float network, in dB
 
-# How the names of the weights begin whose convolutions are quantised, and a part of the names of those left in float.
-QUANTIZED = ("body.", "reconstruct.")
-KEPT_PART = ".attention."
+COLOURS = 3
+KEPT_PART = ".attention."  # of the names of weights that are left in float
 
 
 def calibration_images(folder: Path, scale: int) -> list[Tensor]:
@@ -56,6 +56,7 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
         images: Low-resolution, between 0 and 1, each (3, H, W).
     """
     model = onnx.load(file)
+    shapes = {each.name: list(each.dims) for each in model.graph.initializer}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     quantize_static(
         model,
@@ -63,7 +64,11 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
         _Images(images),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv"],
-        nodes_to_quantize=[node.name for node in convolutions if _is_quantized(node.input[1])],
+        nodes_to_quantize=[
+            node.name
+            for node in convolutions
+            if KEPT_PART not in node.input[1] and COLOURS not in shapes[node.input[1]][:2]
+        ],
         per_channel=True,
         # Seven bits: two products of eight overflow sixteen, in which processors without VNNI add them up.
         reduce_range=True,
@@ -76,8 +81,31 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
     onnx.save(quantized, file)
 
 
-def _is_quantized(weight: str) -> bool:
-    return weight.startswith(QUANTIZED) and KEPT_PART not in weight
+def write_int8(
+    network: nn.Module,
+    path: Path,
+    runtime: Runtime,
+    example: Tensor,
+    images: Sequence[Tensor],
+    metadata: Mapping[str, str] = {},
+) -> None:
+    """Convert a network for ONNX Runtime or OpenVINO, to work in int8 for images like these.
+
+    Args:
+        network: In eval mode, with the convolutions of its attention in modules of that name; not folded, for no
+            transposed convolution is quantised.
+        path: The file or folder.
+        runtime: ``"onnx"`` or ``"openvino"``.
+        example: An image for it, for tracing.
+        images: Low-resolution, between 0 and 1, each (3, H, W).
+        metadata: What the result says about itself.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = path if runtime == "onnx" else Path(folder) / "network.onnx"
+        engine_module("onnx").write(network, file, example, metadata)
+        quantize_file(file, images)
+        if runtime == "openvino":
+            openvino.convert(file, path, metadata)
 
 
 class _Images(CalibrationDataReader):

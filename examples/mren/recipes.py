@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -120,6 +124,72 @@ RECIPES = {
 }
 
 
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Of a training, beside those of its recipe: what decides the numbers of a run.
+_OWN_SETTINGS = ("minutes", "warm_up_new", "precision", "compile", "channels_last", "accumulate")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How networks are trained: a recipe, and what is done in another way. What is ``None`` is as the recipe has it."""
+
+    recipe: str = "short"
+    """Name in :data:`RECIPES`."""
+    steps: int | None = None
+    minutes: float | None = None
+    """Length instead of steps."""
+    batch_size: int | None = None
+    """In all stages."""
+    patch_size: int | None = None
+    """Likewise."""
+    lr: float | None = None
+    """Of the first stage."""
+    ema_decay: float | None = None
+    init: Path | None = None
+    """Weight file to begin from; see :func:`examples.mren.model.warm_start`."""
+    warm_up_new: int = 0
+    """Steps at the start that train only what ``init`` does not have."""
+    precision: str = "no"
+    """``"no"``, ``"bf16"`` or ``"fp16"``: mixed precision."""
+    compile: bool = False
+    """Whether the blocks of the network are compiled."""
+    cuda_graph: bool = False
+    """Whether forward and backward are replayed as CUDA graphs."""
+    channels_last: bool = True
+    accumulate: int = 1
+    """Parts in which a batch is processed."""
+
+    def plan(self, images: int, scale: int) -> Recipe:
+        """The recipe with its length for a number of images, and patches that are multiples of the scale."""
+        recipe = RECIPES[self.recipe]
+        stages = [
+            dataclasses.replace(
+                stage,
+                batch_size=self.batch_size or stage.batch_size,
+                patch_size=(self.patch_size or stage.patch_size) // scale * scale,
+            )
+            for stage in recipe.stages
+        ]
+        if self.lr is not None:
+            stages[0] = dataclasses.replace(stages[0], lr=self.lr)
+        steps = self.steps or recipe.steps or (recipe.epochs or 0) * math.ceil(images / stages[0].batch_size)
+        decay = recipe.ema_decay if self.ema_decay is None else self.ema_decay
+        return dataclasses.replace(recipe, stages=tuple(stages), steps=steps, ema_decay=decay)
+
+    def settings(self, images: int, scale: int) -> dict[str, Any]:
+        """What decides the numbers of a run, apart from network, data and seed, of types that JSON has."""
+        recipe = self.plan(images, scale)
+        stages = [dataclasses.asdict(stage) for stage in recipe.stages]
+        return {
+            **{name: [stage[name] for stage in stages] for name in stages[0]},
+            "steps": recipe.steps if self.minutes is None else None,
+            "clip_grad_norm": recipe.clip_grad_norm,
+            "ema_decay": recipe.ema_decay,
+            **{name: getattr(self, name) for name in _OWN_SETTINGS},
+            "init": None if self.init is None else hashlib.sha256(self.init.read_bytes()).hexdigest(),
+        }
+
+
 def ema_decay_at(recipe: Recipe, step: int) -> float:
     """The decay of the average at a step. It grows with the steps, so that the average soon forgets the start."""
     return min(recipe.ema_decay or 0.0, (1 + step) / (10 + step))
@@ -133,3 +203,26 @@ def make_optimizer(net: nn.Module, lr: float) -> Adam:
     parameters = list(net.parameters())
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return Adam(parameters, lr=lr, fused=fused)
+
+
+class Mixed(nn.Module):
+    """A network in mixed precision: float32 weights, convolutions in a lower type, a result in float32."""
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net = net
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Without a cache: a CUDA graph must not hold on to casts of weights from before it was recorded.
+        lower = self.dtype != torch.float32
+        with torch.autocast(x.device.type, self.dtype, enabled=lower, cache_enabled=False):
+            return self.net(x).float()
+
+
+def blocks_of(net: nn.Module) -> Iterator[nn.Module]:
+    """The blocks that a network repeats, which are compiled one by one in a fraction of the time of the whole."""
+    for child in net.children():
+        # A container of another class, such as a folded one, computes in its own way.
+        parts = child.children() if type(child) in (nn.Sequential, nn.ModuleList) else [child]
+        yield from (part for part in parts if next(part.children(), None) is not None)

@@ -14,11 +14,12 @@ Under ``accelerate launch`` several processes share each batch.
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,13 +30,13 @@ from filelock import FileLock, Timeout
 
 from examples.mren.checkpoint import checkpoints
 from examples.mren.cli import UsageError, check_target, fail, note, run_command
-from examples.mren.data import ImagePair, list_images, load_pairs, split_held_out
-from examples.mren.files import write_text
-from examples.mren.model import MREN, VARIANTS
-from examples.mren.recipes import Recipe
-from examples.mren.trainer import Trainer
-from examples.mren.trainoptions import OPTIONS, options_of, parse, recipe_of
+from examples.mren.data import ImagePair, PatchSampler, list_images, load_pairs, split_held_out
+from examples.mren.degradation import degrade, draw_degradation, make_generator
+from examples.mren.model import MREN, VARIANTS, save_weights, warm_start
+from examples.mren.trainer import Trainer, check_settings
+from examples.mren.trainoptions import OPTIONS, options_of, parse, training_of
 from examples.mren.weightfile import check_arguments
+from examples.records import read_json, write_json
 
 FEW_IMAGES = 20  # of which a network learns little; the field trains on hundreds
 
@@ -96,11 +97,10 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _load_images(
-    args: argparse.Namespace, recipe: Recipe, *, is_main_process: bool
+    args: argparse.Namespace, patch_size: int, *, is_main_process: bool
 ) -> tuple[list[ImagePair], list[ImagePair]]:
     """Images to train on and to validate on; all that are bad are named before anything else is done."""
     files = [path for folder in args.data for path in list_images(folder)]
-    patch_size = max(stage.patch_size for stage in recipe.stages) // args.scale * args.scale
     problems: list[str] = []
     # Of held-out images as well: what can be trained on can be scored, which takes 11 pixels and the border.
     pairs = load_pairs(files, args.scale, min_size=max(patch_size, 11 + 2 * args.scale), on_bad=problems.append)
@@ -124,46 +124,77 @@ def _load_images(
     return to_train, to_validate
 
 
+def _degraded(pairs: list[ImagePair]) -> list[ImagePair]:
+    """Images to validate on, each degraded in a way of its own, the same in all runs."""
+    degraded: list[ImagePair] = []
+    for number, pair in enumerate(pairs):
+        generator = make_generator(number)
+        degraded.append(dataclasses.replace(pair, lr=degrade(pair.lr, draw_degradation(generator), generator)))
+    return degraded
+
+
+def _fingerprint(pairs: list[ImagePair]) -> int:
+    """A checksum of the names and the contents of images."""
+    checksum = 0
+    for pair in pairs:
+        checksum = zlib.crc32(pair.lr.numpy().tobytes(), zlib.crc32(pair.path.name.encode(), checksum))
+    return checksum
+
+
 def train(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     started = time.monotonic()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = not args.deterministic  # the shapes of a training do not change
     if not args.resume:
         _check_output(args)
-    recipe, config = recipe_of(args), _config(args)
-    torch.use_deterministic_algorithms(args.deterministic)
-    accelerator = Accelerator(
-        cpu=args.cpu,
-        mixed_precision=args.precision,
-        gradient_accumulation_steps=args.accumulate,
-    )
-    to_train, to_validate = _load_images(args, recipe, is_main_process=accelerator.is_main_process)
-    trainer = Trainer(
-        config,
-        recipe,
+    training, config = training_of(args), _config(args)
+    first, *others = training.plan(1, args.scale).stages
+    accelerator = Accelerator(cpu=args.cpu)
+    largest = max(stage.patch_size for stage in (first, *others))
+    to_train, to_validate = _load_images(args, largest, is_main_process=accelerator.is_main_process)
+    torch.manual_seed(args.seed)
+    net = MREN(**config)
+    untouched = [] if args.init is None else warm_start(net, args.init)
+    sampler = PatchSampler(
         to_train,
-        to_validate,
-        args.output,
-        accelerator=accelerator,
-        variant=args.variant,
+        args.scale,
+        patch_size=first.patch_size,
+        batch_size=first.batch_size,
         seed=args.seed,
-        minutes=args.minutes,
-        channels_last=args.channels_last,
-        compile=args.compile,
-        cuda_graph=args.cuda_graph,
-        degrade=args.degrade == "photo",
-        init=args.init,
-        warm_up_new=args.warm_up_new,
+        device=accelerator.device,
+        degrade=args.degrade is not None,
     )
-    if trainer.untouched is not None:
-        afresh = trainer.untouched
-        listed = ", ".join(afresh[:3]) + f" and {len(afresh) - 3} more" * (len(afresh) > 3)
+    held_out = {"psnr": to_validate}
+    if args.degrade:
+        held_out = {"psnr_clean": to_validate, "psnr_degraded": _degraded(to_validate)}
+    file = args.output / f"{args.variant}_x{args.scale}.safetensors"
+    trainer = Trainer(
+        net,
+        training,
+        sampler,
+        args.output,
+        label=f"{args.variant} x{args.scale}",
+        accelerator=accelerator,
+        untouched=untouched,
+        held_out=held_out,
+        keep=lambda net: save_weights(net, file, config, degrade=args.degrade),
+    )
+    # What decides the numbers of a run; a checkpoint of other settings, but for its length, is refused.
+    settings = {
+        **config,
+        **training.settings(len(to_train), args.scale),
+        "seed": args.seed,
+        "images": len(to_train),
+        "held_out": len(to_validate),
+        "files": _fingerprint(to_train + to_validate),
+        "processes": accelerator.num_processes,
+        "degrade": args.degrade,
+    }
+    if args.init is not None:
+        listed = ", ".join(untouched[:3]) + f" and {len(untouched) - 3} more" * (len(untouched) > 3)
         accelerator.print(f"begun from {args.init}; nothing there for {listed or 'no parameter'}")
-    first = recipe.stages[0]
     side = first.patch_size // args.scale
-    size = f"{side * args.scale} x {side * args.scale}"
+    size = f"{first.patch_size} x {first.patch_size}"
     length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
     accelerator.print(
         f"{len(to_train)} images to train on, {len(to_validate)} to validate on; {length} of {first.batch_size} "
@@ -171,7 +202,7 @@ def train(args: argparse.Namespace) -> int:
         f"{args.precision}"
     )
     if args.dry_run:
-        low, high = trainer.sampler.batch(0)
+        low, high = sampler.batch(0)
         accelerator.print(f"first batch: low resolution {tuple(low.shape)}, high resolution {tuple(high.shape)}")
         return 0
     (args.output / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -185,13 +216,15 @@ def train(args: argparse.Namespace) -> int:
             ) from None
     try:
         if args.resume:
-            trainer.check_settings(json.loads((args.output / "run.json").read_text(encoding="utf-8")))
+            same = {name: value for name, value in settings.items() if name not in ("steps", "minutes")}
+            check_settings(args.output, read_json(args.output / "run.json"), same)
             accelerator.print(f"resumed at step {trainer.resume()}")
         if accelerator.is_main_process:
-            settings = trainer.settings | {"recipe": args.recipe, "torch": torch.__version__, OPTIONS: options_of(args)}
-            write_text(args.output / "run.json", json.dumps(settings, indent=2) + "\n")
+            about = {"recipe": args.recipe, "torch": torch.__version__, OPTIONS: options_of(args)}
+            write_json(args.output / "run.json", settings | about)
         with _stopping_in_good_order(trainer) as received:
-            progress = trainer.run(validate_every=args.validate_every, max_minutes=args.max_minutes, started=started)
+            stop_at = started + 60 * args.max_minutes
+            progress = trainer.run(validate_every=args.validate_every, stop_at=stop_at, started=started)
     finally:
         lock.release()
     if received:

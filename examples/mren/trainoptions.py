@@ -1,4 +1,4 @@
-"""The options of a training run: its command line, and what ``run.json`` keeps of it for ``--resume``."""
+"""The options of every command that trains, and what ``run.json`` keeps of those of a run for ``--resume``."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from examples.mren.cli import UsageError, one_line, whole_number
+import torch
+
+from examples.mren.cli import UsageError, one_line, positive_number, whole_number
 from examples.mren.files import check_regular
 from examples.mren.model import STAGES, VARIANTS
-from examples.mren.recipes import RECIPES, Recipe
+from examples.mren.recipes import PRECISIONS, RECIPES, Training
 
 OPTIONS = "options"  # of run.json
 _OF_ONE_START = ("output", "resume", "dry_run", "max_minutes")  # and not of the run
-_POSITIVE = (
-    *("steps", "batch_size", "patch_size", "lr", "held_out", "validate_every", "num_blocks", "minutes", "max_minutes"),
-    "accumulate",
-)
 VALIDATE_EVERY = 500  # steps
 
 
@@ -35,20 +33,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser(argparse.ArgumentParser)
     given = parser.parse_args(argv)
-    if given.minutes is not None and given.steps is not None:
-        parser.error("argument --minutes: not allowed with argument --steps")
     if not given.resume:
         if given.data is None:
             parser.error("the following arguments are required: --data")
         return _checked(parser, given)
-    saved_argv, saved = _read_options(given.output)
+    another_length = given.steps is not None or given.minutes is not None
+    saved_argv, saved = _read_options(given.output, without=("steps", "minutes") if another_length else ())
     args = parser.parse_args([*saved_argv, *argv])
     for name in _OF_ONE_START:
         setattr(args, name, getattr(given, name))
-    if given.steps is not None:
-        args.minutes = None
-    elif given.minutes is not None:
-        args.steps = None
     contradicting = _contradicting(args, saved)
     if contradicting:
         raise UsageError(
@@ -58,15 +51,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return _checked(parser, args)
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe that the options ask for."""
-    shape = {name: getattr(args, name) for name in ("batch_size", "patch_size") if getattr(args, name) is not None}
-    recipe = RECIPES[args.recipe]
-    stages = [dataclasses.replace(stage, **shape) for stage in recipe.stages]
-    if args.lr is not None:
-        stages[0] = dataclasses.replace(stages[0], lr=args.lr)
-    given = {name: getattr(args, name) for name in ("steps", "ema_decay") if getattr(args, name) is not None}
-    return dataclasses.replace(recipe, stages=tuple(stages), **given)
+def training_of(args: argparse.Namespace) -> Training:
+    """How the options say that networks are trained; threads and determinism are set."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    torch.use_deterministic_algorithms(args.deterministic)
+    return Training(**{each.name: getattr(args, each.name) for each in dataclasses.fields(Training)})
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -82,8 +72,8 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _read_options(output: Path) -> tuple[list[str], argparse.Namespace]:
-    """The options that a run was begun with, as a command line and parsed."""
+def _read_options(output: Path, *, without: Collection[str]) -> tuple[list[str], argparse.Namespace]:
+    """The options that a run was begun with, as a command line and parsed, but for some."""
     file = output / "run.json"
     if not file.exists():
         raise UsageError(f"{output}: holds no run to resume (no run.json); leave out --resume to start one.")
@@ -94,7 +84,8 @@ def _read_options(output: Path) -> tuple[list[str], argparse.Namespace]:
         unknown = options.keys() - vars(parser.parse_args([])).keys()
         if unknown:
             raise ValueError(f"unknown option {min(unknown)!r}")
-        argv = [word for name, value in options.items() for word in _as_argv(name, value)]
+        words = {name: _as_argv(name, value) for name, value in options.items() if name not in without}
+        argv = [word for each in words.values() for word in each]
         return argv, _checked(parser, parser.parse_args(argv))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
@@ -118,12 +109,12 @@ def _contradicting(args: argparse.Namespace, saved: argparse.Namespace) -> list[
 
     Data and initial weights are not among them: what counts is their content, wherever it is.
     """
+    names = ("scale", "variant", "num_blocks", "config", "recipe", "degrade", "warm_up_new", "held_out", "seed")
+    names += ("precision", "accumulate", "compile", "channels_last")
 
     def decisive(args: argparse.Namespace) -> dict[str, Any]:
-        recipe = recipe_of(args)
-        of_the_network = ("scale", "variant", "num_blocks", "config")
-        of_the_training = ("recipe", "degrade", "warm_up_new", "held_out", "seed", "precision", "accumulate", "compile")
-        values = {name: getattr(args, name) for name in (*of_the_network, *of_the_training, "channels_last")}
+        recipe = training_of(args).plan(1, args.scale)
+        values = {name: getattr(args, name) for name in names}
         for name in ("batch_size", "patch_size", "lr"):
             values[name] = [getattr(stage, name) for stage in recipe.stages]
         return values | {"ema_decay": recipe.ema_decay or 0}
@@ -143,6 +134,38 @@ class _RaisingParser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that trains; their values go to :func:`training_of`."""
+    add = parser.add_argument
+    add("--recipe", choices=sorted(RECIPES), help="how networks are trained")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=whole_number(1), help="length instead of the recipe's")
+    length.add_argument("--minutes", type=positive_number, help="the same by the clock: the schedule ends on time")
+    add("--batch-size", type=whole_number(1), help="instead of the recipe's, in all its stages")
+    add("--patch-size", type=whole_number(1), help="of the high-resolution patches, likewise")
+    add("--lr", type=positive_number, help="instead of that of the recipe's first stage")
+    add("--ema-decay", type=_decay, help="instead of the recipe's; 0 for no average of the weights")
+    add("--init", type=Path, help="weight file to begin from, such as that of another scale")
+    add(
+        "--warm-up-new",
+        type=whole_number(0),
+        default=0,
+        metavar="STEPS",
+        help="steps at the start that train only what --init does not have",
+    )
+    add("--precision", choices=tuple(PRECISIONS), default="no", help="mixed precision")
+    for name, meaning in {
+        "compile": "torch.compile the blocks of the network",
+        "cuda-graph": "replay a step as CUDA graphs",
+        "channels-last": "the network's memory format",
+        "deterministic": "refuse operations that are not",
+    }.items():
+        add(f"--{name}", action=argparse.BooleanOptionalAction, default=False, help=meaning)
+    add("--accumulate", type=whole_number(1), default=1, metavar="PARTS", help="parts that a batch is processed in")
+    add("--threads", type=whole_number(1, 4096), help="threads of the processor")
+    add("--max-minutes", type=positive_number, default=math.inf, help="stop after this long, to be resumed")
+
+
 def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = kind(
         prog="python -m examples.mren.train",
@@ -154,42 +177,18 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, default=Path("runs/mren"), help="folder for everything that is written")
     add("--scale", type=int, choices=sorted(STAGES), default=4, help="what the network enlarges by")
     add("--variant", choices=sorted(VARIANTS), default="mren", help="widths of the network")
-    add("--num-blocks", type=int, default=6, help="MREBs")
-    add(
-        "--config",
-        type=_json_object,
-        default={},
-        metavar="JSON",
-        help="further arguments of the network",
-    )
-    add("--recipe", choices=sorted(RECIPES), default="paper", help="how it is trained")
-    add("--steps", type=int, help="length of the run instead of the recipe's")
-    add(
-        "--minutes",
-        type=float,
-        help="length of the run instead of the recipe's: the schedule is stretched so that it ends on time",
-    )
-    for field in ("batch-size", "patch-size"):
-        add(f"--{field}", type=int, help="instead of the recipe's, in all its stages")
-    add("--lr", type=float, help="instead of that of the recipe's first stage")
-    add("--ema-decay", type=float, help="instead of the recipe's; 0 for no average of the weights")
+    add("--num-blocks", type=whole_number(1), default=6, help="MREBs")
+    add("--config", type=json_object, default={}, metavar="JSON", help="further arguments of the network")
+    add_training_options(parser)
+    parser.set_defaults(recipe="paper")
     add("--degrade", choices=("photo",), help="JPEG, noise and blur in half of the low-resolution patches")
-    add("--init", type=Path, help="weight file to begin from, such as that of another scale")
-    add(
-        "--warm-up-new",
-        type=whole_number(0),
-        default=0,
-        metavar="STEPS",
-        help="steps at the start that train only what --init does not have",
-    )
-    add("--held-out", type=int, default=10, help="training images kept for validation")
+    add("--held-out", type=whole_number(1), default=10, help="training images kept for validation")
     add("--skip-bad", action=argparse.BooleanOptionalAction, default=False, help="go on without images that are bad")
     add(
         "--validate-every",
-        type=int,
+        type=whole_number(1),
         help=f"steps between validations and checkpoints; {VALIDATE_EVERY}, or about a minute if --minutes are given",
     )
-    add("--max-minutes", type=float, help="stop after this long, to be resumed")
     add(
         "--resume",
         action="store_true",
@@ -202,22 +201,23 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         default=0,
         help="of the initial weights and of everything that is drawn",
     )
-    add("--precision", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
-    for name, meaning in {
-        "compile": "torch.compile the blocks of the network",
-        "cuda-graph": "replay a step as CUDA graphs",
-        "channels-last": "the network's memory format",
-        "deterministic": "refuse operations that are not",
-        "cpu": "even if there is a GPU",
-    }.items():
-        add(f"--{name}", action=argparse.BooleanOptionalAction, default=False, help=meaning)
-    add("--threads", type=whole_number(1, 4096), help="threads of the processor")
-    add("--accumulate", type=int, default=1, metavar="PARTS", help="parts that a batch is processed in")
+    add("--cpu", action=argparse.BooleanOptionalAction, default=False, help="even if there is a GPU")
     add("--dry-run", action="store_true", help="read the images, draw one batch, say what there is, stop")
     return parser
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _decay(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, got {text[:40]}")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A parser's type: a JSON object."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -228,16 +228,10 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    for name in _POSITIVE:
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            parser.error(f"argument --{name.replace('_', '-')}: must be positive, got {value}")
     if args.patch_size is not None and args.patch_size < args.scale:
         parser.error(f"argument --patch-size: must be at least --scale, {args.scale}, got {args.patch_size}")
     if args.warm_up_new and args.init is None:
         parser.error("argument --warm-up-new: needs --init, which says what is not new")
-    if args.ema_decay is not None and not 0 <= args.ema_decay < 1:
-        parser.error(f"argument --ema-decay: must be at least 0 and below 1, got {args.ema_decay}")
     if args.validate_every is None and args.minutes is None:
         args.validate_every = VALIDATE_EVERY  # by steps, not by the clock: what is chosen as the best must repeat
     return args

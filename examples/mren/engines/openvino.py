@@ -22,11 +22,16 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
     OpenVINO reads ONNX itself, so that is what its files are made from; its own converter would report each use to its
     makers.
     """
-    openvino = _import()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
         onnx.write(network, file, example)
-        model = openvino.Core().read_model(file)
+        convert(file, path, metadata)
+
+
+def convert(file: Path, path: Path, metadata: Mapping[str, str] = {}) -> None:
+    """Convert an ONNX file to such a folder. What is quantised in the one is computed in int8 from the other."""
+    openvino = _import()
+    model = openvino.Core().read_model(file)
     for name, value in metadata.items():
         model.set_rt_info(value, ["mren", name])
     path.mkdir(exist_ok=True)

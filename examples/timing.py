@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Key = TypeVar("Key")
 
 WARM_UP = 2  # calls; the first ones build kernels and fill caches
 # Seconds that one turn of a candidate takes at least. The events of a GPU are less noisy than the clock of a CPU.
@@ -78,12 +80,12 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> Summary:
     return summarise([mine / other for mine, other in zip(of, to, strict=True)])
 
 
-def elapsed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that some work takes: between two events on a GPU, by the clock elsewhere."""
+def elapsed(work: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that some work takes: between two events on a GPU, by a clock elsewhere."""
     if device.type != "cuda":
-        start = time.perf_counter()
+        start = clock()
         work()
-        return time.perf_counter() - start
+        return clock() - start
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     begin.record()
@@ -93,14 +95,16 @@ def elapsed(work: Callable[[], object], device: torch.device) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def stopwatch(call: Callable[[], object], device: torch.device) -> Callable[[], float]:
+def stopwatch(
+    call: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[], float]:
     """Warm a candidate up and return a function that times one turn of it: seconds per call.
 
     A call that is short beside the noise of the clock is repeated within the turn, after one that is not timed.
     """
 
     def seconds(calls: int) -> float:
-        return elapsed(lambda: [call() for _ in range(calls)], device) / calls
+        return elapsed(lambda: [call() for _ in range(calls)], device, clock) / calls
 
     for _ in range(WARM_UP):
         call()
@@ -115,8 +119,8 @@ def stopwatch(call: Callable[[], object], device: torch.device) -> Callable[[], 
 
 
 def interleave(
-    turns: Mapping[str, Callable[[], float]], repeats: int, *, seed: int, limit: float = math.inf
-) -> dict[str, list[float]]:
+    turns: Mapping[Key, Callable[[], float]], repeats: int, *, seed: int, limit: float = math.inf
+) -> dict[Key, list[float]]:
     """Time all candidates in turn, round by round.
 
     Args:
@@ -131,7 +135,7 @@ def interleave(
     """
     order = list(turns)
     shuffle = random.Random(seed).shuffle
-    rounds: dict[str, list[float]] = {name: [] for name in turns}
+    rounds: dict[Key, list[float]] = {name: [] for name in turns}
     longest = 0.0
     start = now = time.monotonic()
     for number in range(repeats):
