@@ -22,6 +22,7 @@ from examples.mren.model import MREN, mren, mren_l, mren_s
 from examples.mren.recipes import blocks_of
 from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILB, WSILBV, DRACBChain
 from sc_blocks.deploy import fold
+from sc_blocks.surgery import replace_modules
 
 Call = Callable[[Tensor], object]
 Step = Callable[[nn.Module, Tensor], tuple[Call, Tensor]]
@@ -270,6 +271,20 @@ STEPS: dict[str, Step] = {
 }
 
 
+def merge_branches(net: nn.Module, x: Tensor) -> nn.Module:
+    """Replace each multi-branch convolution of SPAN by the convolution that it is at inference, in place.
+
+    SPAN merges its branches in every call and writes the result into its own parameters, which no exporter can trace.
+    ``x`` is an input of it.
+    """
+    branched = {type(module) for module in net.modules() if hasattr(module, "eval_conv")}
+    if branched:
+        with torch.no_grad():  # not inference_mode: the weights that this writes go into exporters
+            net(x)
+        replace_modules(net, tuple(branched), lambda old, name: old.eval_conv)
+    return net
+
+
 def prepare(net: nn.Module, x: Tensor, form: str) -> tuple[Call, Tensor]:
     """Bring a network and its input into a form, such as ``"folded, channels_last, compiled"``.
 
@@ -277,7 +292,7 @@ def prepare(net: nn.Module, x: Tensor, form: str) -> tuple[Call, Tensor]:
         ValueError: If there is no such step.
         Unavailable: If a step cannot be done here.
     """
-    call: Call = net.eval()
+    call: Call = merge_branches(net.eval(), x)
     for step in form.split(", "):
         if step not in STEPS:
             raise ValueError(f"form must be made of {', '.join(STEPS)}, separated by ', '; got {form!r}.")
