@@ -1,4 +1,4 @@
-"""A U-Net for denoising and deblurring, in the manner of NAFNet, with one DRACBChain across its levels.
+"""A U-Net for denoising, like NAFNet, with one DRACBChain across its levels.
 
 NAFNet (Chen et al., *Simple Baselines for Image Restoration*, 2022) builds a U-Net of blocks with gates in place of
 activations and a light channel attention; here that is WSILBV. What a level hands across to the decoder is distilled by
