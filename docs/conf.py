@@ -1,7 +1,9 @@
 """How the documentation is built."""
 
+import os
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 HERE = Path(__file__).parent
 # Sphinx runs this file by itself; what is imported here and documented is that of this checkout.
@@ -25,21 +27,51 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    "notfound.extension",
     "sphinx_argparse_cli",
-    "headings",  # docs/_ext, as is the next
+    "sphinx_copybutton",
+    "sphinx_design",
+    # of docs/_ext
+    "attributes",
+    "generated",
+    "headings",
+    "notebooks",
+    "search_words",
     "try_it",
     "sphinx-mathjax-offline",  # formulas without a third-party host
 ]
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "browser", "results/*.md", "results/*/*.md"]  # the latter are parts of pages
 
 html_theme = "furo"
-html_title = "sc_blocks"
+html_title = f"sc_blocks {release}"
 html_favicon = html_logo = "images/logo.svg"
-html_static_path = ["_static"]
-html_css_files = ["before_after.css", "try/try.css"]
+html_static_path = ["_static", "images/mren_sample.png"]
+html_css_files = ["site.css", "before_after.css", "try/try.css"]
 html_js_files = [("before_after.js", {"defer": "defer"}), ("scrollable.js", {"defer": "defer"})]
+
+# Prompts and outputs are not copied.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_selector = "div:not(.highlight-text) > div.highlight > pre"
+
+# Where the site is published: search engines and links in messages need the whole address. Read the Docs sets it.
+html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL") or os.environ.get("SC_BLOCKS_SITE", "")
+notfound_urls_prefix = urlsplit(html_baseurl).path or "/"
+notfound_context = {
+    "title": "Page not found",
+    "body": "<h1>Page not found</h1><p>There is no page at this address. Use the search or the navigation, or go to "
+    f'the <a href="{notfound_urls_prefix}index.html">start page</a>.</p>',
+}
+if html_baseurl:
+    extensions += ["sphinx_sitemap", "sphinxext.opengraph"]
+    sitemap_url_scheme = "{link}"
+    sitemap_excludes = ["404.html", "search.html", "genindex.html"]
+    ogp_site_url = html_baseurl
+    ogp_image = f"{html_baseurl}_static/mren_sample.png"
+    ogp_image_alt = "A coffee cup: low-resolution input, bicubic, MREN and original"
+    ogp_social_cards = {"enable": False}
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -71,7 +103,8 @@ intersphinx_mapping = {
     }.items()
 }
 nitpicky = True
-nitpick_ignore_regex: list[tuple[str, str]] = []
+# Not in the reference: a command, whose options are on a page of their own, and a class that only fold_mren builds.
+nitpick_ignore = [("py:mod", "examples.mren.train"), ("py:class", "examples.mren.fold.FoldedMREN")]
 
 doctest_global_setup = """
 import torch

@@ -16,7 +16,7 @@ def site(tmp_path: Path) -> Path:
     (tmp_path / "index.html").write_text(
         '<h1 id="top">a</h1><a href="part/b.html#here">b</a><a href="#top">up</a><a href="https://example.org/x">x</a>'
         '<img src="a.svg" alt="A picture"/><a href="mailto:a@example.org">m</a>'
-        '<a href="part/b.html#%C3%A9t%C3%A9">é</a>'
+        '<a href="part/b.html#%C3%A9t%C3%A9">é</a><a href="/part/b.html">from the root</a>'
     )
     (tmp_path / "part" / "b.html").write_text(
         '<p id="here">b</p><p id="été">c</p><a href="../">up</a><img alt="" src="../a.svg">'
@@ -35,6 +35,7 @@ def test_a_sound_site_has_no_faults(site: Path, capsys: pytest.CaptureFixture[st
     [
         ('<a href="part/c.html">', "leads to no file, part/c.html"),
         ('<a href="part/b.html#there">', "no such place on the page, part/b.html#there"),
+        ('<a href="/c.html">', "leads to no file, /c.html"),
         ('<a href="#bottom">', "no such place on the page, #bottom"),
         ('<a href="../outside.html">', "leads out of the site, ../outside.html"),
         ('<img src="b.png" alt="B">', "leads to no file, b.png"),

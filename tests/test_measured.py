@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,7 +19,6 @@ FIGURES = ROOT / "docs" / "figures"
 MEASURED = FIGURES / "measured"
 PAGES = ROOT / "docs" / "explanation"
 PLOTS = sorted(MEASURED.glob("*.svg"))
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def script(name: str):
@@ -60,22 +58,6 @@ def alike(cells: Iterable[str], values: Iterable[float]) -> bool:
 # The plots
 
 
-@pytest.mark.parametrize("file", PLOTS, ids=lambda file: file.name)
-def test_a_plot_says_what_it_shows_and_is_small(file: Path) -> None:
-    root = ET.parse(file).getroot()
-    title, description = list(root)[:2]
-    assert (title.tag, description.tag) == (SVG + "title", SVG + "desc")
-    assert title.text
-    assert len(description.text or "") > 100
-    assert root.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
-    assert float(root.get("width", "inf")) <= 736  # the column of the page
-    assert file.stat().st_size < 150_000
-    text = file.read_text()
-    assert "<text" in text  # letters, not outlines
-    assert "<metadata" not in text
-    assert str(ROOT) not in text
-
-
 def test_every_plot_is_on_a_page_in_both_themes() -> None:
     shown = {}
     for page in PAGES.glob("*.md"):
@@ -84,7 +66,6 @@ def test_every_plot_is_on_a_page_in_both_themes() -> None:
             assert (light, dark) == (light, light.replace(".light.", ".dark."))
             assert ":class: only-light\n" in rest
             assert rest.replace("only-light", "only-dark") == dark_rest
-            assert len(rest) > 150
             shown |= {light: page, dark: page}
     assert shown.keys() == {file.name for file in PLOTS}
 

@@ -1,7 +1,8 @@
-"""The page "Try it in the browser": its markup, and the engine and the network that it loads.
+"""The page "Try it in the browser": its markup, and the engine and the networks that it loads.
 
-The engine is the npm package onnxruntime-web, pinned in docs/browser; the network is exported from the shipped weights
-while the documentation is built. Where one of them is not there, the page says so and the rest of the site is built.
+The engine is the npm package onnxruntime-web, pinned in docs/browser; the networks are exported from the shipped
+weights while the documentation is built. Where one of them is not there, the build warns (``try_it.missing``), the
+page says so, and the rest of the site is built.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from docs.models import Weights
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "docs" / "browser" / "node_modules" / "onnxruntime-web"
 ENGINE = (
@@ -26,9 +29,10 @@ ENGINE = (
     "ort.webgpu.bundle.min.mjs",
     "ort-wasm-simd-threaded.asyncify.wasm",
 )
-NETWORK = "mren_x4.onnx"
 FOLD = "--no-fold"  # in WebAssembly the folded form took as long, and is larger
-WEIGHTS = ROOT / "examples" / "mren" / "weights" / "mren_x4.safetensors"
+WEIGHTS = ROOT / "examples" / "mren" / "weights"
+# Those of the shipped weights that visitors choose from; the first, which is fast, is the default.
+NETWORKS = ("mren_s_x4", "mren_x4", "mren_s_x4_photo", "mren_s_x2", "mren_x2")
 SCRIPT = '<script type="module" src="_static/try/app.js"></script>'
 
 log = logging.getLogger(__name__)
@@ -50,50 +54,58 @@ def missing_engine() -> str | None:
     return None
 
 
-def write_network(cache: Path) -> Path:
-    """The ×4 network as an ONNX file, made anew when its weights or the code that exports it have changed.
+def write_network(weights: Path, cache: Path) -> Path:
+    """A network as an ONNX file, made anew when its weights or the code that exports it have changed.
 
     Raises:
         RuntimeError: If it could not be exported; the message says why.
     """
-    made_from = [WEIGHTS, *sorted(ROOT.glob("examples/mren/**/*.py")), *sorted(ROOT.glob("sc_blocks/**/*.py"))]
+    made_from = [weights, *sorted(ROOT.glob("examples/mren/**/*.py")), *sorted(ROOT.glob("sc_blocks/**/*.py"))]
     key = hashlib.sha256(b"".join([FOLD.encode(), *(file.read_bytes() for file in made_from)])).hexdigest()[:16]
     file = cache / f"{key}.onnx"
     if not file.is_file():
         cache.mkdir(parents=True, exist_ok=True)
+        scale = str(Weights(weights).scale)
+        command = [sys.executable, "-m", "examples.mren.export", "--scale", scale, "--weights", str(weights), FOLD]
         # A process of its own: Sphinx would print what the exporter logs, hundreds of lines.
-        command = [sys.executable, "-m", "examples.mren.export", "--scale", "4", FOLD, "--output", str(file.resolve())]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([*command, "--output", str(file.resolve())], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1].removeprefix("error: "))
     return file
 
 
 def prepare(app: Sphinx) -> None:
-    """Find the engine and make the network, before pages are read."""
+    """Find the engine and make the networks, before pages are read."""
     app.env.try_it_missing = []
-    app.env.try_it_network = None
+    app.env.try_it_networks = {}
     if app.builder.name not in ("html", "dirhtml"):
         return
     missing = [reason] if (reason := missing_engine()) else []
     try:
-        app.env.try_it_network = write_network(Path(app.doctreedir) / "try_it")
+        for name in NETWORKS:
+            if (weights := WEIGHTS / f"{name}.safetensors").is_file():
+                app.env.try_it_networks[name] = write_network(weights, Path(app.doctreedir) / "try_it")
     except RuntimeError as error:
         missing.append(f"the network could not be exported ({error})")
     app.env.try_it_missing = missing
     if missing:
-        log.info("Try it in the browser: %s", "; ".join(missing))
+        log.warning("the site will not have its demo: %s", "; ".join(missing), type="try_it", subtype="missing")
 
 
 def install(app: Sphinx, exception: Exception | None) -> None:
-    """Copy engine and network beside the scripts of the page."""
+    """Copy engine and networks beside the scripts of the page."""
     target = Path(app.outdir) / "_static" / "try"
-    if exception is not None or app.env.try_it_network is None or app.env.try_it_missing:
+    if exception is not None or not app.env.try_it_networks or app.env.try_it_missing:
         return
     (target / "engine").mkdir(parents=True, exist_ok=True)
     for name in ENGINE:
         shutil.copyfile(PACKAGE / "dist" / name, target / "engine" / name)
-    shutil.copyfile(app.env.try_it_network, target / NETWORK)
+    listed = []
+    for name, file in app.env.try_it_networks.items():
+        shutil.copyfile(file, target / f"{name}.onnx")
+        weights = Weights(WEIGHTS / f"{name}.safetensors")
+        listed.append({"title": weights.title, "file": f"{name}.onnx", "scale": weights.scale})
+    (target / "networks.json").write_text(json.dumps(listed), encoding="utf-8")
 
 
 class TryIt(SphinxDirective):

@@ -20,6 +20,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.replaced: dict[str, tuple[int, str]] = {}
+        self.isolated = False
         self.failed: list[str] = []
         self.reports: list[dict[str, Any]] = []
         site = self
@@ -49,6 +50,9 @@ class Site:
             def end_headers(self) -> None:
                 self.send_header("Content-Security-Policy", POLICY)
                 self.send_header("Cache-Control", "no-store")
+                if site.isolated:  # pages may share memory between threads
+                    self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+                    self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
                 super().end_headers()
 
             def send_error(self, code: int, *args: Any) -> None:
@@ -67,6 +71,7 @@ class Site:
 
     def forget(self) -> None:
         self.replaced.clear()
+        self.isolated = False
         self.failed.clear()
         self.reports.clear()
 

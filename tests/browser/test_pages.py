@@ -14,6 +14,12 @@ pytestmark = pytest.mark.browser
 
 PAGES = (
     "index.html",
+    "404.html",
+    "cheat-sheet.html",
+    "faq.html",
+    "how-to/gpu.html",
+    "licence.html",
+    "models.html",
     "tutorials/first-block.html",
     "how-to/choose-a-block.html",
     "reference/scacb.html",

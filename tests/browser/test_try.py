@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from examples.mren.data import imresize
-from examples.mren.metrics import to_uint8
+from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import load_mren
 from sc_blocks.tiling import tiled
 from tests.browser.conftest import complaints, unable
@@ -92,12 +93,36 @@ def test_the_result_is_that_of_torch_tiles_included(page: Page, browser: Any, si
     small = photo(75, 140)
     page.give(save(small, tmp_path / "my.photo.png"))
     page.finishes()
-    expected = tiled(load_mren(4), small[None].float() / 255, scale=4, tile=128, overlap=32)[0]
+    expected = tiled(load_mren(4, "mren_s"), small[None].float() / 255, scale=4, tile=128, overlap=32)[0]
     assert furthest(page.result(), to_uint8(expected)) <= 2
     assert furthest(page.bicubic(), imresize(small, 4)) <= 1
     assert page.part("download").get_attribute("download") == "my.photo_x4.png"
     assert not complaints(browser, site)
     assert not violations(browser, ".try")
+
+
+@pytest.mark.parametrize("isolated", [False, True], ids=["one thread", "threads"])
+def test_another_network_restores_a_picture(isolated: bool, browser: Any, site: Site, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    site.isolated = isolated
+    page = Page(browser, site)
+    Select(page.part("network")).select_by_visible_text("MREN ×2")
+    page.part("restore").click()
+    original = photo(75, 97)
+    page.give(save(original, tmp_path / "picture.png"))
+    page.finishes()
+    cropped = original[:, :74, :96]
+    small = imresize(cropped, 1 / 2)
+    with torch.no_grad():
+        expected = to_uint8(load_mren(2)(small[None].float() / 255)[0])
+    result = page.result()
+    assert (result.float() - expected.float()).abs().mean() < 1  # the small pictures differ by 1 here and there
+    for name, picture in (("MREN ×2", result), ("bicubic", page.bicubic())):
+        (shown,) = re.findall(rf"{name} ([\d.]+) dB", page.status)
+        assert float(shown) == pytest.approx(psnr(picture, cropped, 2), abs=0.01)
+    assert page.part("download").get_attribute("download") == "picture_restored.png"
+    assert not complaints(browser, site)
 
 
 def test_orientation_is_applied_and_transparency_laid_over_white(page: Page, tmp_path: Path) -> None:
@@ -141,7 +166,7 @@ def test_a_huge_picture_gives_a_choice_and_work_can_be_cancelled(page: Page, bro
         (WORKER, (404, ""), "The worker was lost"),
         (WORKER, (200, "onmessage = () => { throw new Error('no memory'); };"), "The worker was lost"),
         ("simd-threaded.wasm", (404, ""), "The engine could not be loaded: the server answered 404"),
-        ("mren_x4.onnx", (200, "not a network"), "The worker gave up"),
+        ("mren_s_x4.onnx", (200, "not a network"), "The worker gave up"),
     ],
     ids=["not there", "crashed", "no engine", "no network"],
 )
@@ -187,7 +212,7 @@ def test_on_a_graphics_card_and_without_it_after_all(browser_with_webgpu: Any, s
         unable("this Chromium has no software that stands for a graphics card")
     small = photo(24, 20)
     file = save(small, tmp_path / "picture.png")
-    expected = to_uint8(tiled(load_mren(4), small[None].float() / 255, scale=4, tile=128, overlap=32)[0])
+    expected = to_uint8(tiled(load_mren(4, "mren_s"), small[None].float() / 255, scale=4, tile=128, overlap=32)[0])
 
     page = Page(browser, site)
     assert page.part("gpu").is_selected()

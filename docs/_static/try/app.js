@@ -1,15 +1,14 @@
 // The page "Try it in the browser": takes a picture, hands it to the worker, shows what comes back.
 
-const SCALE = 4;
 const SAMPLE = "sample.png";
-// The result has 16 times as many pixels; beyond 16384 a side browsers have no canvas.
+// The result of ×4 has 16 times as many pixels; beyond 16384 a side browsers have no canvas.
 const MOST_PIXELS = 4e6;
 const LONGEST_SIDE = 4096;
 
 const root = document.querySelector(".try");
 const part = (name) => root.querySelector(`[data-part="${name}"]`);
 const parts = Object.fromEntries(
-  ["unstarted", "app", "drop", "file", "sample", "gpu", "gpu-box", "status", "choice", "why", "shrink", "crop", "dismiss",
+  ["unstarted", "app", "drop", "file", "sample", "network", "restore", "gpu", "gpu-box", "status", "choice", "why", "shrink", "crop", "dismiss",
     "work", "progress", "time", "cancel", "silent", "result", "comparison", "download"].map((name) => [name, part(name)]),
 );
 // A worker that has run out of memory may end without a word. A test shortens this.
@@ -19,6 +18,7 @@ let worker = null;
 let watch = null;
 let name = "picture";
 let address = null;
+let networks = []; // { title, file, scale }, the default first
 let latest = 0; // number of the picture that counts; one that is still being read may be overtaken
 
 function show(...visible) {
@@ -37,6 +37,7 @@ const fail = (text) => {
 
 const size = (width, height) => `${width} × ${height}`;
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const decibels = (value) => `${value.toFixed(2)} dB`;
 const duration = (seconds) =>
   seconds < 90 ? `${Math.max(1, Math.round(seconds))} s` : `${Math.round(seconds / 60)} min`;
 
@@ -77,7 +78,7 @@ async function take(blob) {
   offer(bitmap);
 }
 
-/** A picture beyond the limit: explain, and let the visitor choose what of it is enlarged. */
+/** A picture beyond the limit: explain, and let the visitor choose what of it is upscaled. */
 function offer(bitmap) {
   const { width, height } = bitmap;
   const factor = Math.min(1, Math.sqrt(MOST_PIXELS / (width * height)), LONGEST_SIDE / Math.max(width, height));
@@ -87,17 +88,17 @@ function offer(bitmap) {
   const cropped = cut.map((length) => Math.min(length, LONGEST_SIDE));
   parts.why.textContent =
     `This picture has ${size(width, height)} pixels, ${((width * height) / 1e6).toFixed(1)} megapixels. Here the limit is ` +
-    `${MOST_PIXELS / 1e6} megapixels and ${LONGEST_SIDE} pixels a side: the result has 16 times as many, and ` +
-    "beyond that many browsers run out of memory. What shall be enlarged?";
+    `${MOST_PIXELS / 1e6} megapixels and ${LONGEST_SIDE} pixels a side: the result has up to 16 times as many, and ` +
+    "beyond that many browsers run out of memory. What should be upscaled?";
   parts.shrink.textContent = `All of it, shrunk to ${size(...small)} first`;
   parts.crop.textContent = `Its middle, ${size(...cropped)}, as it is`;
   parts.shrink.onclick = () => begin(bitmap, { to: small });
   parts.crop.onclick = () => begin(bitmap, { cut: cropped });
   show("choice");
-  tell("The picture is too large to be enlarged as a whole. Choose below.", "error");
+  tell("The picture is too large to be upscaled as a whole. Choose below.", "error");
 }
 
-/** Draw what is to be enlarged over white, in sRGB, and send its pixels to the worker. */
+/** Draw what is to be upscaled over white, in sRGB, and send its pixels to the worker. */
 function begin(bitmap, { to, cut }) {
   const [width, height] = to ?? cut ?? [bitmap.width, bitmap.height];
   const [across, down] = to ? [bitmap.width, bitmap.height] : [width, height];
@@ -114,6 +115,11 @@ function begin(bitmap, { to, cut }) {
 }
 
 function start(width, height, pixels) {
+  const network = networks[parts.network.selectedIndex];
+  const restore = parts.restore.checked;
+  if (restore && Math.min(width, height) < 4 * network.scale) {
+    return fail(`A picture of ${size(width, height)} pixels is too small to be shrunk by ${network.scale} first.`);
+  }
   show("work");
   parts.progress.removeAttribute("value");
   parts.time.textContent = "";
@@ -138,13 +144,16 @@ function start(width, height, pixels) {
   const handlers = {
     loading: ({ what, bytes }) => (parts.time.textContent = `${what}: ${megabytes(bytes)}`),
     preparing: () => (parts.time.textContent = "Starting the engine …"),
-    started: ({ provider }) => {
+    started: ({ provider, threads, width, height }) => {
       began = performance.now();
-      const where = provider === "webgpu" ? "on the graphics card (WebGPU)" : "on the processor (WebAssembly, one thread)";
-      tell(`Enlarging ${size(width, height)} to ${size(SCALE * width, SCALE * height)} pixels ${where} …`);
-      parts.time.textContent = "";
+      const cores = threads === 1 ? "one thread" : `${threads} threads`;
+      const where = provider === "webgpu" ? "on the graphics card (WebGPU)" : `on the processor (WebAssembly, ${cores})`;
+      const [wide, tall] = [width, height].map((side) => network.scale * side);
+      tell(`Upscaling ${size(width, height)} to ${size(wide, tall)} pixels ${where} …`);
+      parts.time.textContent = "Estimating the time …";
       parts.progress.value = 0;
     },
+    estimate: ({ seconds }) => (parts.time.textContent = `This will take about ${duration(seconds)}.`),
     fallback: ({ why }) => {
       tell("The graphics card did not manage; the processor goes on.");
       console.info(`WebGPU: ${why}`);
@@ -160,7 +169,7 @@ function start(width, height, pixels) {
       if (missing) return lost(message);
       lost(`The worker gave up: ${message.replace(/\.?$/, ".")} Most often memory has run out.`);
     },
-    done: (told) => finish(told, [width, height], (performance.now() - began) / 1000),
+    done: (told) => finish(told, network, restore, (performance.now() - began) / 1000),
   };
   try {
     worker ??= new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
@@ -178,30 +187,34 @@ function start(width, height, pixels) {
   worker.onmessageerror = () => lost("The worker's answer could not be read.");
   worker.busy = true;
   listen();
-  worker.postMessage({ pixels, width, height, provider: parts.gpu.checked ? "webgpu" : "wasm" }, [pixels]);
+  const provider = parts.gpu.checked ? "webgpu" : "wasm";
+  worker.postMessage({ pixels, width, height, provider, network, restore }, [pixels]);
 }
 
-async function finish({ png, before, provider }, [width, height], seconds) {
+async function finish({ png, before, provider, scores }, { title, scale }, restore, seconds) {
   clearTimeout(watch);
   worker.busy = false;
   if (address) URL.revokeObjectURL(address);
   address = URL.createObjectURL(png);
   const canvas = Object.assign(document.createElement("canvas"), { width: before.width, height: before.height });
-  canvas.getContext("bitmaprenderer").transferFromImageBitmap(before);
   canvas.role = "img";
-  canvas.ariaLabel = "Your picture, enlarged by bicubic interpolation";
+  canvas.ariaLabel = "Your picture, upscaled by bicubic interpolation";
+  const { width, height } = canvas;
+  canvas.getContext("bitmaprenderer").transferFromImageBitmap(before);
   const image = new Image();
-  image.alt = "Your picture, enlarged by MREN";
+  image.alt = `Your picture, upscaled by ${title}`;
   image.src = address;
   const number = latest;
   await image.decode().catch(() => {}); // too large to show is not too large to download
   if (number !== latest) return;
   show("result"); // before it is filled: its size has to be known
-  globalThis.beforeAfter(parts.comparison, { picture: canvas, label: "bicubic" }, { picture: image, label: "MREN ×4" });
-  Object.assign(parts.download, { href: address, download: `${name}_x4.png` });
+  globalThis.beforeAfter(parts.comparison, { picture: canvas, label: "bicubic" }, { picture: image, label: title });
+  Object.assign(parts.download, { href: address, download: `${name}_${restore ? "restored" : `x${scale}`}.png` });
   parts.download.textContent = `Download PNG, ${megabytes(png.size)}`;
   const where = provider === "webgpu" ? "WebGPU" : "WebAssembly";
-  tell(`Done: ${size(SCALE * width, SCALE * height)} pixels in ${duration(seconds)} with ${where}.`, "done");
+  const [ours, bicubic] = scores || [];
+  const compared = scores ? ` PSNR against your original: ${title} ${decibels(ours)}, bicubic ${decibels(bicubic)}.` : "";
+  tell(`Done: ${size(width, height)} pixels in ${duration(seconds)} with ${where}.${compared}`, "done");
 }
 
 function cancel() {
@@ -247,6 +260,8 @@ document.addEventListener("drop", (event) => {
   if (file) take(file);
 });
 
+networks = await fetch(new URL("networks.json", import.meta.url)).then((response) => response.json());
+parts.network.append(...networks.map(({ title }) => new Option(title)));
 if (await graphicsCard()) {
   parts["gpu-box"].hidden = false;
   parts.gpu.checked = true;

@@ -1,4 +1,4 @@
-// Bicubic enlargement by a whole factor, with the kernel of the papers (a = -0.5): what MREN is compared with.
+// Bicubic enlargement and reduction by a whole factor, with the kernel of the papers (a = -0.5), as in MATLAB.
 
 function kernel(x) {
   const t = Math.abs(x);
@@ -49,4 +49,31 @@ export function* bicubicRows({ pixels, width, height }, scale) {
     }
     yield [y * scale, rows];
   }
+}
+
+/** The picture shrunk by a whole factor, with antialiasing; rows and columns that do not fill a pixel are cut off. */
+export function shrink({ pixels, width, height }, scale) {
+  const [across, down] = [width, height].map((side) => Math.floor(side / scale));
+  const first = (scale >> 1) - 2 * scale;
+  const taps = Array.from({ length: 4 * scale }, (_, k) => kernel((first + k + 0.5 - scale / 2) / scale) / scale);
+  // One axis after the other; `stride` is the distance of neighbours along the axis.
+  const along = (from, size, length, stride, put) => {
+    for (let at = 0; at < length; at++) {
+      const sums = [0, 0, 0];
+      for (const [k, tap] of taps.entries()) {
+        const i = inside(at * scale + first + k, size) * stride;
+        for (let c = 0; c < 3; c++) sums[c] += tap * from[i + c];
+      }
+      put(at, sums);
+    }
+  };
+  const narrow = new Float32Array(across * height * 4);
+  for (let y = 0; y < height; y++) {
+    along(pixels.subarray(4 * y * width), across * scale, across, 4, (x, sums) => narrow.set(sums, 4 * (y * across + x)));
+  }
+  const small = new Uint8ClampedArray(across * down * 4).fill(255);
+  for (let x = 0; x < across; x++) {
+    along(narrow.subarray(4 * x), down * scale, down, 4 * across, (y, sums) => small.set(sums, 4 * (y * across + x)));
+  }
+  return { pixels: small, width: across, height: down };
 }

@@ -1,0 +1,19 @@
+"""Docstrings of attributes and constants are prose: what stands before their first colon is no type.
+
+Napoleon reads ``type: description`` in the first line of such a docstring, and does not if that line is empty.
+"""
+
+from __future__ import annotations
+
+from sphinx.application import Sphinx
+
+
+def shield(app: Sphinx, what: str, name: str, item: object, options: object, lines: list[str]) -> None:
+    """Put an empty line before the docstring of an attribute."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("autodoc-process-docstring", shield, priority=100)  # before napoleon
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

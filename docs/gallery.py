@@ -1,0 +1,171 @@
+"""The cards of the landing page, made from the committed counts, times and comparisons while the site is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import results
+from examples.compare.tables import paired, pooled, read_runs
+from examples.drop_in.report import RESULTS as HOSTS
+from examples.mren.ablate import TABLES
+from examples.mren.report import RESULTS as ABLATIONS
+
+CONVOLUTION = "3×3 convolution"
+UNCOMPARED = "Not compared in a network so far."
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says of a block, besides the numbers."""
+
+    title: str
+    figure: str
+    page: str
+    purpose: str
+    shape: str
+    counted: str
+    """Its name in the committed counts and times."""
+    verdict: Callable[[], str] = lambda: UNCOMPARED
+
+
+def compared(file: Path, base: str, row: str, what: str, against: str, among: str | None = None) -> Callable[[], str]:
+    """A sentence on the difference of two rows on Set5, with its 95 % confidence interval.
+
+    Args:
+        file: The runs of a comparison.
+        base: The row to compare with.
+        row: The row of the block.
+        what: The network, for the sentence.
+        against: What ``base`` has in the place of the block.
+        among: The table of :data:`examples.mren.ablate.TABLES` whose rows tell what is chance; ``None`` for all rows.
+    """
+
+    def verdict() -> str:
+        runs = [run for run in read_runs(file) if run.dataset == "Set5"] if file.exists() else []
+        names = dict.fromkeys(run.name for run in runs)
+        if among is not None:
+            names = {variant.key: None for variant in TABLES[among].variants if variant.key in names}
+        if not {base, row} <= names.keys():
+            return UNCOMPARED
+        order = [base, row, *(name for name in names if name not in (base, row))]
+        scores = [{run.seed: run.psnr for run in runs if run.name == name} for name in order]
+        # The cells of the tables: "-0.055 ± 0.130", or without the interval, which the sentence then has.
+        cells, sentence = (paired if runs[0].paired else pooled)(scores)
+        numbers = re.findall(r"[\d.]+\d", cells[0]) + re.findall(r"from ([\d.]+\d)", sentence)
+        if len(numbers) < 2:
+            return f"{what}: compared with one seed only."
+        size, half = map(float, numbers[:2])
+        sign = "−" if cells[0].startswith("-") else "+"
+        outcome = "significant" if size > half else "not significant"
+        return f"{what}: {sign}{size:.2f} ± {half:.2f} dB on Set5 against {against}, {outcome}."
+
+    return verdict
+
+
+CARDS = (
+    Card(
+        "SCACB",
+        "scacb",
+        "reference/scacb",
+        "A residual block: attention to regions and to channels at three scales.",
+        "C → C",
+        "SCACB",
+        compared(HOSTS / "rfdn_sr.csv", "plain", "scacb", "Distillation network", "plain convolutions"),
+    ),
+    Card(
+        "DRACB",
+        "dracb",
+        "reference/dracb",
+        "Distils the features of a stage and gates them with their own attention map.",
+        "C → C/4, and a map",
+        "DRACB",
+        compared(ABLATIONS / "ablation.csv", "gate=False", "default", "MREN ×4", "no gate", among="4"),
+    ),
+    Card(
+        "DRACBChain",
+        "chain",
+        "reference/dracb",
+        "One DRACB for each stage of a network; each passes its attention map to the next.",
+        "4 × C → 4 × C/4",
+        "DRACBChain of 4",
+        compared(ABLATIONS / "ablation.csv", "communication=0", "default", "MREN ×4", "no passing", among="2"),
+    ),
+    Card(
+        "WSILB",
+        "wsilb",
+        "reference/wsilb",
+        "Channel attention from the contrast and the peak of each channel.",
+        "C → C",
+        "WSILB",
+    ),
+    Card(
+        "WSILB-V",
+        "wsilb",
+        "reference/wsilb",
+        "WSILB with a bottleneck: half the parameters.",
+        "C → C",
+        "WSILBV",
+        compared(HOSTS / "unet_denoise.csv", "plain", "wsilbv", "Denoising U-Net", "no attention"),
+    ),
+    Card(
+        "RBWA",
+        "rbwa",
+        "reference/rbwa",
+        "Upsampling with attention, for the end of a network.",
+        "C × H × W → C × 2H × 2W",
+        "RBWA to twice the size",
+    ),
+    Card(
+        "MREB",
+        "mreb",
+        "reference/mreb",
+        "All of these as one block: three SCACBs, a chain of DRACBs, WSILB-V.",
+        "C → C",
+        "MREB",
+    ),
+)
+
+
+def text() -> str:
+    """The gallery, in Markdown."""
+    loaded = results.load()
+    (counts,) = loaded["counts"]
+    times = next(suite for suite in loaded["blocks"] if suite.settings["threads"] == 1)
+    cards = "\n".join(_card(card, counts, times) for card in CARDS)
+    note = (
+        f"Cost beside a 3×3 convolution from 60 to 60 channels on a map of 60 × 180 × 320; time on {times.place} of "
+        f"{times.machine['cpu']}, torch {times.machine['versions']['torch']}. Differences are those of short "
+        "trainings; [Choose a block](how-to/choose-a-block.md) has all of them."
+    )
+    return f"::::::{{grid}} 1 2 2 3\n:gutter: 3\n:class-container: gallery\n\n{cards}\n::::::\n\n{note}\n"
+
+
+def _card(card: Card, counts: results.Suite, times: results.Suite) -> str:
+    count, plain = counts.row(card.counted, "eager"), counts.row(CONVOLUTION, "eager")
+    time = times.row(card.counted, "eager", "forward")
+    if count is None or plain is None or time is None:
+        raise ValueError(f"no committed count or time of {card.counted}; run python -m benchmarks.run.")
+    images = "\n".join(
+        f"```{{image}} figures/{card.figure}.{theme}.svg\n:class: only-{theme}\n:alt:\n```"
+        for theme in ("light", "dark")
+    )
+    share = count["macs"] / plain["macs"]
+    macs = f"{share:.2f} ×" if share >= 0.005 else "<0.01 ×"
+    return f"""\
+:::::{{grid-item-card}} {card.title}
+:link: {card.page}
+:link-type: doc
+
+{images}
+
+{card.purpose}
+
+`{card.shape}`, {count["parameters"]:,} parameters; {macs} the MACs and {time["ratio"]["median"]:.2f} × the time
+of a 3×3 convolution
+
+*{card.verdict()}*
+:::::
+"""

@@ -1,0 +1,200 @@
+"""The tables of the page of models, made from the committed weights, scores and times while the site is built.
+
+A weight file that is put into ``examples/mren/weights`` with its scores is on the page without further ado.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks import results
+from examples.markdown import table
+from examples.mren.model import MREN, PHOTO, VARIANTS, WEIGHTS, read_weights, variant_of
+from examples.mren.report import DATASETS, NETWORKS
+from examples.records import read_rows
+from sc_blocks.introspect import complexity
+
+DOCS = Path(__file__).parent
+WIDTH, HEIGHT = 1280, 720  # of the result that multiply-accumulates are counted for
+DASH = "–"
+
+Scores = dict[str, tuple[float, float]]
+"""PSNR and SSIM by test set."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One weight file, and what the committed files beside it say about it."""
+
+    file: Path
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Those of the constructor, from the metadata of the file."""
+        return read_weights(self.file)[0]
+
+    @property
+    def scale(self) -> int:
+        """What height and width are multiplied by."""
+        return self.arguments["scale"]
+
+    @property
+    def variant(self) -> str:
+        """``"mren"``, ``"mren_s"`` or ``"mren_l"``."""
+        variant = variant_of(self.arguments)
+        if variant is None:
+            raise ValueError(f"{self.file}: is of none of the variants {', '.join(VARIANTS)}.")
+        return variant
+
+    @property
+    def photo(self) -> bool:
+        """Whether these weights are for photographs that were compressed."""
+        return self.file.stem.endswith(f"_{PHOTO}")
+
+    @property
+    def network(self) -> str:
+        """The name of the network, such as ``MREN-S ×4``."""
+        return f"{NETWORKS[self.variant]} ×{self.scale}"
+
+    @property
+    def title(self) -> str:
+        """The name to print, such as ``MREN-S ×4 for photographs``."""
+        return self.network + " for photographs" * self.photo
+
+    @property
+    def call(self) -> str:
+        """How the weights are loaded."""
+        arguments = [str(self.scale)]
+        arguments += [f'"{self.variant}"'] * (self.variant != "mren") + [f'path="{PHOTO}"'] * self.photo
+        return f"load_mren({', '.join(arguments)})"
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    @cached_property
+    def cost(self) -> tuple[int, float]:
+        """Parameters, and multiply-accumulates in 1e9 for a result of 1280 x 720."""
+        net = MREN(**self.arguments, device="meta")
+        found = complexity(net, (1, 3, HEIGHT // self.scale, WIDTH // self.scale))
+        return found.parameters, found.macs / 1e9
+
+    def scores(self, method: str) -> Scores:
+        """Means over each test set: of these weights, or of ``"bicubic"``; none if they were not scored there."""
+        file = self.file.with_suffix(".scores.csv")
+        rows = [row for row in read_rows(file) if row["method"] == method] if file.exists() else []
+        own = {name: [row for row in rows if row["dataset"] == name] for name in DATASETS}
+        return {
+            name: (fmean(float(row["psnr"]) for row in rows), fmean(float(row["ssim"]) for row in rows))
+            for name, rows in own.items()
+            if rows
+        }
+
+    @property
+    def images(self) -> str:
+        """What the card says about the images of the training."""
+        section = (self.file.parent / "README.md").read_text().partition(f"\n## {self.file.stem}\n")[2]
+        found = re.search(r"^\| images \| (.*) \|$", section.partition("\n## ")[0], re.MULTILINE)
+        return found[1] if found else ""
+
+    def seconds(self, suite: results.Suite, form: str) -> float | None:
+        """Time for a megapixel of the result, if it was measured."""
+        row = suite.row(self.network, form)
+        if row is None:
+            return None
+        *_, height, width = row["size"]
+        return row["seconds"]["median"] * 1e6 / (height * width * self.scale**2)
+
+
+def shipped(folder: Path = WEIGHTS) -> list[Weights]:
+    """The weight files of a folder: by scale, then by variant, those for photographs last."""
+    found = [Weights(file) for file in folder.glob("*.safetensors")]
+    order = list(NETWORKS)
+    return sorted(found, key=lambda weights: (weights.photo, weights.scale, order.index(weights.variant)))
+
+
+def timed() -> results.Suite:
+    """The committed times of networks on one thread of the newest processor."""
+    return next(suite for suite in results.load()["nets"] if suite.settings["threads"] == 1)
+
+
+def text(folder: Path = WEIGHTS) -> str:
+    """All tables of the page, in Markdown."""
+    suite, found = timed(), shipped(folder)
+    return "\n".join([summary(found, suite), *(section(weights, suite) for weights in found)])
+
+
+def summary(found: list[Weights], suite: results.Suite) -> str:
+    """A line for each file."""
+    rows = []
+    for weights in found:
+        parameters, macs = weights.cost
+        ours, bicubic = (weights.scores(method).get("Set14") for method in (weights.variant, "bicubic"))
+        seconds = weights.seconds(suite, "eager")
+        rows.append(
+            [
+                f"[{weights.title}](#{_anchor(weights)})",
+                f"{ours[0]:.2f}" if ours else DASH,
+                f"{ours[0] - bicubic[0]:+.2f}" if ours and bicubic else DASH,
+                f"{parameters / 1000:.0f} K",
+                f"{macs:.1f}",
+                f"{seconds:.2f}" if seconds else DASH,
+                f"{weights.file.stat().st_size / 1e6:.1f}",
+            ]
+        )
+    head = ["weights", "PSNR", "over bicubic", "parameters", "GMACs", "s / MP", "MB"]
+    note = (
+        f"PSNR on Set14 in dB; multiply-accumulates for a result of {WIDTH} × {HEIGHT}; seconds for a megapixel of the "
+        f"result on {suite.place} of {suite.machine['cpu']}, torch {suite.machine['versions']['torch']}, as written. "
+        f"{DASH}: not measured.\n"
+    )
+    return f"{table(head, rows, text=('weights',))}\n{note}"
+
+
+def section(weights: Weights, suite: results.Suite) -> str:
+    """All that is known of a file, under a heading of its own."""
+    parameters, macs = weights.cost
+    path = Path(os.path.relpath(weights.file, DOCS)).as_posix()
+    facts = {
+        "download": f"{{download}}`{weights.file.name} <{path}>`, {weights.file.stat().st_size / 1e6:.2f} MB",
+        "load": f"`{weights.call}`",
+        "scale": f"×{weights.scale}",
+        "parameters": f"{parameters:,}",
+        "multiply-accumulates": f"{macs:.1f} G",
+        "time": _times(weights, suite),
+        "trained on": re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", weights.images),
+        "terms": "[MIT; the images have terms of their own](licence.md#weights)",
+        "SHA-256": f"`{weights.checksum}`",
+    }
+    lines = "".join(f"{name}\n: {value}\n\n" for name, value in facts.items() if value)
+    return f"({_anchor(weights)})=\n## {weights.title}\n\n{lines}{_scores(weights)}"
+
+
+def _anchor(weights: Weights) -> str:
+    return "weights-" + weights.file.stem.replace("_", "-")
+
+
+def _times(weights: Weights, suite: results.Suite) -> str:
+    forms = {"as written": "eager", "folded": "folded", "folded, in ONNX Runtime": "folded, onnx"}
+    times = {words: weights.seconds(suite, form) for words, form in forms.items()}
+    parts = [f"{seconds:.2f} s {words}" for words, seconds in times.items() if seconds]
+    return f"{'; '.join(parts)}; for a megapixel of the result, {suite.place}" if parts else ""
+
+
+def _scores(weights: Weights) -> str:
+    ours, bicubic = weights.scores(weights.variant), weights.scores("bicubic")
+    if not ours:
+        return "What it gains on JPEGs and on noise: [JPEGs and real photographs](how-to/photographs.md).\n"
+    rows = [
+        [name, *(f"{of[name][0]:.2f}" for of in (ours, bicubic)), *(f"{of[name][1]:.4f}" for of in (ours, bicubic))]
+        for name in ours
+    ]
+    return table(["", "PSNR, dB", "bicubic", "SSIM", "bicubic"], rows)
