@@ -70,8 +70,6 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parts[0] == "docs"], ids=str)
 def test_code_on_the_site_does_not_scroll(page: Path) -> None:
-    if page.stem == "add-a-block":  # its code is as wide as the library's
-        return
     for language in ("python", "bash", "sh", "text"):
         assert max((len(line) for code in code_blocks(page, language) for line in code.splitlines()), default=0) <= 88
 
