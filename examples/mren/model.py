@@ -109,7 +109,7 @@ class MREN(nn.Module):
         super().__init__()
         if scale not in STAGES:
             raise ValueError(f"MREN: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
-        _checks.check_positive_int("MREN", "num_blocks", num_blocks)
+        _checks.check_int("MREN", "num_blocks", num_blocks)
         if isinstance(communication, str):
             _checks.check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
             communication = COMMUNICATIONS[communication]
@@ -121,7 +121,7 @@ class MREN(nn.Module):
                     f"{reconstruct_channels!r}; MREN-S has (24, 16)."
                 )
             for width in reconstruct_channels:
-                _checks.check_positive_int("MREN", "reconstruct_channels", width)
+                _checks.check_int("MREN", "reconstruct_channels", width)
         self.scale = scale
         conv = partial(nn.Conv2d, kernel_size=3, padding=1, device=device, dtype=dtype)
         block = partial(
