@@ -201,18 +201,20 @@ def _select(model: nn.Module, where: Where) -> dict[nn.Module, tuple[tuple[str, 
     return {module: (names, next(filter(matching.get, names), names[0])) for module, names in selected.items()}
 
 
-def _predicate(where: Where) -> Callable[[str, nn.Module], bool]:
-    types = cast(tuple[type[nn.Module], ...], where if isinstance(where, tuple) else (where,))
+def _predicate(where: Any) -> Callable[[str, nn.Module], bool]:
+    came = f"{'a module' if isinstance(where, nn.Module) else repr(where)} ({type(where).__name__})"
+    is_predicate = callable(where) and not isinstance(where, nn.Module)
+    types = cast(tuple[Any, ...], where if isinstance(where, tuple) else (where,))
     if all(isinstance(each, type) for each in types):
         return lambda name, module: isinstance(module, types)
     if isinstance(where, str):
         # The network itself has no name, so "*" means everything in it.
         return lambda name, module: fnmatchcase(name, where) if name else where == ""
-    if callable(where) and not isinstance(where, nn.Module):
+    if is_predicate:
         return cast(Callable[[str, nn.Module], bool], where)
     wanted = "a type, a tuple of types, a name pattern or a predicate (name, module) -> bool"
     hint = "for example torch.nn.ReLU, 'body.*.act' or, for one module, lambda name, module: module is that_one"
-    raise TypeError(f"replace_modules: where must be {wanted}, got {where!r} ({type(where).__name__}); {hint}.")
+    raise TypeError(f"replace_modules: where must be {wanted}, got {came}; {hint}.")
 
 
 def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[nn.Module]) -> None:

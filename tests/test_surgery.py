@@ -417,7 +417,7 @@ def test_words_list_the_commonest_types_only() -> None:
         ((nn.ReLU, nn.ReLU, gelu), r"model must be a torch.nn.Module, got type"),
         (
             (small(), nn.ReLU(), gelu),
-            r"where must be a type, .* got ReLU\(\) \(ReLU\); .* for one module, lambda name, module: module is",
+            r"where must be a type, .* got a module \(ReLU\); .* for one module, lambda name, module: module is",
         ),
         ((small(), (nn.ReLU, "1"), gelu), r"where must be a type, a tuple of types, .*, got \(.*, '1'\) \(tuple\)"),
         (
