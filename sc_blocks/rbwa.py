@@ -44,8 +44,7 @@ class RBWA(nn.Module):
         channels, 24,817 for 60 to 30.
 
     Source:
-        Section 3.5 and figure 1 of the MREN paper. The printed parameter counts determine the layers; the place of the
-        activation is that in the reconstruction of the authors' earlier PMDN.
+        Section 3.5 and figure 1 of the MREN paper; the activation stands where the authors' earlier PMDN has it.
 
     Example:
         >>> import torch

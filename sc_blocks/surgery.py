@@ -86,8 +86,7 @@ class SwapReport:
         If the network has since been moved, cast or switched between train and eval mode, the old modules follow.
 
         Raises:
-            RuntimeError: If ``undo`` has been called before, or a new module is no longer where it was put; nothing
-                changes then.
+            RuntimeError: If ``undo`` was called before, or a new module is not where it was put; nothing changes then.
         """
         if self._undone:
             raise RuntimeError("SwapReport: undo has been called already; to replace again, call replace_modules.")
@@ -109,7 +108,7 @@ class SwapReport:
             if swap.new.training != training:
                 swap.old.train(swap.new.training)
         for name, old in ((name, swap.old) for swap in self.swaps for name in swap.names):
-            self.model.set_submodule(name, old)
+            _put(self.model, name, old)
         self._undone = True
 
     def __str__(self) -> str:
@@ -127,7 +126,8 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
     first is replaced: if ``make`` fails, the network is as it was.
 
     Where a selected module contains another selected one, only the outer is replaced. A module with several names is
-    selected if any of them is, and one new module replaces it everywhere.
+    selected if any of them is, and one new module replaces it everywhere. New parameters are trainable, even where the
+    old ones were frozen; create optimizers afterwards.
 
     Args:
         model: The network. It cannot be selected itself.
@@ -143,10 +143,6 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
     Raises:
         ValueError: If ``where`` selects nothing or the network itself, or ``make`` returns the old module.
         TypeError: If an argument is of another type, or ``make`` does not return a module.
-
-    Note:
-        Create optimizers afterwards. New parameters are trainable, even where the old ones were frozen. A new module of
-        the wrong width raises an error at the first call.
 
     Example:
         >>> from torch import nn
@@ -179,7 +175,7 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
         _move(new, _placement(model, name), old.training, own)
         swaps.append(Swap(names, old, new, _count(old), _count(new)))
     for name, new in ((name, swap.new) for swap in swaps for name in swap.names):
-        model.set_submodule(name, new)
+        _put(model, name, new)
     states = tuple((_placement(model, swap.names[0]), swap.new.training) for swap in swaps)
     return SwapReport(model, tuple(swaps), before, _count(model), states)
 
@@ -224,11 +220,11 @@ def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[
     # Those are taken out meanwhile: .to() and .train() reach everything inside.
     reused = list(_outermost(_named(new), own))
     for name, _ in reused:
-        new.set_submodule(name, nn.Identity())
+        _put(new, name, nn.Identity())
     device, dtype = placement or (None, None)
     new.to(device=device, dtype=dtype).train(training)
     for name, module in reused:
-        new.set_submodule(name, module)
+        _put(new, name, module)
 
 
 def _placement(model: nn.Module, name: str) -> Placement | None:
@@ -244,6 +240,11 @@ def _placement(model: nn.Module, name: str) -> Placement | None:
         if not name:
             return None
         name = name.rpartition(".")[0]
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:

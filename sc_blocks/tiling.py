@@ -67,7 +67,6 @@ def tiled(
 
     Example:
         >>> import torch
-        >>> from torch import nn
         >>> from sc_blocks.tiling import tiled
         >>> net = torch.nn.Upsample(scale_factor=2)
         >>> image = torch.rand(1, 3, 50, 83)
