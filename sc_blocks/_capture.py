@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from sc_blocks._checks import nearby
 from sc_blocks._dry_run import original_module, uncompiled
 from sc_blocks.communication import GatedCommunication
 from sc_blocks.deploy.rbwa import FoldedRBWA
@@ -25,39 +25,26 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
 
     Each tensor is named after its block, as in ``model.named_modules()``, plus
 
-    - ``.gate`` for what a :class:`~sc_blocks.WSILB` or :class:`~sc_blocks.WSILBV` multiplies its input by, (N, C, 1, 1)
-      or with windows (N, C, H, W); for what a :class:`~sc_blocks.DRACB` multiplies its fused map by, unless it was
-      built with ``gate=False``; and for the weight that a :class:`~sc_blocks.GatedCommunication` gives to the previous
-      map;
+    - ``.gate`` for what a :class:`~sc_blocks.WSILB`, :class:`~sc_blocks.WSILBV` or :class:`~sc_blocks.DRACB` multiplies
+      its map by, and for the weight that a :class:`~sc_blocks.GatedCommunication` gives to the previous map;
     - ``.map`` for the attention map :math:`F_l` that a DRACB computes from its input alone;
     - ``.fused`` for that map fused with the predecessor's, :math:`F'_l`; in the first block of a chain, the map itself.
 
-    Each call of ``model`` clears the dictionary, which so holds one run: the last, after tiles or a loop over images. A
-    block that one run calls several times, as in recursive networks, adds ``name#2``, ``name#3`` and so on. A block
-    that is registered under several names has the first. Blocks that are called on their own, while ``model`` is not
-    running, replace what was captured of them before, unless the last run called them several times. So a checkpoint
-    that computes them again in the backward pass changes nothing.
+    The tensors are the network's own, detached and not copied. The dictionary holds the last run of the thread that
+    opened the context, in the order in which the blocks finish: each call of ``model`` clears it. A block that one run
+    calls several times adds ``name#2``, ``name#3`` and so on. A block that is registered under several names has the
+    first. Blocks that are called while ``model`` is not running replace what was captured of them before, unless the
+    last run called them several times; so a checkpoint that computes them again in the backward pass changes nothing.
 
-    The tensors are the network's own, detached and not copied. They remain when the context ends, the hooks do not.
-
-    Only the thread that opens the context is captured. Others may run the same model meanwhile, or capture what they
-    run in contexts of their own.
-
-    Compiled code ignores hooks. Whatever ``torch.compile`` made therefore runs uncompiled while the context is open,
-    with equal results up to rounding; names are those of the original network. This is one setting of torch for the
+    Compiled code ignores hooks, so it runs uncompiled while the context is open. This is one setting of torch for the
     whole process: where something is compiled, contexts of several threads must not overlap.
 
     Args:
         model: The network, or a block. Its results do not change.
-        names: What to capture: names, or shell-style patterns in which ``*`` also matches dots; ``None`` for
-            everything.
-
-    Yields:
-        Name to tensor, in the order in which the blocks finish.
+        names: Names, or shell-style patterns in which ``*`` also matches dots; ``None`` for everything.
 
     Raises:
-        ValueError: If the network contains no block with a gate or a map, as folded ones may, or if one of ``names``
-            matches nothing.
+        ValueError: If the network contains no block with a gate or a map, or if one of ``names`` matches nothing.
         TypeError: If ``model`` is not a module, or ``names`` is not a sequence of strings.
 
     Example:
@@ -65,13 +52,10 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
         >>> from sc_blocks import MREB
         >>> from sc_blocks.introspect import capture_attention
         >>> block = MREB(60)
-        >>> with capture_attention(block, ["attention.gate", "refine.links.[23].*"]) as attention:
+        >>> with capture_attention(block, ["attention.gate", "refine.links.3.*"]) as attention:
         ...     out = block(torch.rand(1, 60, 24, 17))
         >>> for name, tensor in attention.items():
         ...     print(name, tuple(tensor.shape))
-        refine.links.2.map (1, 15, 24, 17)
-        refine.links.2.fused (1, 15, 24, 17)
-        refine.links.2.gate (1, 15, 24, 17)
         refine.links.3.map (1, 15, 24, 17)
         refine.links.3.fused (1, 15, 24, 17)
         refine.links.3.gate (1, 15, 24, 17)
@@ -84,10 +68,8 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
     available = [_join(name, part) for name, parts in blocks.values() for part in parts]
     if not available:
         remedy = "capture the network that it was folded from" if folded else "there is nothing to capture"
-        raise ValueError(
-            f"capture_attention: model must contain a DRACB, WSILB, WSILBV or GatedCommunication, got "
-            f"{type(network).__name__} without; {remedy}."
-        )
+        wanted, came = "a DRACB, WSILB, WSILBV or GatedCommunication", f"{type(network).__name__} without"
+        raise ValueError(f"capture_attention: model must contain {wanted}, got {came}; {remedy}.")
     wanted = set(available) if names is None else _select(names, available, network)
     thread = get_ident()
     captured: dict[str, Tensor] = {}
@@ -102,12 +84,12 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
         nonlocal running
         running = True
         captured.clear()
+        calls.clear()
         outputs.clear()  # a run that failed may have left some
 
     def end_run(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         nonlocal running
         running = False
-        calls.clear()
 
     def record_part(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         outputs[module] = output
@@ -153,19 +135,13 @@ def _join(name: str, part: str) -> str:
 
 def _select(names: Sequence[str], available: Sequence[str], network: nn.Module) -> set[str]:
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(
-            f"capture_attention: names must be a sequence of names or patterns, got {names!r}; for example "
-            "names=['*.gate']."
-        )
+        wanted = "a sequence of names or patterns, such as ['*.gate']"
+        raise TypeError(f"capture_attention: names must be {wanted}, got {names!r}.")
     selected: set[str] = set()
     for name in names:
         matching = [candidate for candidate in available if fnmatchcase(candidate, name)]
         if not matching:
-            close = difflib.get_close_matches(name, available)
-            listed = ", ".join(map(repr, close or available[:3]))
-            there_is = f"close are {listed}" if close else f"of {len(available)} there are {listed}"
-            raise ValueError(
-                f"capture_attention: names must match what is in {type(network).__name__}, got {name!r}; {there_is}."
-            )
+            near = nearby(name, available)
+            raise ValueError(f"capture_attention: names must be in {type(network).__name__}, got {name!r}; {near}.")
         selected.update(matching)
     return selected

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
+from sc_blocks._checks import check_module
 
-def original_module(function: str, model: Any) -> nn.Module:
+
+def original_module(function: str, model: nn.Module) -> nn.Module:
     """Return the network that ``torch.compile`` was given, or the model itself."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{function}: model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_module(function, "model", model)
+    # The name stands in the keys of every state dict of a compiled network; torch has no other way to ask for it.
     return cast(nn.Module, getattr(model, "_orig_mod", model))
 
 
 def uncompiled() -> AbstractContextManager[object]:
     """Run compiled code as it was written: the compiled form ignores hooks that are added later."""
-    # Whoever compiled something has imported the compiler. Nobody else should wait for that import.
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    # A network that was compiled has imported the compiler; no other should wait for that import.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -37,12 +37,24 @@ def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     # Set directly: train() and eval() may be overridden, such as by layers that merge their weights for inference.
     modes = {module: module.training for module in network.modules()}
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers() if not is_lazy(buffer)}
-    devices = {tensor.device for tensor in (*network.parameters(), *buffers.values()) if tensor.device.type == "cuda"}
+    # The network's own only: left to itself, fork_rng starts every GPU of the machine.
+    gpus = {tensor.device for tensor in (*network.parameters(), *buffers.values()) if tensor.is_cuda}
     try:
         for module in modes:
             module.training = False
-        with uncompiled(), torch.random.fork_rng(devices), torch.no_grad():
+        with uncompiled(), torch.random.fork_rng(gpus), torch.no_grad():
             return functional_call(network, buffers, tuple(args), dict(kwargs))
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of a network, in order, out of all sequences and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in(list(cast(Mapping[Any, Any], value).values()))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for each in cast(Sequence[Any], value):
+            yield from tensors_in(each)

@@ -1,13 +1,8 @@
-r"""The attention-communication channel: how one attention map reaches the next.
+"""The attention-communication channel: how one attention map reaches the next.
 
-Source: equation 5 of the MREN paper, :math:`F' = W F_{l-1} + F_l`, with :math:`W = 0.2`. The paper has this fixed
-linear combination only. Here the channel is pluggable: any module with
-
-    ``forward(previous, current) -> fused``
-
-where ``current`` is the map that a block has just made, ``previous`` is the map that its predecessor handed on, and
-``fused`` has the shape of ``current``. A channel must not change its arguments in place. The learnable, gated and
-adapted channels are ours.
+A channel is any module with ``forward(previous, current) -> fused``: ``current`` is the map that a block has just made,
+``previous`` is the map of its predecessor, and ``fused`` has the shape of ``current``. A channel must not change its
+arguments in place.
 """
 
 from __future__ import annotations
@@ -24,7 +19,7 @@ from sc_blocks import _checks
 
 Resample = Literal["bilinear", "nearest"]
 
-#: Type of every ``communication`` argument: a module, a factory ``channels -> module``, a fixed weight, or ``None``.
+#: Type of every ``communication`` argument, see :class:`~sc_blocks.DRACB`.
 CommunicationLike = nn.Module | Callable[[int], nn.Module] | float | None
 
 #: The default of every ``communication`` argument: :math:`W` of equation 5, as the paper sets it.
@@ -33,20 +28,16 @@ _HINT = f"the paper's is {PAPER_WEIGHT}"
 
 
 class NoCommunication(nn.Module):
-    r"""No communication: :math:`F' = F_l`.
-
-    ``communication=None`` builds this channel. A chain with it and with gates is the third row of table 4.
+    r"""No communication: :math:`F' = F_l`. ``communication=None`` builds this channel.
 
     Shape:
-        - previous: any; not read;
-        - current: :math:`(N, C, H, W)`;
-        - output: ``current`` itself.
+        - current: :math:`(N, C, H, W)`; the output is ``current`` itself, and ``previous`` is not read.
 
     Number of parameters:
         ``0``.
 
     Source:
-        Table 4 of the MREN paper.
+        The third row of table 4 of the MREN paper: a chain with gates and without communication.
 
     Example:
         >>> import torch
@@ -61,25 +52,23 @@ class NoCommunication(nn.Module):
 
 
 class LinearCommunication(nn.Module):
-    r"""The paper's channel, a fixed linear combination: :math:`F' = W F_{l-1} + F_l`.
-
-    A number given as ``communication`` builds this channel.
+    r"""The paper's channel, a fixed weight: :math:`F' = W F_{l-1} + F_l`. A number as ``communication`` builds it.
 
     Args:
-        weight: :math:`W`, any finite number; the paper sweeps 0 to 1 in table 2 and settles on 0.2.
+        weight: :math:`W`, any finite number; the paper tries 0 to 1 in table 2.
 
     Shape:
-        - previous, current, output: :math:`(N, C, H, W)`, all the same.
+        - previous, current, output: :math:`(N, C, H, W)`.
 
     Raises:
-        TypeError: If ``weight`` is not a number.
         ValueError: If ``weight`` is not finite, or the maps differ in shape.
+        TypeError: If ``weight`` is not a number.
 
     Number of parameters:
         ``0``.
 
     Source:
-        Equation 5 of the MREN paper.
+        Equation 5 of the MREN paper, with :math:`W = 0.2`.
 
     Example:
         >>> import torch
@@ -108,8 +97,7 @@ class LearnableCommunication(nn.Module):
         channels: Width of the maps.
         per_channel: Whether each channel has a weight of its own; otherwise one weight serves all.
         init: Initial value of the weights.
-        device: Device of the parameter.
-        dtype: Type of the parameter.
+        device, dtype: Of the parameter.
 
     Shape:
         - previous, current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``.
@@ -128,10 +116,8 @@ class LearnableCommunication(nn.Module):
         >>> import torch
         >>> from sc_blocks import LearnableCommunication
         >>> channel = LearnableCommunication(15, per_channel=True)
-        >>> channel.weight.shape
-        torch.Size([15, 1, 1])
-        >>> channel(torch.rand(1, 15, 8, 8), torch.rand(1, 15, 8, 8)).shape
-        torch.Size([1, 15, 8, 8])
+        >>> channel(torch.rand(1, 15, 8, 8), torch.rand(1, 15, 8, 8)).shape, channel.weight.shape
+        (torch.Size([1, 15, 8, 8]), torch.Size([15, 1, 1]))
     """
 
     def __init__(
@@ -144,7 +130,7 @@ class LearnableCommunication(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = _checks.check_positive_int("LearnableCommunication", "channels", channels)
+        self.channels = _checks.check_int("LearnableCommunication", "channels", channels)
         self.per_channel = per_channel
         self.init = _checks.check_finite_number("LearnableCommunication", "init", init, hint=_HINT)
         self.weight = nn.Parameter(torch.empty(channels if per_channel else 1, 1, 1, device=device, dtype=dtype))
@@ -155,8 +141,7 @@ class LearnableCommunication(nn.Module):
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        _checks.check_feature_map("LearnableCommunication", current, self.channels, name="current")
-        _check_maps("LearnableCommunication", previous, current)
+        _check_maps("LearnableCommunication", previous, current, self.channels)
         # .to(): under autocast the maps are of lower precision than the weight, and the result must not be promoted.
         return current + self.weight.to(current.dtype) * previous
 
@@ -170,14 +155,12 @@ class GatedCommunication(nn.Module):
     .. math::
         F' = \sigma(W_g [F_{l-1}, F_l] + b_g) \odot F_{l-1} + F_l
 
-    :math:`W_g` starts at zero and :math:`b_g` at :math:`\mathrm{logit}(` ``init`` :math:`)`, so an untrained gate is
-    the fixed linear channel of weight ``init``.
+    :math:`W_g` starts at zero and :math:`b_g` such that the gate is ``init`` everywhere.
 
     Args:
         channels: Width of the maps.
         init: The gate's value before training, strictly between 0 and 1.
-        device: Device of the parameters.
-        dtype: Type of the parameters.
+        device, dtype: Of the parameters.
 
     Shape:
         - previous, current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``.
@@ -209,15 +192,12 @@ class GatedCommunication(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = _checks.check_positive_int("GatedCommunication", "channels", channels)
+        self.channels = _checks.check_int("GatedCommunication", "channels", channels)
         self.init = _checks.check_finite_number("GatedCommunication", "init", init, hint=_HINT)
         if not 0 < init < 1:
-            raise ValueError(
-                f"GatedCommunication: init must lie strictly between 0 and 1, got {init}; the paper's is 0.2."
-            )
+            raise ValueError(f"GatedCommunication: init must lie strictly between 0 and 1, got {init}; {_HINT}.")
         self.weigh = nn.Conv2d(2 * channels, channels, 1, device=device, dtype=dtype)
-        # Whoever resets parameters module by module, in any order, gets what the constructor gives. Not a subclass of
-        # nn.Conv2d: many tools go by the exact type.
+        # Many tools reset parameters module by module, and go by the exact type, so no subclass of nn.Conv2d.
         self.weigh.reset_parameters = self._reset_weigh
         self.gate = nn.Sigmoid()
         self.reset_parameters()
@@ -233,8 +213,7 @@ class GatedCommunication(nn.Module):
         self.reset_parameters()
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        _checks.check_feature_map("GatedCommunication", current, self.channels, name="current")
-        _check_maps("GatedCommunication", previous, current)
+        _check_maps("GatedCommunication", previous, current, self.channels)
         gate = self.gate(self.weigh(torch.cat([previous, current], dim=1)))
         return current + gate * previous
 
@@ -248,22 +227,19 @@ class AdaptedCommunication(nn.Module):
     .. math::
         F' = \mathrm{channel}(\mathrm{resample}(P F_{l-1}),\; F_l)
 
-    :math:`P` is a 1x1 convolution if the widths differ, and the identity otherwise. The map is resampled to the height
-    and width of :math:`F_l`. With it a chain can span the levels of a U-Net.
+    :math:`P` is a 1x1 convolution if the widths differ, and the identity otherwise.
 
     Args:
         previous_channels: Width of the previous map.
         channels: Width of the current map.
-        communication: The channel behind the adapter, in any of the forms that
-            :class:`~sc_blocks.DRACB` takes.
-        resample: How a map of another height or width is resized.
+        communication: The channel behind the adapter, in any of the forms that :class:`~sc_blocks.DRACB` takes.
+        resample: How the previous map is resized to the height and width of the current one.
 
             - ``"bilinear"``: interpolated with ``align_corners=False``, without a low-pass filter when it shrinks;
             - ``"nearest"``: the nearest position;
             - ``None``: not resized; another size is an error.
         bias: Whether the projection has a bias.
-        device: Device of the parameters.
-        dtype: Type of the parameters.
+        device, dtype: Of the parameters.
 
     Shape:
         - previous: :math:`(N, C', H', W')` with :math:`C'` = ``previous_channels``;
@@ -299,17 +275,13 @@ class AdaptedCommunication(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.previous_channels = _checks.check_positive_int(
-            "AdaptedCommunication", "previous_channels", previous_channels
-        )
-        self.channels = _checks.check_positive_int("AdaptedCommunication", "channels", channels)
+        self.previous_channels = _checks.check_int("AdaptedCommunication", "previous_channels", previous_channels)
+        self.channels = _checks.check_int("AdaptedCommunication", "channels", channels)
         _checks.check_choice("AdaptedCommunication", "resample", resample, (*get_args(Resample), None))
         self.resample: Resample | None = resample
-        self.project = (
-            nn.Conv2d(previous_channels, channels, 1, bias=bias, device=device, dtype=dtype)
-            if previous_channels != channels
-            else nn.Identity()
-        )
+        self.project: nn.Module = nn.Identity()
+        if previous_channels != channels:
+            self.project = nn.Conv2d(previous_channels, channels, 1, bias=bias, device=device, dtype=dtype)
         self.communication = build_communication(communication, channels, device=device, dtype=dtype)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
@@ -335,25 +307,19 @@ def build_communication(
     """Build the module for a ``communication`` argument.
 
     Args:
-        communication: A module with ``forward(previous, current)``, used as it is; a factory ``channels -> module``,
-            the channel classes among them; a number, the weight of a :class:`LinearCommunication`; or ``None``.
-        channels: Width of the maps, handed to a factory.
-        device: Device of the module.
-        dtype: Type of the module's parameters.
-
-    Returns:
-        The module, on ``device`` and of ``dtype`` where they are given.
+        communication: A module, factory, number or ``None``, as in :class:`~sc_blocks.DRACB`.
+        channels: Width of the maps, which a factory gets.
+        device: Device of the parameters; ``None`` leaves them where they are.
+        dtype: Type of the parameters; ``None`` leaves it as it is.
 
     Raises:
         TypeError: If ``communication`` is none of these, or a factory does not return a module.
 
     Example:
-        >>> from sc_blocks import LearnableCommunication, LinearCommunication
+        >>> from sc_blocks import LearnableCommunication
         >>> from sc_blocks.communication import build_communication
-        >>> build_communication(0.2, 15)
-        LinearCommunication(0.2)
-        >>> build_communication(LearnableCommunication, 15)
-        LearnableCommunication(15, per_channel=False, init=0.2)
+        >>> build_communication(0.2, 15), build_communication(LearnableCommunication, 15)
+        (LinearCommunication(0.2), LearnableCommunication(15, per_channel=False, init=0.2))
     """
     if communication is None:
         return NoCommunication()
@@ -361,27 +327,17 @@ def build_communication(
         return communication.to(device=device, dtype=dtype)
     if isinstance(communication, (int, float)) and not isinstance(communication, bool):
         return LinearCommunication(communication)
-    if isinstance(communication, bool) or not callable(communication):
-        raise TypeError(
-            "communication must be a module with forward(previous, current), a factory channels -> module, a number or "
-            f"None, got {communication!r} ({type(communication).__name__}); the paper's is 0.2."
-        )
+    if not callable(communication):
+        wanted = "a module with forward(previous, current), a factory channels -> module, a number or None"
+        came = f"{communication!r} ({type(communication).__name__})"
+        raise TypeError(f"communication must be {wanted}, got {came}; {_HINT}.")
     built = communication(channels)
-    if not isinstance(built, nn.Module):
-        raise TypeError(
-            f"communication: the factory {communication!r} must return a torch.nn.Module for channels={channels}, got "
-            f"{type(built).__name__}."
-        )
+    _checks.check_module("communication", f"what the factory {communication!r} returns for {channels} channels", built)
     return built.to(device=device, dtype=dtype)
 
 
-def _check_maps(block: str, previous: Tensor, current: Tensor) -> None:
-    _checks.check_same_shape(
-        block,
-        current,
-        previous,
-        reference_name="current",
-        name="previous",
-        hint="wrap the channel in AdaptedCommunication(previous_channels, channels), or build the chain with "
-        "resample='bilinear'",
-    )
+def _check_maps(block: str, previous: Tensor, current: Tensor, channels: int | None = None) -> None:
+    _checks.check_feature_map(block, current, channels, name="current")
+    adapter = "AdaptedCommunication(previous_channels, channels)"
+    hint = f"wrap the channel in {adapter}, or build the chain with resample='bilinear'"
+    _checks.check_same_shape(f"{block}: previous", previous, "current", current, hint=hint)

@@ -1,29 +1,18 @@
-r"""Double refinement with attention communication.
-
-Source: section 3.3, figure 3 and equations 5 and 6 of the MREN paper; the variants are those of tables 2 and 4. The
-paper leaves open whether a block hands on its own map or the fused one: ``relay`` chooses. The communication channels
-are in :mod:`sc_blocks.communication`.
-"""
+"""Double refinement with attention communication, by the channels of :mod:`sc_blocks.communication`."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
 from sc_blocks import _checks
-from sc_blocks.communication import (
-    PAPER_WEIGHT,
-    AdaptedCommunication,
-    CommunicationLike,
-    Resample,
-    build_communication,
-)
+from sc_blocks.communication import PAPER_WEIGHT, AdaptedCommunication, CommunicationLike, Resample, build_communication
 
 Relay = Literal["raw", "fused"]
 
@@ -31,8 +20,8 @@ Relay = Literal["raw", "fused"]
 class DRACB(nn.Module):
     r"""Double refinement attention communication block: distil, fuse with the predecessor's map, gate.
 
-    One 1x1 convolution distils the features; its output is the attention map. The map is fused with that of the
-    predecessor, and the fused map gates itself:
+    One 1x1 convolution distils the features into an attention map. The map is fused with that of the predecessor, and
+    the fused map gates itself:
 
     .. math::
         F_l &= \mathrm{conv}_{1 \times 1}(x_l) \\
@@ -55,31 +44,25 @@ class DRACB(nn.Module):
             - ``"fused"``: :math:`F'_l`, which contains the older maps.
         gate_layer: Called without arguments to build :math:`\sigma`; the layer may work in place.
         bias: Whether the convolution has a bias.
-        device: Device of the parameters.
-        dtype: Type of the parameters.
+        device, dtype: Of the parameters.
 
     Shape:
         - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H, W \ge 1`;
-        - previous: the predecessor's map, :math:`(N, C_{out}, H, W)`, or ``None`` for the first block of a chain;
-          without it the fused map is the block's own;
+        - previous: the predecessor's map, :math:`(N, C_{out}, H, W)`, or ``None`` for the first block of a chain, where
+          the fused map is the block's own and parameters of the channel get no gradient;
         - output: the refined features and the attention map, two tensors of :math:`(N, C_{out}, H, W)`.
 
-    Any value range; the outputs are not bounded.
+        Any value range; the outputs are not bounded.
 
     Raises:
-        ValueError: If a width is below 1, an option is unknown, or an input or what the channel returns has the wrong
-            shape.
+        ValueError: If an argument is out of range, or an input or what the channel returns has the wrong shape.
         TypeError: If an argument is of another type or an input is not floating-point.
 
-    Note:
-        If the first block of a chain has a channel with parameters, they get no gradient, because there is no map to
-        weigh. :class:`DRACBChain` builds its first link without a channel; do the same if you build blocks by hand.
-
     Number of parameters:
-        ``out_channels * (in_channels + 1)``, and what the channel has; 915 for 60 to 15 channels.
+        ``out_channels * (in_channels + 1)``, and those of the communication channel; 915 for 60 to 15 channels.
 
     Source:
-        Equations 5 and 6 of the MREN paper.
+        Section 3.3, figure 3 and equations 5 and 6 of the MREN paper; variants in tables 2 and 4.
 
     Example:
         >>> import torch
@@ -89,8 +72,6 @@ class DRACB(nn.Module):
         >>> refined, attention_map = second(torch.rand(1, 60, 24, 17), attention_map)
         >>> refined.shape
         torch.Size([1, 15, 24, 17])
-        >>> sum(p.numel() for p in second.parameters())
-        915
     """
 
     def __init__(
@@ -107,8 +88,8 @@ class DRACB(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = _checks.check_positive_int("DRACB", "in_channels", in_channels)
-        self.out_channels = _checks.check_positive_int("DRACB", "out_channels", out_channels)
+        self.in_channels = _checks.check_int("DRACB", "in_channels", in_channels)
+        self.out_channels = _checks.check_int("DRACB", "out_channels", out_channels)
         _checks.check_choice("DRACB", "relay", relay, get_args(Relay))
         self.relay: Relay = relay
 
@@ -122,14 +103,9 @@ class DRACB(nn.Module):
         fused = attention_map
         if previous is not None:
             fused = self.communication(previous, attention_map)
-            _checks.check_same_shape(
-                "DRACB",
-                attention_map,
-                fused,
-                reference_name="the attention map",
-                name=f"what {type(self.communication).__name__} returned",
-                hint="forward(previous, current) of a communication channel returns a map shaped like current",
-            )
+            returned = f"DRACB: what {type(self.communication).__name__} returned"
+            hint = "forward(previous, current) of a communication channel returns a map shaped like current"
+            _checks.check_same_shape(returned, fused, "the attention map", attention_map, hint=hint)
         # The copies are for layers and callers that work in place: neither may change the map that is handed on.
         refined = fused.clone() if self.gate is None else fused * self.gate(fused.clone())
         return refined, (fused if self.relay == "fused" else attention_map)
@@ -144,48 +120,38 @@ class DRACBChain(nn.Module):
     .. math::
         y_l, F_l = \mathrm{DRACB}_l(x_l, F_{l-1}), \qquad l = 0, 1, \dots
 
-    The first stage has no :math:`F_{-1}`, unless the chain takes one (``takes_map``). With ``relay="fused"``,
-    :math:`F'_l` is handed on instead of :math:`F_l`.
-
-    Called with the features of all stages, the chain returns the refined features of all. In a network whose next stage
-    reads the refined features of the one before, call :meth:`step` for one stage at a time; it returns the map to hand
-    to the next step.
+    The first stage has no :math:`F_{-1}`, unless the chain takes one. Called with the features of all stages, the chain
+    returns the refined features of all. In a network in which a stage reads the refined features of the stage before,
+    call :meth:`step` for one stage at a time.
 
     Args:
         in_channels: Width of the features, one for all stages or one for each.
-        out_channels: Width of the refined features and of the maps, one for all stages or one for each. Where two
-            consecutive widths differ, an :class:`~sc_blocks.AdaptedCommunication` stands between them.
+        out_channels: Width of the refined features and of the maps, one for all stages or one for each. Where they
+            differ, the map passes an :class:`~sc_blocks.AdaptedCommunication`.
         length: Number of stages; needed only if both widths are single numbers.
-        communication: The channel of each link, as in :class:`DRACB`. Every link has a channel of its own: a factory is
-            called once for each link, a module is copied. The first link has no channel, unless ``takes_map``.
-        resample: How a map of another height or width than the stage's is resized, ``"bilinear"`` or ``"nearest"``;
-            ``None`` if all stages have one size.
-        takes_map: Whether the first stage takes the last map of another chain, as wide as its own map, so that this
-            chain continues that one.
+        communication: As in :class:`DRACB`. Every link has a channel of its own: a factory is called once for each
+            link, a module is copied. The first link has no channel, unless ``takes_map``.
+        resample: As in :class:`~sc_blocks.AdaptedCommunication`; ``None`` if all stages have one height and width.
+        takes_map: Whether the first stage takes the last map of another chain, as wide as its own map.
         returns_map: Whether the chain returns the map of its last stage too, for a chain that takes one.
-        gate: As in :class:`DRACB`.
-        relay: As in :class:`DRACB`.
-        gate_layer: As in :class:`DRACB`.
+        gate, relay, gate_layer: As in :class:`DRACB`.
         bias: Whether the convolutions have biases.
-        device: Device of the parameters.
-        dtype: Type of the parameters.
+        device, dtype: Of the parameters.
 
     Shape:
         - features: a sequence of ``length`` maps, the :math:`l`-th :math:`(N, C_{in,l}, H_l, W_l)`;
         - previous: with ``takes_map``, and only then, the last map of the chain before, :math:`(N, C_{out,1}, H, W)`;
         - output: a tuple of ``length`` maps, the :math:`l`-th :math:`(N, C_{out,l}, H_l, W_l)`; with ``returns_map``
-          that tuple and the map of the last stage.
-
-    Any value range; the outputs are not bounded.
+          that tuple and the map of the last stage. Any value range; the outputs are not bounded.
 
     Raises:
         ValueError: If the number of widths or of features does not fit the length, a previous map is missing or was not
-            expected, there is no such stage, or a shape is wrong.
+            expected, or a shape is wrong.
         TypeError: If an argument is of another type.
 
     Number of parameters:
-        That of its :class:`DRACB`, ``length * out_channels * (in_channels + 1)`` if all stages have the same widths,
-        and what the channels have; 3,660 for four from 60 to 15 channels.
+        ``length * out_channels * (in_channels + 1)`` if all stages have the same widths, and those of the communication
+        channels; 3,660 for four from 60 to 15 channels.
 
     Source:
         Figures 3 and 4 of the MREN paper.
@@ -197,14 +163,6 @@ class DRACBChain(nn.Module):
         >>> refined = chain([torch.rand(1, 60, 24, 24) for _ in range(4)])
         >>> len(refined), refined[0].shape
         (4, torch.Size([1, 15, 24, 24]))
-
-        Stage by stage, down a U-Net whose levels shrink and widen:
-
-        >>> chain = DRACBChain([32, 64], [8, 16], resample="bilinear")
-        >>> refined, attention_map = chain.step(0, torch.rand(1, 32, 24, 24))
-        >>> refined, attention_map = chain.step(1, torch.rand(1, 64, 12, 12), attention_map)
-        >>> refined.shape
-        torch.Size([1, 16, 12, 12])
     """
 
     def __init__(
@@ -225,29 +183,21 @@ class DRACBChain(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.length = _chain_length(in_channels, out_channels, length)
-        self.in_channels = _per_stage("in_channels", in_channels, self.length)
-        self.out_channels = _per_stage("out_channels", out_channels, self.length)
+        self.in_channels, self.out_channels = _widths_by_stage(in_channels, out_channels, length)
+        self.length = len(self.in_channels)
         _checks.check_choice("DRACBChain", "resample", resample, (*get_args(Resample), None))
         self.resample: Resample | None = resample
         self.takes_map = takes_map
         self.returns_map = returns_map
 
-        link = partial(DRACB, gate=gate, relay=relay, gate_layer=gate_layer, bias=bias, device=device, dtype=dtype)
+        options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
+        link = partial(DRACB, gate=gate, relay=relay, gate_layer=gate_layer, **options)
         links = [] if takes_map else [link(self.in_channels[0], self.out_channels[0], communication=None)]
         for stage in range(len(links), self.length):
             before, here = self.out_channels[max(stage - 1, 0)], self.out_channels[stage]
             channel = copy.deepcopy(communication) if isinstance(communication, nn.Module) else communication
             if communication is not None and (before != here or resample is not None):
-                channel = partial(
-                    AdaptedCommunication,
-                    before,
-                    communication=channel,
-                    resample=resample,
-                    bias=bias,
-                    device=device,
-                    dtype=dtype,
-                )
+                channel = partial(AdaptedCommunication, before, communication=channel, resample=resample, **options)
             links.append(link(self.in_channels[stage], here, communication=channel))
         self.links = nn.ModuleList(links)
 
@@ -255,7 +205,7 @@ class DRACBChain(nn.Module):
         self, features: Sequence[Tensor] | Tensor, previous: Tensor | None = None, *, stage: int | None = None
     ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, ...], Tensor] | tuple[Tensor, Tensor]:
         if isinstance(stage, int):
-            return self._one_stage(stage, cast(Tensor, features), previous)
+            return self.links[stage](features, previous)
         _check_features(features, self.length)
         _checks.check_previous_map("DRACBChain", previous, takes_map=self.takes_map)
         attention_map: Any = previous if self.takes_map else None
@@ -265,86 +215,75 @@ class DRACBChain(nn.Module):
             refined.append(stage_refined)
         return (tuple(refined), attention_map) if self.returns_map else tuple(refined)
 
-    def _one_stage(self, stage: int, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-        if not 0 <= stage < self.length:
-            raise ValueError(
-                f"DRACBChain: stage must be 0 to {self.length - 1} for a chain of length {self.length}, got {stage}; "
-                f"build the chain with length={stage + 1} or more, or start again at stage 0."
-            )
-        if stage == 0:
-            _checks.check_previous_map("DRACBChain", previous, takes_map=self.takes_map)
-        elif previous is None:
-            raise ValueError(
-                f"DRACBChain: stage {stage} needs the attention map that step({stage - 1}, ...) returned; call "
-                f"step({stage}, x, previous)."
-            )
-        return self.links[stage](x, previous)
-
     def step(self, stage: int, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Refine one stage.
+        """Refine one stage, and return its refined features and the attention map for the next step.
 
-        The chain remembers nothing between steps. It cannot tell whether a stage was left out, or whether ``previous``
-        is the map of another stage of the same width.
+        The chain remembers nothing between steps, and so cannot tell whether one was left out.
 
         Args:
             stage: Its number, from 0 to ``length - 1``, in order.
             x: Its features, :math:`(N, C_{in}, H, W)`.
             previous: The map that the step before returned; ``None`` at stage 0, unless the chain takes a map.
 
-        Returns:
-            The refined features, and the attention map for the next step.
-
         Raises:
             ValueError: If there is no such stage, ``previous`` is missing or was not expected, or a shape is wrong.
             TypeError: If ``stage`` is not an integer.
 
         Example:
+            Down a U-Net whose levels shrink and widen:
+
             >>> import torch
             >>> from sc_blocks import DRACBChain
-            >>> chain = DRACBChain(60, 15, 2)
-            >>> refined, attention_map = chain.step(0, torch.rand(1, 60, 24, 17))
-            >>> refined, attention_map = chain.step(1, torch.rand(1, 60, 24, 17), attention_map)
-            >>> attention_map.shape
-            torch.Size([1, 15, 24, 17])
+            >>> chain = DRACBChain([32, 64], [8, 16], resample="bilinear")
+            >>> refined, attention_map = chain.step(0, torch.rand(1, 32, 24, 24))
+            >>> refined, attention_map = chain.step(1, torch.rand(1, 64, 12, 12), attention_map)
+            >>> refined.shape
+            torch.Size([1, 16, 12, 12])
         """
-        if isinstance(stage, bool) or not isinstance(stage, int):
-            raise TypeError(f"DRACBChain: stage must be an integer, 0 to {self.length - 1}, got {stage!r}.")
+        _checks.check_int("DRACBChain", "stage", stage, least=0)
+        if stage >= self.length:
+            hint = f"build the chain with length={stage + 1} or more, or start again at stage 0"
+            raise ValueError(f"DRACBChain: stage must be at most {self.length - 1}, got {stage}; {hint}.")
+        if stage == 0:
+            _checks.check_previous_map("DRACBChain", previous, takes_map=self.takes_map)
+        elif previous is None:
+            call = f"call step({stage}, x, previous)"
+            raise ValueError(
+                f"DRACBChain: previous must be the map that step({stage - 1}, ...) returned, got None; {call}."
+            )
         # Through the chain's own call, so that its hooks run and wrappers such as FSDP see every step.
         return self(x, previous, stage=stage)
 
     def extra_repr(self) -> str:
-        return (
-            f"{list(self.in_channels)}, {list(self.out_channels)}, resample={self.resample!r}, "
-            f"takes_map={self.takes_map}, returns_map={self.returns_map}"
-        )
+        maps = f"takes_map={self.takes_map}, returns_map={self.returns_map}"
+        return f"{list(self.in_channels)}, {list(self.out_channels)}, resample={self.resample!r}, {maps}"
 
 
-def _chain_length(in_channels: int | Sequence[int], out_channels: int | Sequence[int], length: int | None) -> int:
-    if length is not None:
-        return _checks.check_positive_int("DRACBChain", "length", length)
-    for widths in (in_channels, out_channels):
-        if isinstance(widths, Sequence) and len(widths) > 0:
-            return len(widths)
-    raise ValueError("DRACBChain: length must be given when in_channels and out_channels are single numbers.")
-
-
-def _per_stage(name: str, widths: int | Sequence[int], length: int) -> tuple[int, ...]:
-    if not isinstance(widths, Sequence):
-        return (_checks.check_positive_int("DRACBChain", name, widths),) * length
-    if len(widths) != length:
-        raise ValueError(f"DRACBChain: {name} must hold one width for each of {length} stages, got {list(widths)}.")
-    return tuple(
-        _checks.check_positive_int("DRACBChain", f"{name}[{stage}]", width) for stage, width in enumerate(widths)
-    )
+def _widths_by_stage(
+    in_channels: int | Sequence[int], out_channels: int | Sequence[int], length: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    given = {"in_channels": in_channels, "out_channels": out_channels}
+    lengths = [len(widths) for widths in given.values() if isinstance(widths, Sequence) and len(widths) > 0]
+    if length is None and not lengths:
+        raise ValueError("DRACBChain: length must be given when in_channels and out_channels are single numbers.")
+    length = _checks.check_int("DRACBChain", "length", lengths[0] if length is None else length)
+    checked: list[tuple[int, ...]] = []
+    for name, widths in given.items():
+        if not isinstance(widths, Sequence):
+            checked.append((_checks.check_int("DRACBChain", name, widths),) * length)
+            continue
+        if len(widths) != length:
+            raise ValueError(f"DRACBChain: {name} must hold one width for each of {length} stages, got {list(widths)}.")
+        each = (_checks.check_int("DRACBChain", f"{name}[{n}]", width) for n, width in enumerate(widths))
+        checked.append(tuple(each))
+    return checked[0], checked[1]
 
 
 def _check_features(features: Sequence[Tensor] | Tensor, length: int) -> None:
-    if isinstance(features, Tensor) or len(features) != length:
-        came = "one tensor" if isinstance(features, Tensor) else f"{len(features)}"
-        raise ValueError(
-            f"DRACBChain: features must be a sequence of {length} tensors, one for each stage, got {came}; to refine "
-            "one stage at a time use step(stage, x, previous)."
-        )
+    came = "one tensor" if isinstance(features, Tensor) else len(features)
+    if came != length:
+        hint = "to refine one stage at a time use step(stage, x, previous)"
+        raise ValueError(f"DRACBChain: features must be a sequence of {length} tensors, got {came}; {hint}.")
 
 
 # A leaf for torch.fx: a traced chain still checks its features.

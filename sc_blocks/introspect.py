@@ -1,7 +1,4 @@
-"""What a network attends to, and what it costs.
-
-The tools only run a network and do not change it: hooks read the attention maps and count the multiply-accumulates.
-"""
+"""What a network attends to, and what it costs, read by hooks from a network that does not change."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sc_blocks._capture import capture_attention
-from sc_blocks._checks import check_positive_int
-from sc_blocks._dry_run import dry_run, original_module
+from sc_blocks._checks import check_int
+from sc_blocks._dry_run import dry_run, original_module, tensors_in
 
 __all__ = ["Complexity", "Cost", "InputSize", "capture_attention", "complexity"]
 
-#: The shape of one input, or a sequence or mapping with an entry for each argument: a shape, or a sequence of shapes.
+#: What :func:`complexity` takes: a shape, or a sequence or mapping with a shape or several for each argument.
 InputSize = Sequence[int] | Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]]
 
 
@@ -37,8 +34,7 @@ class Cost:
     """
 
     parameters: int
-    """Trainable and frozen parameters; a shared one counts once."""
-
+    """Number of parameters, trainable and frozen; a shared one counts once."""
     macs: int
     """Multiply-accumulates of convolutions and matrix products. Activations, sums and resizing do not count."""
 
@@ -55,10 +51,7 @@ class Complexity(Cost):
     Example:
         >>> from sc_blocks import DRACB
         >>> from sc_blocks.introspect import complexity
-        >>> cost = complexity(DRACB(60, 15), (1, 60, 24, 17))
-        >>> cost.output_sizes
-        ((1, 15, 24, 17), (1, 15, 24, 17))
-        >>> print(cost.table(depth=1))
+        >>> print(complexity(DRACB(60, 15), (1, 60, 24, 17)).table(depth=1))
         input (1, 60, 24, 17), output (1, 15, 24, 17), (1, 15, 24, 17)
         module   parameters     MACs    FLOPs
         total           915  367,200  734,400
@@ -66,17 +59,11 @@ class Complexity(Cost):
     """
 
     input_sizes: tuple[tuple[int, ...], ...]
-    """Shape of each input tensor that ``macs`` were counted for. ``parameters`` do not depend on them."""
-
+    """Shape of each input tensor that ``macs`` were counted for."""
     output_sizes: tuple[tuple[int, ...], ...]
     """Shape of each output tensor; most networks have one."""
-
     modules: dict[str, Cost] = field(hash=False, repr=False)
-    """Every module by its qualified name, the network itself by ``""``.
-
-    The cost of a module is that of its children plus what it computes itself. A module with several names counts under
-    the first.
-    """
+    """Every module by its qualified name, or the first of several; the network itself by ``""``."""
 
     def table(self, depth: int | None = 2) -> str:
         """Format the costs as text, one line for each module that costs something.
@@ -89,20 +76,16 @@ class Complexity(Cost):
             TypeError: If ``depth`` is not an integer.
         """
         if depth is not None:
-            check_positive_int("Complexity.table", "depth", depth)
+            check_int("Complexity.table", "depth", depth)
         lines = [["module", "parameters", "MACs", "FLOPs"]]
         for name, cost in self.modules.items():
-            level = name.count(".") + 1
-            if not name or ((cost.parameters or cost.macs) and (depth is None or level <= depth)):
-                lines.append([name or "total", *(f"{count:,}" for count in (cost.parameters, cost.macs, cost.flops))])
+            shown = depth is None or name.count(".") < depth
+            if not name or (shown and (cost.parameters or cost.macs)):
+                lines.append([name or "total", f"{cost.parameters:,}", f"{cost.macs:,}", f"{cost.flops:,}"])
         widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
         inputs, outputs = (", ".join(map(str, sizes)) for sizes in (self.input_sizes, self.output_sizes))
-        return "\n".join(
-            [
-                f"input {inputs}, output {outputs}",
-                *("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines),
-            ]
-        )
+        rows = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+        return "\n".join([f"input {inputs}, output {outputs}", *rows])
 
     def __str__(self) -> str:
         return self.table()
@@ -115,9 +98,8 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
     4 is then counted with ``input_size=(1, 3, 180, 320)``.
 
     Args:
-        model: The network. It runs once on zeros, in eval mode and without gradients, on the device of its parameters.
-            Afterwards it is as it was: its mode, its buffers such as the statistics of a batch normalisation, and the
-            random number generators. On the ``meta`` device the run costs neither time nor memory.
+        model: The network. It runs once on zeros, in eval mode, on the device of its parameters; its mode, its buffers
+            and the random number generators do not change. On the ``meta`` device that takes no time and memory.
         input_size: What the network takes.
 
             - a shape, such as ``(1, 60, 180, 320)``, for a network of one input;
@@ -125,21 +107,13 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
               of shapes;
             - a mapping of names to such entries, for arguments by keyword.
 
-    Returns:
-        The counts.
-
     Raises:
         TypeError: If ``model`` is not a module, or ``input_size`` is none of the above.
 
     Example:
         >>> from sc_blocks import DRACB, DRACBChain, WSILBV
         >>> from sc_blocks.introspect import complexity
-        >>> cost = complexity(WSILBV(60), (1, 60, 180, 320))
-        >>> cost.parameters, cost.macs, cost.flops
-        (1875, 3600, 7200)
-        >>> cost.modules["shared.squeeze"]
-        Cost(parameters=915, macs=1800)
-        >>> print(cost)
+        >>> print(complexity(WSILBV(60), (1, 60, 180, 320)))
         input (1, 60, 180, 320), output (1, 60, 180, 320)
         module          parameters   MACs  FLOPs
         total                1,875  3,600  7,200
@@ -155,28 +129,27 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         2073600
     """
     network = original_module("complexity", model)
-    parameter = next(network.parameters(), torch.empty(0))
-    args, kwargs = _inputs(input_size, parameter)
+    args, kwargs = _zeros(input_size, like=next(network.parameters(), torch.empty(0)))
     names = {module: name for name, module in cast(Iterator[tuple[str, nn.Module]], network.named_modules())}
     parameters = dict.fromkeys(names.values(), 0)
     macs = dict.fromkeys(names.values(), 0)
     running: list[str] = []
-    charged = 0
+    counted = 0
 
-    def charge() -> None:
-        # To the innermost module that runs. The counter's own totals by module lack shared and directly called ones.
-        nonlocal charged
+    def count_for_running_module() -> None:
+        # The innermost one. The counter's own totals by module lack shared and directly called ones.
+        nonlocal counted
         total = counter.get_total_flops()
         if running:
-            macs[running[-1]] += (total - charged) // 2
-        charged = total
+            macs[running[-1]] += (total - counted) // 2
+        counted = total
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
-        charge()
+        count_for_running_module()
         running.append(names[module])
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        charge()
+        count_for_running_module()
         running.pop()
 
     with ExitStack() as stack:
@@ -196,37 +169,25 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
     return Complexity(
         parameters=parameters[""],
         macs=macs[""],
-        input_sizes=tuple(_shapes([args, kwargs])),
-        output_sizes=tuple(_shapes(output)),
+        input_sizes=tuple(tuple(tensor.shape) for tensor in tensors_in([args, kwargs])),
+        output_sizes=tuple(tuple(tensor.shape) for tensor in tensors_in(output)),
         modules={name: Cost(parameters[name], macs[name]) for name in names.values()},
     )
 
 
-def _inputs(input_size: InputSize, like: Tensor) -> tuple[list[Any], dict[str, Any]]:
+def _zeros(input_size: InputSize, like: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
     """Zeros of the given sizes, on the device and in the type of ``like``: positional arguments and keywords."""
 
-    def zeros(size: Any) -> Any:
+    def fill(size: Any) -> Any:
         if not isinstance(size, Sequence) or isinstance(size, str):
-            raise TypeError(
-                f"complexity: input_size must be a shape such as (1, 60, 180, 320), or hold one for each argument, got "
-                f"{input_size!r}."
-            )
+            wanted = "a shape such as (1, 60, 180, 320), or hold one for each argument"
+            raise TypeError(f"complexity: input_size must be {wanted}, got {input_size!r}.")
         sides = cast(Sequence[Any], size)
         if all(isinstance(side, int) for side in sides):
             return torch.zeros(tuple(sides), device=like.device, dtype=like.dtype)
-        return [zeros(each) for each in sides]
+        return [fill(each) for each in sides]
 
     if isinstance(input_size, Mapping):
-        return [], {name: zeros(size) for name, size in input_size.items()}
-    filled = zeros(input_size)
+        return [], {name: fill(size) for name, size in input_size.items()}
+    filled = fill(input_size)
     return ([filled] if isinstance(filled, Tensor) else filled), {}
-
-
-def _shapes(tensors: Any) -> Iterator[tuple[int, ...]]:
-    if isinstance(tensors, Tensor):
-        yield tuple(tensors.shape)
-    elif isinstance(tensors, (list, tuple)):
-        for item in cast(Sequence[Any], tensors):
-            yield from _shapes(item)
-    elif isinstance(tensors, dict):
-        yield from _shapes(list(cast(dict[Any, Any], tensors).values()))

@@ -1,11 +1,9 @@
-r"""The multilevel refinement enhancement block, built from the other blocks of this package.
-
-Source: section 3.4 and figure 4 of the MREN paper.
-"""
+"""The multilevel refinement enhancement block, built from the other blocks of this package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,38 +29,29 @@ class MREB(nn.Module):
         channels: Width of the input and of the output, at least 6.
         distilled_channels: Width of each stage's distilled features; ``None`` for the paper's ``channels // 4``.
         num_stages: Number :math:`n` of SCACBs; the chain has one DRACB more, for the input.
-        communication: How attention maps reach the next stage, see :class:`~sc_blocks.DRACB`.
-        takes_map: Whether the block takes the last attention map of the block before it as a second input, so that its
-            chain continues that one.
+        communication: As in :class:`~sc_blocks.DRACBChain`.
+        takes_map: Whether the block takes the last attention map of the block before it as a second input.
         returns_map: Whether the block returns its last attention map too, for a block that takes one.
-        gate: Passed to the DRACBs, see :class:`~sc_blocks.DRACB`.
-        relay: Passed to the DRACBs, see there.
-        parts: Passed to the SCACBs, see :class:`~sc_blocks.SCACB`.
-        exchange: Passed to the SCACBs, see there.
-        residual: Passed to the SCACBs, see there. The shortcut of the MREB itself is always on.
-        act_layer: Called without arguments to build each activation.
-        gate_layer: Called without arguments to build each gate.
+        gate, relay: As in :class:`~sc_blocks.DRACB`.
+        parts, exchange, residual: As in :class:`~sc_blocks.SCACB`. The shortcut of the MREB itself is always on.
+        act_layer, gate_layer: Called without arguments to build each activation and each gate.
         bias: Whether the convolutions have biases.
-        device: Device of the parameters.
-        dtype: Type of the parameters.
+        device, dtype: Of the parameters.
 
     Shape:
         - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`;
-        - previous: with ``takes_map``, and only then, the map of the block before,
-          :math:`(N, C', H, W)` with :math:`C'` = ``distilled_channels``;
-        - attention map: with ``returns_map``, the second output, of the shape of ``previous``.
+        - previous, with ``takes_map``, and the second output, with ``returns_map``: an attention map,
+          :math:`(N, C', H, W)` with :math:`C'` = ``distilled_channels``.
 
-    Any value range; the output is not bounded.
+        Any value range; the output is not bounded.
 
     Raises:
-        ValueError: If an argument is out of range, an input has the wrong shape, or ``previous`` is missing or was not
-            expected.
+        ValueError: If an argument or a shape is out of range, or ``previous`` is missing or was not expected.
         TypeError: If an argument is of another type or an input is not floating-point.
 
     Number of parameters:
-        With ``scacb`` and ``wsilbv`` for those of its parts:
-        ``num_stages * scacb + (num_stages + 1) * distilled_channels * (2 * channels + 1) + channels + wsilbv``, and
-        what the channels have; 34,035 at 60 channels.
+        ``num_stages * scacb + (num_stages + 1) * distilled_channels * (2 * channels + 1) + channels + wsilbv``, with
+        those of an SCACB and a WSILBV, and those of the communication channels; 34,035 at 60 channels.
 
     Source:
         Section 3.4 and figure 4 of the MREN paper.
@@ -70,11 +59,8 @@ class MREB(nn.Module):
     Example:
         >>> import torch
         >>> from sc_blocks import MREB
-        >>> block = MREB(60)
-        >>> block(torch.rand(1, 60, 24, 17)).shape
+        >>> MREB(60)(torch.rand(1, 60, 24, 17)).shape
         torch.Size([1, 60, 24, 17])
-        >>> sum(p.numel() for p in block.parameters())
-        34035
 
         One chain through two blocks:
 
@@ -105,23 +91,15 @@ class MREB(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = _checks.check_positive_int("MREB", "channels", channels)
-        self.num_stages = _checks.check_positive_int("MREB", "num_stages", num_stages)
+        self.channels = _checks.check_int("MREB", "channels", channels)
+        self.num_stages = _checks.check_int("MREB", "num_stages", num_stages)
         if distilled_channels is None:
-            distilled_channels = _checks.check_width("MREB", channels // 4, channels=channels, reduction=4, at_least=4)
-        self.distilled_channels = _checks.check_positive_int("MREB", "distilled_channels", distilled_channels)
+            distilled_channels = _checks.reduced_width("MREB", channels, 4)
+        self.distilled_channels = _checks.check_int("MREB", "distilled_channels", distilled_channels)
+        options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
 
         self.stages = nn.ModuleList(
-            SCACB(
-                channels,
-                parts=parts,
-                exchange=exchange,
-                residual=residual,
-                act_layer=act_layer,
-                bias=bias,
-                device=device,
-                dtype=dtype,
-            )
+            SCACB(channels, parts=parts, exchange=exchange, residual=residual, act_layer=act_layer, **options)
             for _ in range(num_stages)
         )
         self.refine = DRACBChain(
@@ -134,14 +112,10 @@ class MREB(nn.Module):
             gate=gate,
             relay=relay,
             gate_layer=gate_layer,
-            bias=bias,
-            device=device,
-            dtype=dtype,
+            **options,
         )
-        self.fuse = nn.Conv2d((num_stages + 1) * distilled_channels, channels, 1, bias=bias, device=device, dtype=dtype)
-        self.attention = WSILBV(
-            channels, act_layer=act_layer, gate_layer=gate_layer, bias=bias, device=device, dtype=dtype
-        )
+        self.fuse = nn.Conv2d((num_stages + 1) * distilled_channels, channels, 1, **options)
+        self.attention = WSILBV(channels, act_layer=act_layer, gate_layer=gate_layer, **options)
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         _checks.check_feature_map("MREB", x, self.channels)
@@ -149,16 +123,11 @@ class MREB(nn.Module):
         features = [x]
         for stage in self.stages:
             features.append(stage(features[-1]))
-        if self.refine.returns_map:
-            refined, attention_map = self.refine(features, previous)
-            return self._correct(x, refined), attention_map
-        return self._correct(x, self.refine(features, previous))
-
-    def _correct(self, x: Tensor, refined: tuple[Tensor, ...]) -> Tensor:
-        return x + self.attention(self.fuse(torch.cat(refined, dim=1)))
+        if not self.refine.returns_map:
+            return x + self.attention(self.fuse(torch.cat(self.refine(features, previous), dim=1)))
+        refined, attention_map = self.refine(features, previous)
+        return x + self.attention(self.fuse(torch.cat(refined, dim=1))), attention_map
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.channels}, distilled_channels={self.distilled_channels}, num_stages={self.num_stages}, "
-            f"takes_map={self.refine.takes_map}, returns_map={self.refine.returns_map}"
-        )
+        sizes = f"{self.channels}, distilled_channels={self.distilled_channels}, num_stages={self.num_stages}"
+        return f"{sizes}, takes_map={self.refine.takes_map}, returns_map={self.refine.returns_map}"

@@ -1,14 +1,10 @@
-r"""Reconstruction with attention: enlarge, mix, attend.
-
-Source: section 3.5 and figure 1 of the MREN paper. The counts determine the layers. The place of the activation is our
-reading, after the reconstruction of the authors' earlier PMDN.
-"""
+"""Reconstruction with attention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,21 +24,15 @@ class RBWA(nn.Module):
     Args:
         in_channels: Width of the input.
         out_channels: Width of the output, at least ``reduction``; ``None`` for that of the input.
-        scale_factor: Factor of the height and the width: any ratio of integers up to 1000. The size of an input must
-            be a multiple of :attr:`size_multiple`, so that the result has an integer size: a multiple of 2 for a factor
-            of 1.5.
-        reduction: Passed to the attention, see :class:`~sc_blocks.WSILBV`.
+        scale_factor: Factor of the height and the width: any ratio of integers up to 1000.
+        reduction, gate_layer: Of the attention, see :class:`~sc_blocks.WSILBV`.
         act_layer: Called without arguments to build :math:`\phi` and the activation inside the attention.
-        gate_layer: Passed to the attention, see :class:`~sc_blocks.WSILBV`.
         bias: Whether the convolutions have biases.
-        device: Device of the parameters.
-        dtype: Type of the parameters.
+        device, dtype: Of the parameters.
 
     Shape:
         - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H` and :math:`W` multiples of :attr:`size_multiple`;
-        - output: :math:`(N, C_{out}, sH, sW)`.
-
-    Any value range; the output is not bounded.
+        - output: :math:`(N, C_{out}, sH, sW)`. Any value range; the output is not bounded.
 
     Raises:
         ValueError: If an argument is out of range or an input has the wrong shape.
@@ -54,16 +44,13 @@ class RBWA(nn.Module):
         channels, 24,817 for 60 to 30.
 
     Source:
-        Section 3.5 of the MREN paper.
+        Section 3.5 and figure 1 of the MREN paper; the activation stands where the authors' earlier PMDN has it.
 
     Example:
         >>> import torch
         >>> from sc_blocks import RBWA
-        >>> block = RBWA(60, 30)
-        >>> block(torch.rand(1, 60, 24, 17)).shape
+        >>> RBWA(60, 30)(torch.rand(1, 60, 24, 17)).shape
         torch.Size([1, 30, 48, 34])
-        >>> sum(p.numel() for p in block.parameters())
-        24817
         >>> RBWA(60, scale_factor=1.5)(torch.rand(1, 60, 24, 18)).shape
         torch.Size([1, 60, 36, 27])
     """
@@ -82,30 +69,23 @@ class RBWA(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = _checks.check_positive_int("RBWA", "in_channels", in_channels)
-        self.out_channels = _checks.check_positive_int(
-            "RBWA", "out_channels", in_channels if out_channels is None else out_channels
-        )
+        self.in_channels = _checks.check_int("RBWA", "in_channels", in_channels)
+        out_channels = in_channels if out_channels is None else out_channels
+        self.out_channels = _checks.check_int("RBWA", "out_channels", out_channels)
         self.scale_factor = scale_factor
         self._ratio = _whole_number_ratio(scale_factor)
-        conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=bias, device=device, dtype=dtype)
+        options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
 
-        self.expand = conv(self.in_channels, self.out_channels)
+        self.expand = nn.Conv2d(in_channels, out_channels, 3, padding=1, **options)
         self.attention = WSILBV(
-            self.out_channels,
-            reduction=reduction,
-            act_layer=act_layer,
-            gate_layer=gate_layer,
-            bias=bias,
-            device=device,
-            dtype=dtype,
+            out_channels, reduction=reduction, act_layer=act_layer, gate_layer=gate_layer, **options
         )
         self.act = _checks.build_layer("RBWA", "act_layer", act_layer, device=device, dtype=dtype)
-        self.project = conv(self.out_channels, self.out_channels)
+        self.project = nn.Conv2d(out_channels, out_channels, 3, padding=1, **options)
 
     @property
     def size_multiple(self) -> int:
-        """Number of which the height and the width of an input must be multiples.
+        """Number that divides height and width of every input, so that those of the result are integers.
 
         Example:
             >>> from sc_blocks import RBWA
@@ -134,16 +114,11 @@ class RBWA(nn.Module):
 
 
 def _whole_number_ratio(scale_factor: float | Fraction) -> Fraction:
-    if isinstance(scale_factor, bool) or not isinstance(scale_factor, (int, float, Fraction)):
-        raise TypeError(
-            f"RBWA: scale_factor must be a number, got {scale_factor!r} ({type(scale_factor).__name__}); for example 2."
-        )
-    if not 0 < scale_factor < float("inf"):
-        raise ValueError(f"RBWA: scale_factor must be positive and finite, got {scale_factor}; for example 2 or 1.5.")
-    ratio = Fraction(scale_factor).limit_denominator(1000)
-    if abs(ratio - Fraction(scale_factor)) > Fraction(scale_factor) / 10**9 or ratio.numerator > 1000:
-        raise ValueError(
-            f"RBWA: scale_factor must be a ratio of whole numbers up to 1000, got {scale_factor}; for example "
-            "1.5 or 4 / 3."
-        )
+    hint = "for example 2, 1.5 or 4 / 3"
+    _checks.check_finite_number("RBWA", "scale_factor", scale_factor, hint=hint)
+    exact = Fraction(scale_factor)
+    ratio = exact.limit_denominator(1000)
+    if ratio <= 0 or ratio.numerator > 1000 or abs(ratio - exact) > exact / 10**9:
+        wanted = "a positive ratio of whole numbers up to 1000"
+        raise ValueError(f"RBWA: scale_factor must be {wanted}, got {scale_factor}; {hint}.")
     return ratio

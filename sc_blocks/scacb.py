@@ -1,10 +1,4 @@
-r"""Spatial-channel adaptive coordination.
-
-Source: Cai, Lai and Jia, *Lightweight Spatial-Channel Adaptive Coordination of Multilevel Refinement Enhancement
-Network for Image Reconstruction*, section 3.2 and figure 2; the variants are those of table 3. The parameter counts
-that the paper prints determine the layers. Its text leaves open where the exchange lines begin and end, where the
-activations stand and whether the block has a shortcut; the exchange and the shortcut are options here.
-"""
+"""Spatial-channel adaptive coordination."""
 
 from __future__ import annotations
 
@@ -25,7 +19,7 @@ class SCACB(nn.Module):
     r"""Spatial-channel adaptive coordination block: the same features seen by region and by channel at three scales.
 
     One 1x1 convolution compresses the features, :math:`z = \phi(W_z x)`. A *channel part* of ordinary convolutions and
-    a *spatial part* of depthwise ones then each look at :math:`z` with fields of view of 1, 3 and 5 pixels,
+    a *spatial part* of depthwise ones each look at :math:`z` with fields of view of 1, 3 and 5 pixels,
 
     .. math::
         p_1 = \phi(\mathrm{conv}_{1}^{p} z), \quad
@@ -37,61 +31,52 @@ class SCACB(nn.Module):
     .. math::
         y = x + W \, [\, \phi(W_s [s_1 + c_1, s_3 + c_3, s_5 + c_5]),\; \phi(W_c [s_1 + c_1, s_3 + c_3, s_5 + c_5]) \,].
 
-    This is the default, ``exchange="outputs"``; with ``None`` each part weighs its own levels only.
-
     Args:
         channels: Width of the input and of the output, at least ``reduction``.
         reduction: Divisor of the width inside the block: each part works on ``channels // reduction`` channels, a
-            single part alone on ``2 * channels // reduction``.
-        parts: Which halves of the block exist.
+            part without the other on ``2 * channels // reduction``.
+        parts: Which parts the block has.
 
             - ``"both"``: the block as published;
             - ``"spatial"``: depthwise convolutions only (OSA in table 3);
             - ``"channel"``: ordinary convolutions only (OCA in table 3).
 
-            A single part exchanges nothing, and the fusing convolution weighs its levels.
-        exchange: Where the corresponding levels of the two parts meet. The exchange costs no parameters.
+            A part without the other exchanges nothing, and the fusing convolution weighs its levels.
+        exchange: Where the corresponding levels of the two parts meet.
 
-            - ``"outputs"``: each part computes its levels alone, then weighs the sums of its own and the other's;
-            - ``"inputs"``: each 3x3 convolution reads what it would have read plus the other part's preceding level:
-              :math:`z + c_1` and :math:`s_3 + c_3` in the spatial part, :math:`z + s_1` and :math:`c_3 + s_3` in the
-              channel part;
-            - ``None``: nothing is exchanged (SCNC in table 3).
+            - ``"outputs"``: each part weighs the sums of its own levels and the other's;
+            - ``"inputs"``: each 3x3 convolution also reads the other part's preceding level: :math:`z + c_1` and
+              :math:`s_3 + c_3` in the spatial part, :math:`z + s_1` and :math:`c_3 + s_3` in the channel part;
+            - ``None``: each part weighs its own levels only (SCNC in table 3).
         residual: Whether the block adds its result to its input.
         act_layer: Called without arguments to build each :math:`\phi`.
         bias: Whether the convolutions have biases.
-        device: Device of the parameters.
-        dtype: Type of the parameters.
+        device, dtype: Of the parameters.
 
     Shape:
-        - input: :math:`(N, C, H, W)` with :math:`C` = ``channels`` and any :math:`N`, :math:`H, W \ge 1`;
-        - output: :math:`(N, C, H, W)`.
+        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
 
-    Any value range; the output is not bounded.
+        Any value range; the output is not bounded.
 
     Raises:
         ValueError: If ``reduction`` leaves no channel, an option is unknown, or an input has the wrong shape.
         TypeError: If a size is not an integer or an input is not floating-point.
 
     Number of parameters:
-        With ``width = channels // reduction``:
-        ``channels + width * (7 * channels + 32) + 37 * width**2``; 8,280 at 60 channels.
-
-        A single part, with ``width = 2 * channels // reduction``: ``channels + width * (4 * channels + 23)`` if it is
-        the spatial one, 5,320 at 60 channels, and ``channels + width * (4 * channels + 4) + 19 * width**2`` if it is
-        the channel one, 12,540 (table 3).
+        With ``width = channels // reduction``: ``channels + width * (7 * channels + 32) + 37 * width**2``; 8,280 at 60
+        channels. With ``width = 2 * channels // reduction``: ``channels + width * (4 * channels + 23)`` for the spatial
+        part alone, ``channels + width * (4 * channels + 4) + 19 * width**2`` for the channel part; 5,320 and 12,540.
 
     Source:
-        Section 3.2 and figure 2 of the MREN paper.
+        Cai, Lai and Jia, *Lightweight Spatial-Channel Adaptive Coordination of Multilevel Refinement Enhancement
+        Network for Image Reconstruction* (the MREN paper), section 3.2 and figure 2. The printed parameter counts
+        determine the layers; the text leaves open the ends of the exchange lines, the activations and the shortcut.
 
     Example:
         >>> import torch
         >>> from sc_blocks import SCACB
-        >>> block = SCACB(60)
-        >>> block(torch.rand(2, 60, 24, 17)).shape
+        >>> SCACB(60)(torch.rand(2, 60, 24, 17)).shape
         torch.Size([2, 60, 24, 17])
-        >>> sum(p.numel() for p in block.parameters())
-        8280
     """
 
     def __init__(
@@ -108,18 +93,10 @@ class SCACB(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.check_positive_int("SCACB", "channels", channels)
-        _checks.check_positive_int("SCACB", "reduction", reduction)
         _checks.check_choice("SCACB", "parts", parts, get_args(Parts))
         _checks.check_choice("SCACB", "exchange", exchange, (*get_args(Exchange), None))
         both = parts == "both"
-        width = _checks.check_width(
-            "SCACB",
-            channels // reduction if both else 2 * channels // reduction,
-            channels=channels,
-            reduction=reduction,
-            at_least=reduction if both else -(-reduction // 2),
-        )
+        width = _checks.reduced_width("SCACB", channels, reduction, factor=1 if both else 2)
         self.channels = channels
         self.reduction = reduction
         self.parts: Parts = parts
@@ -128,7 +105,18 @@ class SCACB(nn.Module):
 
         conv = partial(nn.Conv2d, bias=bias, device=device, dtype=dtype)
         act = partial(_checks.build_layer, "SCACB", "act_layer", act_layer, device=device, dtype=dtype)
-        part = partial(_part, width, conv=conv, act=act, weighed=both)
+
+        def part(groups: int) -> nn.ModuleDict:
+            # A container without a forward: the two parts run side by side, level by level.
+            layers = {
+                "conv1": conv(width, width, 1, groups=groups),
+                "conv3": conv(width, width, 3, padding=1, groups=groups),
+                "conv5": conv(width, width, 3, padding=1, groups=groups),  # on top of conv3: a field of 5
+            }
+            if both:
+                layers["weighing"] = conv(3 * width, 3 * width, 1)
+            return nn.ModuleDict({**layers, "act": act()})
+
         self.compress = conv(channels, width, 1)
         self.act = act()
         self.spatial = part(groups=width) if parts != "channel" else None
@@ -157,32 +145,8 @@ class SCACB(nn.Module):
         return x + fused if self.residual else fused
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.channels}, reduction={self.reduction}, parts={self.parts!r}, exchange={self.exchange!r}, "
-            f"residual={self.residual}"
-        )
-
-
-def _part(
-    width: int,
-    *,
-    groups: int,
-    weighed: bool,
-    conv: Callable[..., nn.Module],
-    act: Callable[[], nn.Module],
-) -> nn.ModuleDict:
-    """One part's layers: three convolutions, named by their fields of view in pixels, and the one that weighs them.
-
-    A part is a container, not a module with a forward: the two parts run side by side, level by level.
-    """
-    layers = {
-        "conv1": conv(width, width, 1, groups=groups),
-        "conv3": conv(width, width, 3, padding=1, groups=groups),
-        "conv5": conv(width, width, 3, padding=1, groups=groups),  # on top of conv3: a field of 5
-    }
-    if weighed:
-        layers["weighing"] = conv(3 * width, 3 * width, 1)
-    return nn.ModuleDict({**layers, "act": act()})
+        options = f"parts={self.parts!r}, exchange={self.exchange!r}, residual={self.residual}"
+        return f"{self.channels}, reduction={self.reduction}, {options}"
 
 
 def _each(layer: str, parts: list[nn.ModuleDict], maps: list[Tensor]) -> list[Tensor]:

@@ -1,21 +1,21 @@
 """Replace modules inside a network that is already built, all of them or none, and put them back.
 
-Where a network's own constructor takes a block, such as the ``attn_layer`` of timm's ResNets, that is the better way.
-This is for all other networks.
+Where a network's constructor takes a block, as timm's ResNets do with ``attn_layer``, use that instead.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
+
+from sc_blocks._checks import check_module, nearby
 
 #: Which modules: a type or several, a name pattern, or a predicate of name and module.
 Where = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool]
@@ -31,32 +31,25 @@ class Swap:
         >>> from torch import nn
         >>> from sc_blocks import WSILBV
         >>> from sc_blocks.surgery import replace_modules
-        >>> net = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU())
-        >>> (swap,) = replace_modules(net, nn.ReLU, lambda old, name: WSILBV(24)).swaps
-        >>> print(swap)
-        1: ReLU (0) -> WSILBV (318)
+        >>> report = replace_modules(nn.Sequential(nn.ReLU()), nn.ReLU, lambda old, name: WSILBV(24))
+        >>> print(report.swaps[0])
+        0: ReLU (0) -> WSILBV (318)
     """
 
     names: tuple[str, ...]
     """Its qualified names in the network; several if it is shared."""
-
     old: nn.Module
     """The module that was there."""
-
     new: nn.Module
     """The module that replaced it."""
-
     old_parameters: int
-    """Parameters of the old module, trainable and frozen."""
-
+    """Number of parameters of the old module, trainable and frozen."""
     new_parameters: int
-    """Parameters of the new module at the time of the swap."""
+    """Number of parameters of the new module at the time of the swap."""
 
     def __str__(self) -> str:
-        return (
-            f"{', '.join(self.names)}: {type(self.old).__name__} ({self.old_parameters:,}) -> "
-            f"{type(self.new).__name__} ({self.new_parameters:,})"
-        )
+        before = f"{type(self.old).__name__} ({self.old_parameters:,})"
+        return f"{', '.join(self.names)}: {before} -> {type(self.new).__name__} ({self.new_parameters:,})"
 
 
 @dataclass(eq=False)
@@ -78,76 +71,63 @@ class SwapReport:
 
     model: nn.Module = field(repr=False)
     """The network."""
-
     swaps: tuple[Swap, ...]
     """The modules that were replaced, in the network's order."""
-
     parameters_before: int
-    """Parameters of the whole network before the swap; a shared one counts once."""
-
+    """Number of parameters of the whole network before the swap; a shared one counts once."""
     parameters_after: int
-    """Parameters of the whole network after the swap."""
-
-    _placements: tuple[Placement | None, ...] = field(repr=False)
-    _modes: tuple[bool, ...] = field(repr=False)
+    """Number of parameters of the whole network after the swap."""
+    _states: tuple[tuple[Placement | None, bool], ...] = field(repr=False)  # placement and mode of the new modules
     _undone: bool = field(default=False, init=False, repr=False)
 
     def undo(self) -> None:
         """Put the old modules back, the same objects.
 
-        If the network has since been moved, cast or switched between train and eval mode, the old modules follow. The
-        rest of the network keeps what it has learned meanwhile.
+        If the network has since been moved, cast or switched between train and eval mode, the old modules follow.
 
         Raises:
-            RuntimeError: If ``undo`` has been called before, or one of the new modules is no longer where it was put.
-                Then nothing changes.
+            RuntimeError: If ``undo`` was called before, or a new module is not where it was put; nothing changes then.
         """
         if self._undone:
             raise RuntimeError("SwapReport: undo has been called already; to replace again, call replace_modules.")
         present = dict(_named(self.model))
-        for swap in self.swaps:
-            for name in swap.names:
-                there = present.get(name)
-                if there is not swap.new:
-                    came = "nothing" if there is None else f"another module, {type(there).__name__}"
-                    raise RuntimeError(
-                        f"SwapReport: {name!r} must still hold the {type(swap.new).__name__} that was put there, got "
-                        f"{came}; undo later changes first."
-                    )
-        for swap, placement, training in zip(self.swaps, self._placements, self._modes, strict=True):
-            now = _placement(self.model, swap.names[0])
-            if now is not None and placement is not None:
-                # Only what has changed, because a cast would merge the types of a module that has several.
-                swap.old.to(
-                    device=now[0] if now[0] != placement[0] else None,
-                    dtype=now[1] if now[1] != placement[1] else None,
+        for name, new in ((name, swap.new) for swap in self.swaps for name in swap.names):
+            there = present.get(name)
+            if there is not new:
+                came = "nothing" if there is None else f"another module, {type(there).__name__}"
+                raise RuntimeError(
+                    f"SwapReport: {name!r} must still hold the {type(new).__name__} that was put there, got {came}; "
+                    "undo later changes first."
                 )
+        for swap, (before, training) in zip(self.swaps, self._states, strict=True):
+            now = _placement(self.model, swap.names[0])
+            if now is not None and before is not None:
+                # Only what has changed: a cast would give one type to a module that has several.
+                device = now[0] if now[0] != before[0] else None
+                swap.old.to(device=device, dtype=now[1] if now[1] != before[1] else None)
             if swap.new.training != training:
                 swap.old.train(swap.new.training)
-        for swap in self.swaps:
-            _put(self.model, swap.names, swap.old)
+        for name, old in ((name, swap.old) for swap in self.swaps for name in swap.names):
+            _put(self.model, name, old)
         self._undone = True
 
     def __str__(self) -> str:
-        title = (
-            f"{type(self.model).__name__}: {len(self.swaps)} module{'s' * (len(self.swaps) != 1)} replaced, "
-            f"{self.parameters_before:,} -> {self.parameters_after:,} parameters"
-        )
-        return "\n".join([title, *(f"  {swap}" for swap in self.swaps)])
+        swapped = f"{len(self.swaps)} module{'s' * (len(self.swaps) != 1)} replaced"
+        parameters = f"{self.parameters_before:,} -> {self.parameters_after:,} parameters"
+        return "\n  ".join([f"{type(self.model).__name__}: {swapped}, {parameters}", *map(str, self.swaps)])
 
 
 def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, str], nn.Module]) -> SwapReport:
-    """Replace modules inside a network, in place.
+    """Replace modules inside a network, in place, and return a report that can undo it.
 
-    Each new module takes the device, the floating-point type and the train or eval mode of the one that it replaces.
-    Where the old module has tensors of several types or devices, the one that holds most elements counts; where it has
-    no tensors, the nearest enclosing module that has some counts. Modules of the network that ``make`` reuses, such as
-    the old module inside a wrapper, stay as they are.
+    Each new module takes the train or eval mode of the module that it replaces, and the device and floating-point type
+    of most of its elements; if it has none, those of the nearest enclosing module that has some. Modules of the network
+    that ``make`` reuses, such as the old module inside a wrapper, stay as they are. All modules are built before the
+    first is replaced: if ``make`` fails, the network is as it was.
 
-    All modules are built before the first is replaced: if ``make`` fails, the network is as it was.
-
-    - *Nested*: where a selected module contains another selected one, only the outer is replaced.
-    - *Shared*: a module with several names is selected if any of them is, and one new module replaces it everywhere.
+    Where a selected module contains another selected one, only the outer is replaced. A module with several names is
+    selected if any of them is, and one new module replaces it everywhere. New parameters are trainable, even where the
+    old ones were frozen; create optimizers afterwards.
 
     Args:
         model: The network. It cannot be selected itself.
@@ -157,20 +137,12 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
             - a string: all whose qualified name, as in ``model.named_modules()``, matches this shell-style pattern, in
               which ``*`` also matches dots;
             - a predicate ``(name, module) -> bool``.
-        make: Called with each old module and its name, once for a shared one. Returns the replacement: a new module, or
-            one that wraps the old. To keep a module, do not select it.
-
-    Returns:
-        What was replaced. Its ``undo()`` puts the old modules back.
+        make: Called with each old module and its name, once for a shared one. Returns the replacement, which may be a
+            wrapper of the old module.
 
     Raises:
         ValueError: If ``where`` selects nothing or the network itself, or ``make`` returns the old module.
         TypeError: If an argument is of another type, or ``make`` does not return a module.
-
-    Note:
-        Optimizers, hooks and plain Python lists that refer to an old module still do: create optimizers afterwards. New
-        parameters are trainable, even where the old ones were frozen. The network does not run: a new module of the
-        wrong width raises an error at the first call.
 
     Example:
         >>> from torch import nn
@@ -185,82 +157,74 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
         >>> net[2]
         Conv2d(24, 24, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    _check_arguments(model, where, make)
-    selected = _select(model, where)
+    check_module("replace_modules", "model", model)
+    if isinstance(make, nn.Module) or not callable(make):
+        wanted = "a function (old, name) -> module, such as lambda old, name: SCACB(old.in_channels)"
+        raise TypeError(f"replace_modules: make must be {wanted}, got {type(make).__name__}.")
     own = set(model.modules())
     before = _count(model)
     swaps: list[Swap] = []
-    for old, (names, name) in selected.items():
-        new = make(old, name)
-        _check_made(new, old, name)
+    for old, (names, name) in _select(model, where).items():
+        new: Any = make(old, name)
+        if not isinstance(new, nn.Module):
+            came = f"the class {new.__name__}; call it" if isinstance(new, type) else f"{new!r} ({type(new).__name__})"
+            raise TypeError(f"replace_modules: make must return a torch.nn.Module for {name!r}, got {came}.")
+        if new is old:
+            came = f"the old {type(old).__name__}; to keep it, do not select it"
+            raise ValueError(f"replace_modules: make must return another module for {name!r}, got {came}.")
         _move(new, _placement(model, name), old.training, own)
         swaps.append(Swap(names, old, new, _count(old), _count(new)))
-    for swap in swaps:
-        _put(model, swap.names, swap.new)
-    return SwapReport(
-        model=model,
-        swaps=tuple(swaps),
-        parameters_before=before,
-        parameters_after=_count(model),
-        _placements=tuple(_placement(model, swap.names[0]) for swap in swaps),
-        _modes=tuple(swap.new.training for swap in swaps),
-    )
+    for name, new in ((name, swap.new) for swap in swaps for name in swap.names):
+        _put(model, name, new)
+    states = tuple((_placement(model, swap.names[0]), swap.new.training) for swap in swaps)
+    return SwapReport(model, tuple(swaps), before, _count(model), states)
 
 
 def _select(model: nn.Module, where: Where) -> dict[nn.Module, tuple[tuple[str, ...], str]]:
     """Each module to replace, with all its names and the one that ``make`` gets."""
-    named = list(_named(model))
-    matching = {name: module for name, module in named if _matches(where, name, module)}
+    named, selects = _named(model), _predicate(where)
+    matching = {name: module for name, module in named if selects(name, module)}
     if "" in matching:
-        raise ValueError(
-            f"replace_modules: where must select modules inside model, got {_describe(where)}, which selects the "
-            f"{type(model).__name__} itself; build its replacement yourself, or exclude it with a predicate such as "
-            'lambda name, module: name != "" and ...'
-        )
-    wanted = set(matching.values())
-    names: dict[nn.Module, list[str]] = {}
-    outer = ""
-    for name, module in named:  # parents come before their children
-        if not (outer and name.startswith(f"{outer}.")) and module in wanted:
-            names.setdefault(module, []).append(name)
-            outer = name
-    if not names:
-        raise ValueError(
-            f"replace_modules: where must select a module inside {type(model).__name__}, got {_describe(where)}, which "
-            f"selects none; {_alternatives(where, named[1:])}."
-        )
-    return {
-        module: (tuple(all_names), next((name for name in all_names if name in matching), all_names[0]))
-        for module, all_names in names.items()
-    }
+        came = f"{_describe(where)}, which selects the {type(model).__name__} itself"
+        hint = 'exclude it with a predicate such as lambda name, module: name != "" and ...'
+        raise ValueError(f"replace_modules: where must select modules inside model, got {came}; {hint}.")
+    if not matching:
+        came = f"{_describe(where)}, which selects none; {_alternatives(where, named[1:])}"
+        raise ValueError(f"replace_modules: where must select a module inside {type(model).__name__}, got {came}.")
+    selected: dict[nn.Module, tuple[str, ...]] = {}
+    for name, module in _outermost(named, set(matching.values())):
+        selected[module] = (*selected.get(module, ()), name)
+    return {module: (names, next(filter(matching.get, names), names[0])) for module, names in selected.items()}
 
 
-def _matches(where: Where, name: str, module: nn.Module) -> bool:
-    if isinstance(where, (type, tuple)):
-        return isinstance(module, where)
+def _predicate(where: Any) -> Callable[[str, nn.Module], bool]:
+    came = f"{'a module' if isinstance(where, nn.Module) else repr(where)} ({type(where).__name__})"
+    is_predicate = callable(where) and not isinstance(where, nn.Module)
+    types = cast(tuple[Any, ...], where if isinstance(where, tuple) else (where,))
+    if all(isinstance(each, type) for each in types):
+        return lambda name, module: isinstance(module, types)
     if isinstance(where, str):
         # The network itself has no name, so "*" means everything in it.
-        return fnmatchcase(name, where) if name else where == ""
-    return bool(where(name, module))
+        return lambda name, module: fnmatchcase(name, where) if name else where == ""
+    if is_predicate:
+        return cast(Callable[[str, nn.Module], bool], where)
+    wanted = "a type, a tuple of types, a name pattern or a predicate (name, module) -> bool"
+    hint = "for example torch.nn.ReLU, 'body.*.act' or, for one module, lambda name, module: module is that_one"
+    raise TypeError(f"replace_modules: where must be {wanted}, got {came}; {hint}.")
 
 
 def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[nn.Module]) -> None:
     """Bring ``new`` to a device, type and mode, except for modules that belong to the network already."""
-    kept = {module: module.training for module in new.modules() if module in own}
-    new.train(training)
-    for module, mode in kept.items():
-        module.training = mode
-    if placement is None:
+    if new in own:
         return
-    device, dtype = placement
-
-    def convert(tensor: Tensor) -> Tensor:
-        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-
-    for module in new.modules():
-        if module not in own:
-            # As .to() does, without its recursion into modules of the network.
-            module._apply(convert, recurse=False)  # pyright: ignore[reportPrivateUsage]
+    # Those are taken out meanwhile: .to() and .train() reach everything inside.
+    reused = list(_outermost(_named(new), own))
+    for name, _ in reused:
+        _put(new, name, nn.Identity())
+    device, dtype = placement or (None, None)
+    new.to(device=device, dtype=dtype).train(training)
+    for name, module in reused:
+        _put(new, name, module)
 
 
 def _placement(model: nn.Module, name: str) -> Placement | None:
@@ -278,14 +242,23 @@ def _placement(model: nn.Module, name: str) -> Placement | None:
         name = name.rpartition(".")[0]
 
 
-def _put(model: nn.Module, names: tuple[str, ...], module: nn.Module) -> None:
-    for name in names:
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, module)
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
 
 
-def _named(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return cast(Iterator[tuple[str, nn.Module]], model.named_modules(remove_duplicate=False))  # torch leaves it open
+def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All modules by all their names, parents before their children."""
+    return list(cast(Iterator[tuple[str, nn.Module]], model.named_modules(remove_duplicate=False)))  # torch is untyped
+
+
+def _outermost(named: list[tuple[str, nn.Module]], wanted: Collection[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """The wanted modules by all their names, except inside one another."""
+    outer = "."
+    for name, module in named:
+        if module in wanted and not name.startswith(outer):
+            outer = f"{name}."
+            yield name, module
 
 
 def _count(module: nn.Module) -> int:
@@ -295,9 +268,7 @@ def _count(module: nn.Module) -> int:
 def _describe(where: Where) -> str:
     if isinstance(where, tuple):
         return f"({', '.join(map(_describe, cast(tuple[type[nn.Module], ...], where)))})"
-    if isinstance(where, type):
-        return f"{where.__module__}.{where.__qualname__}"
-    return repr(where)
+    return f"{where.__module__}.{where.__qualname__}" if isinstance(where, type) else repr(where)
 
 
 def _alternatives(where: Where, named: list[tuple[str, nn.Module]]) -> str:
@@ -308,47 +279,6 @@ def _alternatives(where: Where, named: list[tuple[str, nn.Module]]) -> str:
         called = [type_ for type_ in types if type_.__name__ == where]
         if called:
             return f"to select by type pass the class, {_describe(called[0])}, not its name"
-        names = [name for name, _ in named]
-        close = difflib.get_close_matches(where, names)
-        some = ", ".join(map(repr, close or names[:3]))
-        return f"close are {some}" if close else f"of {len(names)} there are {some}"
-    # In full where the bare name could be mistaken for the type that was asked for.
-    asked = _describe(where)
-    listed: list[str] = []
-    for type_, count in types.most_common(8):
-        full = _describe(type_)
-        listed.append(f"{full if f'.{type_.__name__}' in asked else type_.__name__} ({count})")
-    return f"there are {', '.join(listed)}{', ...' * (len(types) > len(listed))}"
-
-
-def _check_arguments(model: Any, where: Any, make: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"replace_modules: model must be a torch.nn.Module, got {type(model).__name__}.")
-    if isinstance(where, nn.Module):
-        raise TypeError(
-            "replace_modules: where must select modules by type, name or predicate, got a module, "
-            f"{type(where).__name__}; for this one pass lambda name, module: module is that_one."
-        )
-    if isinstance(where, tuple) and not all(isinstance(type_, type) for type_ in cast(tuple[Any, ...], where)):
-        raise TypeError(f"replace_modules: where, as a tuple, must hold types only, got {where!r}.")
-    if not isinstance(where, (tuple, str)) and not callable(where):
-        raise TypeError(
-            "replace_modules: where must be a type, a tuple of types, a name pattern or a predicate (name, module) -> "
-            f"bool, got {where!r} ({type(where).__name__}); for example torch.nn.ReLU or 'body.*.act'."
-        )
-    if isinstance(make, nn.Module) or not callable(make):
-        raise TypeError(
-            f"replace_modules: make must be a function (old, name) -> module, got {type(make).__name__}; for example "
-            "lambda old, name: SCACB(old.in_channels)."
-        )
-
-
-def _check_made(new: Any, old: nn.Module, name: str) -> None:
-    if not isinstance(new, nn.Module):
-        came = f"the class {new.__name__}; call it" if isinstance(new, type) else f"{new!r} ({type(new).__name__})"
-        raise TypeError(f"replace_modules: make must return a torch.nn.Module for {name!r}, got {came}.")
-    if new is old:
-        raise ValueError(
-            f"replace_modules: make must return another module for {name!r}, got the old {type(old).__name__}; to keep "
-            "it, do not select it."
-        )
+        return nearby(where, [name for name, _ in named])
+    listed = ", ".join(f"{_describe(type_)} ({count})" for type_, count in types.most_common(8))
+    return f"there are {listed}{', ...' * (len(types) > 8)}"

@@ -353,10 +353,10 @@ WRONG_ARGUMENTS = [
     (lambda: LearnableCommunication(4, init=float("nan")), ValueError, r"LearnableCommunication: init must be finite"),
     (lambda: GatedCommunication(4, init=1.0), ValueError, r"init must lie strictly between 0 and 1, got 1.0"),
     (lambda: GatedCommunication(4, init=0), ValueError, r"init must lie strictly between 0 and 1, got 0"),
-    (lambda: RBWA(8, scale_factor=0), ValueError, r"scale_factor must be positive and finite, got 0; for example 2"),
-    (lambda: RBWA(8, scale_factor=-2), ValueError, r"scale_factor must be positive and finite, got -2"),
-    (lambda: RBWA(8, scale_factor=float("inf")), ValueError, r"scale_factor must be positive and finite, got inf"),
-    (lambda: RBWA(8, scale_factor=float("nan")), ValueError, r"scale_factor must be positive and finite, got nan"),
+    (lambda: RBWA(8, scale_factor=0), ValueError, r"scale_factor must be a positive ratio .*, got 0; for example 2"),
+    (lambda: RBWA(8, scale_factor=-2), ValueError, r"scale_factor must be a positive ratio .*, got -2"),
+    (lambda: RBWA(8, scale_factor=float("inf")), ValueError, r"scale_factor must be finite, got inf; for example 2"),
+    (lambda: RBWA(8, scale_factor=float("nan")), ValueError, r"scale_factor must be finite, got nan"),
     (lambda: RBWA(8, scale_factor=2.71828), ValueError, r"ratio of whole numbers up to 1000, got 2.71828; .*4 / 3"),
     (lambda: RBWA(8, scale_factor=5000), ValueError, r"ratio of whole numbers up to 1000, got 5000"),
     (lambda: RBWA(8, scale_factor=(2, 2)), TypeError, r"scale_factor must be a number, got \(2, 2\) \(tuple\)"),
@@ -365,7 +365,7 @@ WRONG_ARGUMENTS = [
     (
         lambda: WSILB(4, local=72),
         TypeError,
-        r"WSILB: local must be \(height, width\) or None, got 72; .*local=\(72, 72\)",
+        r"WSILB: local must be \(height, width\) or None, got 72; for example \(72, 72\)",
     ),
     (lambda: WSILBV(4, local=(1, 2, 3)), TypeError, r"WSILBV: local must be \(height, width\) or None"),
     (lambda: WSILBV(4, local=(0, 3)), ValueError, r"WSILBV: local height must be at least 1, got 0"),
@@ -392,7 +392,7 @@ WRONG_ARGUMENTS = [
     (
         lambda: build_communication(lambda width: width, 4),
         TypeError,
-        r"must return a torch.nn.Module for channels=4, got int",
+        r"what the factory .* returns for 4 channels must be a torch.nn.Module, got int",
     ),
     (lambda: DRACB(12, 4, communication=float("nan")), ValueError, r"weight must be finite, got nan"),
     # chains
@@ -528,15 +528,15 @@ def test_chain_misused() -> None:
     chain = DRACBChain(12, 4, 3)
     x, map_ = torch.zeros(1, 12, 6, 8), torch.zeros(1, 4, 6, 8)
     for call, words in [
-        (lambda: chain([x, x]), r"features must be a sequence of 3 tensors, one for each stage, got 2; .*use step"),
+        (lambda: chain([x, x]), r"features must be a sequence of 3 tensors, got 2; .*use step"),
         (lambda: chain([]), r"got 0"),
         (lambda: chain(x), r"got one tensor"),
         (lambda: chain(torch.zeros(3, 12, 6, 8)), r"got one tensor"),
-        (lambda: chain.step(3, x, map_), r"stage must be 0 to 2 for a chain of length 3, got 3; build .* length=4"),
-        (lambda: chain.step(-1, x, map_), r"stage must be 0 to 2"),
+        (lambda: chain.step(3, x, map_), r"stage must be at most 2, got 3; build .* length=4"),
+        (lambda: chain.step(-1, x, map_), r"stage must be at least 0, got -1"),
         (
             lambda: chain.step(1, x),
-            r"stage 1 needs the attention map that step\(0, ...\) returned; call step\(1, x, prev",
+            r"previous must be the map that step\(0, ...\) returned, got None; call step\(1, x, prev",
         ),
         (lambda: chain.step(0, x, map_), r"takes no previous attention map, got one; leave previous out"),
         (lambda: chain.step(0, map_), r"DRACB: x must have 12 channels .*got 4"),
@@ -607,5 +607,5 @@ def test_what_is_no_tensor_is_named() -> None:
 @pytest.mark.parametrize("stage", [1.0, True, "1", None])
 def test_a_stage_is_an_integer(stage: object) -> None:
     x = torch.rand(1, 8, 4, 4)
-    with pytest.raises(TypeError, match="DRACBChain: stage must be an integer, 0 to 1, got"):
+    with pytest.raises(TypeError, match="DRACBChain: stage must be an integer, got"):
         DRACBChain(8, 4, 2).step(stage, x, torch.rand(1, 4, 4, 4))

@@ -475,6 +475,19 @@ def test_other_tails_are_called(tail: nn.Conv2d) -> None:
         in_range(in_small_strips(folded)(x), row(x), 1e-5)
 
 
+@pytest.mark.parametrize(("factor", "merged"), [(2 / 3, False), (1.4, False), (6, True)])
+@torch.no_grad()
+def test_tails_behind_other_factors(factor: float, merged: bool) -> None:
+    row = lively(nn.Sequential(RBWA(24, scale_factor=factor), conv3(24, 1))).double()
+    report = fold_report(row)
+    assert ("1" in report.rewritten) == merged
+    assert ("no square of pixels fits" in report.left.get("1", "")) != merged
+    folded = in_small_strips(fold(row))
+    for height, width in ((1, 1), (1, 4), (9, 2)):
+        x = torch.randn(1, 24, height * row[0].size_multiple, width * row[0].size_multiple, dtype=torch.float64)
+        in_range(folded(x), row(x), 1e-13)
+
+
 # -- the report and the check ---
 
 

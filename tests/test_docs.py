@@ -77,7 +77,8 @@ def test_a_block_is_documented_in_full(name: str) -> None:
     wanted = {"Shape", "Number of parameters", "Source", "Example"}
     assert sections(text) >= wanted | ({"Args", "Raises"} if arguments else set())
     described = re.search(r"^Args:\n((?:    .*\n|\n)*)", text, re.MULTILINE)
-    assert set(re.findall(r"^    (\w+): ", described[1] if described else "", re.MULTILINE)) == arguments
+    entries = re.findall(r"^    (\w+(?:, \w+)*): ", described[1] if described else "", re.MULTILINE)
+    assert {name for names in entries for name in names.split(", ")} == arguments
     assert ".. math::" in text or ":math:" in text
     printed = re.findall(r"^    (?!>>>|\.\.\.)\S", text.partition("Example:")[2], re.MULTILINE)
     assert printed, "the example prints nothing"

@@ -39,7 +39,7 @@ OUTPUT = "mren_attention.png"
 SUFFIXES = (".png", ".pdf", ".svg")
 MAX_SIDE = 512  # a cell of the picture shows no more
 CELL = 1.7  # inches, of a mask's longer side
-OUTSIDE = 0.002  # share of the pixels beyond each end of a colour scale
+OUTSIDE = 0.002  # fraction of the pixels beyond each end of a colour scale
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Attention:
     """What the DRACBs of a network made of one picture: by MREB, then by DRACB, tensors of shape (C, H, W)."""
 
     maps: list[list[Tensor]]
-    """As each DRACB made it."""
+    """The map that each DRACB computes from its input alone."""
 
     fused: list[list[Tensor]]
-    """With that of its predecessor let in."""
+    """Fused with the map of its predecessor."""
 
     masks: list[list[Tensor]]
-    """Between 0 and 1: what the fused maps are multiplied by."""
+    """The gates that multiply the fused maps, between 0 and 1."""
 
 
 def attend(net: MREN, image: Tensor, blocks: Sequence[int]) -> Attention:
@@ -133,7 +133,7 @@ def draw(
         for attention in (full, ablated)
     )
     change = masks - before
-    # Without the extremes, a handful of pixels that would leave the rest of the scale to nobody.
+    # Without the extremes: a handful of pixels would take most of the scale.
     lowest, highest = np.quantile(masks.numpy(), (OUTSIDE, 1 - OUTSIDE))
     most = np.quantile(change.abs().numpy(), 1 - 2 * OUTSIDE)
     rows, columns, height, width = masks.shape

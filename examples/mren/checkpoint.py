@@ -1,7 +1,7 @@
 """Checkpoints of a training run: tensors in ``.safetensors`` files, everything else in JSON.
 
-A checkpoint may come from anybody. Nothing in it is executed, and it is compared with the run that it shall continue
-before anything of it is used.
+A checkpoint may come from anybody. Nothing in it is executed, and it is compared with the run that it is to continue
+before any of it is used.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def read_checkpoint(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dic
             check_regular(folder / name)
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return {name: load_file(folder / f"{name}.safetensors") for name in names}, state
-    except Exception as error:  # safetensors has an exception type of its own
+    except Exception as error:  # safetensors raises its own exception type
         if is_out_of_memory(error):
             raise MemoryError from error
         raise CheckpointError(f"{folder}: not a readable checkpoint ({one_line(error)[:200]}).") from error

@@ -44,11 +44,11 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "; choose a shorter name.",
     errno.EISDIR: "; choose another name.",
 }
-_LONGEST = 2000  # of a message; what a file holds may be quoted in one
+_LONGEST = 2000  # of a message; messages may quote the contents of a file
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done; nothing was."""
+    """The call cannot be carried out; nothing was done."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -64,7 +64,7 @@ def run_command(
     parse: Callable[[Sequence[str] | None], argparse.Namespace],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse the arguments of a command, run it, and turn what can go wrong into a line and an exit code.
+    """Parse the arguments of a command, run it, and turn errors into one line and an exit code.
 
     Args:
         run: What the command does. If it returns an ``int``, that is the exit code. It raises :class:`UsageError` if
@@ -94,13 +94,13 @@ def run_command(
             sys.stdout.flush()
         except UsageError as error:
             return fail(error, code=2)
-        except BrokenPipeError:  # who read the output, such as `head`, has had enough
+        except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except (ValueError, OSError, ImportError) as error:
             return fail(describe(error))
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):  # a fault of ours, whose traceback is wanted
+            if not is_out_of_memory(error):  # a bug in our code: keep its traceback
                 raise
             return fail(describe(error))
         except KeyboardInterrupt as stopped:
@@ -116,7 +116,7 @@ def fail(message: object, *, code: int = 1) -> int:
 
 
 def note(message: object) -> None:
-    """Say something that is no error, as one line to stderr."""
+    """Print a note as one line to stderr."""
     print(one_line(message), file=sys.stderr)
 
 
@@ -151,7 +151,7 @@ def describe(error: BaseException, file: object = None) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the machine, and not the file, is at fault."""
+    """Whether an error comes from too little memory, and not from a file."""
     # torch on a CPU raises a plain RuntimeError, oneDNN in it says less, and safetensors wraps the system's.
     return (
         isinstance(error, MemoryError)
@@ -164,7 +164,7 @@ def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> N
     """Find out before hours of work whether a file could be written at the end.
 
     Args:
-        file: Where a result shall go.
+        file: Path of the result.
         overwrite: Whether a file that is there may be replaced.
         check_folder: Whether to try if its folder, or the nearest that exists, takes files.
 
@@ -208,7 +208,7 @@ def silence_decoders() -> None:
 @contextmanager
 def signals_as_exceptions() -> Iterator[None]:
     """Raise :class:`Terminated` on SIGTERM and SIGHUP, so that every ``finally`` is run, as on Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set only there
         yield
         return
 

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def imresize(image: Tensor, scale: float) -> Tensor:
-    """Resize as MATLAB's bicubic ``imresize`` does: Keys' kernel (a = -0.5), widened to shrink, mirrored borders.
+    """Resize as MATLAB's bicubic ``imresize`` does: Keys' kernel (a = -0.5), scaled to shrink, mirrored borders.
 
     Eight-bit images are rounded after each axis, rows first, as MATLAB does; so the low-resolution test images that the
     field distributes come out equal in every value.
@@ -90,7 +90,7 @@ def mod_crop(image: Tensor, factor: int) -> Tensor:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder, sorted by name; hidden files, such as the ``._x.jpg`` of a Mac, are none.
+    """The image files of a folder, sorted by name; without hidden files, such as the ``._x.jpg`` of a Mac.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -114,7 +114,7 @@ def read_rgb(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         max_pixels: How many it may have; a larger one is refused before it is decoded.
 
     Raises:
-        ValueError: If the file is no image, is damaged or too large, or has more than 8 bits per value; the message
+        ValueError: If the file is not an image, is damaged or too large, or has more than 8 bits per value; the message
             names it.
     """
     pixels = read_pixels(path, max_pixels=max_pixels)
@@ -295,7 +295,7 @@ class _Images:
         self.channels = torch.arange(3, device=device).view(1, 3, 1, 1)
 
     def cut(self, drawn: Tensor, places: _Places) -> Tensor:
-        """Patches, uint8, for rows of image, top, left and orientation; what lies outside repeats the border."""
+        """Patches, uint8, for rows of image, top, left and orientation; pixels outside repeat the border."""
         image, top, left, orientation = rearrange(drawn.to(self.pixels.device), "patch what -> what patch 1 1 1")
         rows = top + places.rows[orientation.flatten(), None]
         columns = left + places.columns[orientation.flatten(), None]

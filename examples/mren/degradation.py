@@ -1,4 +1,4 @@
-"""What photographs have gone through before somebody enlarges them: slight blur, noise, and JPEG.
+"""The degradations of photographs before they are enlarged: slight blur, noise, and JPEG.
 
 Networks that are trained on clean images enlarge the blocks of a JPEG along with the picture. Trained on low-resolution
 images that are degraded as here, they learn to leave them out (``--degrade photo`` of :mod:`examples.mren.train`).
@@ -28,7 +28,7 @@ UNIT = 16  # pixels that 4:2:0 compresses together, in each direction; a multipl
 
 @dataclass(frozen=True)
 class Degradation:
-    """What becomes of one image: blur, then noise, then JPEG, as in a camera."""
+    """The degradation of one image: blur, then noise, then JPEG, as in a camera."""
 
     quality: int | None = None
     """Of the JPEG, from 1 to 100; ``None`` for no compression."""

@@ -34,7 +34,7 @@ Upscale = Callable[[Tensor], Tensor]
 
 SMALLEST_TILE = 64  # twice what tiles share
 LARGEST_WINDOW = 4096  # of --local: far above any patch that a network is trained on
-# How many images the sets have under whose names papers print means.
+# Number of images in the test sets for which papers print means.
 IMAGES = {"Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100, "Manga109": 109}
 
 
@@ -309,7 +309,7 @@ def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscal
         for tile in args.tile:
             methods[f"{name}, tiles of {tile}"] = network_upscaler(net, device, tile=tile, scale=args.scale)
     if args.onnx:
-        from examples.mren.onnxfile import onnx_upscaler  # here only: who scores weights need not have onnxruntime
+        from examples.mren.onnxfile import onnx_upscaler  # here only: scoring weights needs no onnxruntime
 
         files = name_apart(args.onnx, suffixes=True)
         methods |= {name: onnx_upscaler(file, args.scale) for name, file in files.items()}

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and files that are looked at before they are opened."""
+"""Files written whole or not at all, and checks of paths before they are opened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-# What os.link says where a filesystem has no second names for a file: FAT, some network drives, some containers.
+# Errors of os.link on a filesystem without hard links: FAT, some network drives, some containers.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _MOST_NAMES = 2000  # of a folder that are looked through for one that may have been meant
 

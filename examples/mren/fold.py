@@ -26,7 +26,7 @@ class BicubicConv(nn.Module):
     ) -> None:
         super().__init__()
         self.factor = factor
-        # What each of 5 pixels counts for the `factor` pixels that the one in the middle becomes.
+        # Weight of each of 5 pixels in the `factor` pixels that the middle one becomes.
         pixels = torch.eye(5, dtype=torch.float64)[None, :, None]
         counts = F.interpolate(pixels, scale_factor=(1, factor), mode="bicubic", align_corners=False)
         line = counts[0, :, 0, 2 * factor : 3 * factor]

@@ -100,7 +100,7 @@ class HubMREN(
     ) -> HubMREN:
         # The mixin fills `config` in from config.json because the parameter is there. It lets arguments of the call win
         # over the file, ignores entries that it does not know, and by default loads what fits: each of these would
-        # make another network than the one that was saved, without a word.
+        # silently make another network than the one that was saved.
         if config is None:
             raise ValueError(f"{model_id}: has no {constants.CONFIG_NAME}; was it written by HubMREN.save_pretrained?")
         taken = cls._hub_mixin_init_parameters.keys() - {"self"}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _SUFFIX = re.compile(r"(?:[_-]?x(\d)[a-z]?|[_-](?:SRF[_-]?(\d)|LRB[ID]|LRDN|LR[_-]?(\d)?|HR|GT))$", re.IGNORECASE)
-_GENERIC = ("hr", "gt")  # names of folders that say nothing of the data set
+_GENERIC = ("hr", "gt")  # folder names that do not tell the data set
 
 
 def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> tuple[dict[Path, Path], list[str]]:
@@ -41,9 +41,9 @@ def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> 
             by_name.setdefault(name, []).append((depth, stated or scale, file))
     pairs: dict[Path, Path] = {}
     problems: list[str] = []
-    known: set[Path] = set()  # that are somebody's partner, at this scale or at another
+    known: set[Path] = set()  # partners of any image, at this scale or another
     for hr in hr_files:
-        # The closest name is meant: the one of which least has to be left out.
+        # The closest name is meant: the one with the shortest suffix to leave out.
         found = sorted(
             (depth + further, stated, file)
             for depth, (name, _) in enumerate(_forms(hr.stem))

@@ -30,7 +30,7 @@ from examples.mren.metadata import read_color_chunks, read_metadata
 from examples.mren.picture import Picture
 from examples.mren.pixels import Pixels, RefusedError, at_start, check_size
 
-# By their content, whatever the name says. Not among them is what starts other programs, such as EPS.
+# Recognised by their content, not by their name. Formats that start other programs, such as EPS, are left out.
 _READ = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "PPM", "HEIF")
 _LOSSY = ("JPEG", "MPO", "AVIF", "HEIF")
 IMAGE_SUFFIXES = (
@@ -62,8 +62,8 @@ def read_picture(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS)
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is no image, is damaged or too large, or is of a kind that could not be kept as it is;
-            the message names the file.
+        ValueError: If the file is not an image, is damaged or too large, or is of a kind that could not be kept as it
+            is; the message names the file.
 
     Example:
         >>> from skimage import data_dir
@@ -100,7 +100,7 @@ def read_size(source: str | Path | BinaryIO) -> tuple[int, int]:
     """Width and height that an image file says it has, not turned; nothing is decoded.
 
     Raises:
-        ValueError: If it is no image; the message names the file.
+        ValueError: If it is not an image; the message names the file.
     """
     with _reading(source) as file:
         if _is_tiff(file):
@@ -227,7 +227,7 @@ def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
 
 @contextmanager
 def _libtiff_is_quiet() -> Iterator[None]:
-    """Keep libtiff, which has no exceptions, from printing to stderr what Pillow raises anyway."""
+    """Keep libtiff from printing errors to stderr that Pillow raises anyway."""
     with _stderr_is_taken:
         sys.stderr.flush()
         kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

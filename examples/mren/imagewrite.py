@@ -39,7 +39,7 @@ _PNG = Format("PNG", 2**31 - 1, sixteen_bits=True)
 _TIFF = Format("TIFF", 2**31 - 1, sixteen_bits=True, options={"compression": "tiff_deflate"})
 _JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 _JPEG = Format("JPEG", 65_500, alpha=False, options=_JPEG_OPTIONS, lossy_options=_JPEG_OPTIONS)
-# exact: colours under transparent pixels stay, for whoever scales the result again.
+# exact: keeps colours under transparent pixels, in case the result is scaled again.
 _WEBP = Format(
     "WebP", 16_383, gray=False, options={"lossless": True, "exact": True}, lossy_options={"quality": 95, "exact": True}
 )
@@ -66,7 +66,7 @@ def check_writable(path: str | Path, picture: Picture, *, scale: int = 1, backgr
     """Raise unless the format that a path's suffix stands for can hold a picture, enlarged by ``scale``.
 
     Args:
-        path: Where it shall go.
+        path: Path of the file.
         picture: The picture.
         scale: What it is still to be enlarged by.
         background: Whether transparency may be laid over a background.

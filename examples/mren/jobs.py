@@ -39,7 +39,7 @@ def plan(
     recursive: bool = False,
     suffix: str | None = None,
 ) -> list[Job]:
-    """Decide what goes where, and refuse before any work is done what would lose a file.
+    """Decide which file becomes which, and refuse before any work what would lose a file.
 
     Args:
         inputs: Image files and folders of them, and ``-`` for standard input.
@@ -90,7 +90,7 @@ def file_target(output: str, name: str) -> Path:
 
 
 def check_targets(targets: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise if a file would be overwritten unasked, or one could not be written.
+    """Raise if a file would be overwritten without ``--overwrite``, or could not be written.
 
     Raises:
         UsageError: As it says.

@@ -1,4 +1,4 @@
-"""What an image file says besides its pixels: which of it is kept in an enlarged picture, and how.
+"""The metadata of an image file: which of it is kept in an enlarged picture, and how.
 
 Kept are the descriptive fields of EXIF with the camera's settings and GPS, XMP, the resolution in dots per inch, and
 the text of a PNG. The orientation is reset, because pictures are turned upright; the size, the thumbnail and the layout
@@ -21,7 +21,7 @@ SUB_IFDS = (0x8769, 0x8825)  # the camera's settings, GPS
 _DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 316, 0x4746, 0x4749, 33432, *range(0x9C9B, 0x9CA0))
 _OF_THE_OLD_PIXELS = (0xA002, 0xA003, 0xA005)  # width, height, interoperability
 _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
-# What says which colours the numbers of a PNG stand for.
+# Chunks that define the colours of a PNG.
 _COLOR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB")
 
 
@@ -38,7 +38,7 @@ class Metadata:
     """Chunks of a PNG that say what its colours mean: part of the picture, and kept when metadata is stripped."""
 
     def stripped(self) -> Metadata:
-        """Only what the picture looks wrong without."""
+        """Only the metadata without which the picture looks wrong."""
         return Metadata(color_chunks=self.color_chunks)
 
     @property
@@ -58,7 +58,7 @@ class Metadata:
 
 
 def read_metadata(opened: Image.Image, color_chunks: tuple[tuple[bytes, bytes], ...] = ()) -> Metadata:
-    """What is kept of an image that Pillow has decoded. What is damaged is left out.
+    """The metadata to keep of an image that Pillow has decoded, without damaged entries.
 
     Args:
         opened: The image.

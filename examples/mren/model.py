@@ -1,4 +1,4 @@
-"""MREN, assembled from the blocks, and loaded from its weight files; :mod:`examples.mren.weightfile` is about these."""
+"""MREN, assembled from the blocks, and loaded from its weight files (:mod:`examples.mren.weightfile`)."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class MREN(nn.Module):
         super().__init__()
         if scale not in STAGES:
             raise ValueError(f"MREN: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
-        _checks.check_positive_int("MREN", "num_blocks", num_blocks)
+        _checks.check_int("MREN", "num_blocks", num_blocks)
         if isinstance(communication, str):
             _checks.check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
             communication = COMMUNICATIONS[communication]
@@ -121,7 +121,7 @@ class MREN(nn.Module):
                     f"{reconstruct_channels!r}; MREN-S has (24, 16)."
                 )
             for width in reconstruct_channels:
-                _checks.check_positive_int("MREN", "reconstruct_channels", width)
+                _checks.check_int("MREN", "reconstruct_channels", width)
         self.scale = scale
         conv = partial(nn.Conv2d, kernel_size=3, padding=1, device=device, dtype=dtype)
         block = partial(
@@ -262,7 +262,7 @@ def pick_device(name: str) -> torch.device:
     """The device of that name; for ``"auto"`` CUDA, then MPS, then the CPU.
 
     Raises:
-        ValueError: If there is no such device.
+        ValueError: If the device does not exist.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -289,7 +289,7 @@ def warm_start(net: MREN, file: str | Path) -> list[str]:
     _, given = read_weights(Path(file))
     own = net.state_dict()
     fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
-    if "head.weight" not in fitting:  # of another width next to nothing fits
+    if "head.weight" not in fitting:  # with another width, next to nothing fits
         width, wanted = (state["head.weight"].shape[0] for state in (given, own))
         raise ValueError(f"{file}: has {width} channels, the network {wanted}; begin from one that is as wide.")
     net.load_state_dict(fitting, strict=False)

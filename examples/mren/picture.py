@@ -23,7 +23,7 @@ class Picture:
     """Opacity between 0 and 1, float32 of shape (1, H, W); ``None`` where everything is opaque."""
 
     bits: Literal[8, 16] = 8
-    """Per value, in the file."""
+    """Bits per value in the file."""
 
     icc_profile: bytes | None = None
     """Colour profile, as stored."""
@@ -32,16 +32,16 @@ class Picture:
     """What else the file says."""
 
     lossy: bool = False
-    """Whether the file was compressed with loss, so that one without would be large for nothing."""
+    """Whether the file was compressed with loss, so that lossless output would be large without need."""
 
     notes: tuple[str, ...] = ()
-    """What the picture is not any more that its file was, in words for users."""
+    """What was lost or changed since the file was read, in words for users."""
 
 
 def bleed(color: Tensor, alpha: Tensor) -> Tensor:
     """Give every fully transparent pixel the colour of the nearest one that shows.
 
-    What stands there is arbitrary, mostly black, and any filter would draw it into the edge of what shows.
+    The colours of such pixels are arbitrary, mostly black, and any filter would mix them into visible edges.
 
     Args:
         color: Shape (C, H, W).

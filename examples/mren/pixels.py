@@ -11,7 +11,7 @@ from examples.mren.metadata import Metadata
 
 
 class RefusedError(ValueError):
-    """A file of a kind that cannot be kept, as opposed to one that cannot be read."""
+    """A file whose kind cannot be kept in the result, as opposed to one that cannot be read."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How networks are trained: the paper's way, and ways that get further in the same time on a GPU or a CPU."""
+"""Training recipes: the paper's, and recipes that score higher after the same time on a GPU or a CPU."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Stage:
     ``final_lr`` along a cosine. ``"cosine"``: down to ``final_lr`` along a cosine from the start."""
 
     share: float = 1.0
-    """Share of the run; the shares of all stages sum to 1."""
+    """Fraction of the run; the fractions of all stages sum to 1."""
 
     final_lr: float = 0.0
     """Last learning rate of ``"one-cycle"`` and ``"cosine"``."""
@@ -85,8 +85,8 @@ class Recipe:
     """Largest norm of the gradient."""
 
     ema_decay: float | None = None
-    """Share that the running average of the weights keeps of itself at each step; the average is what is validated and
-    saved. 0 or ``None`` for no average."""
+    """Decay of the running average of the weights at each step; the average is validated and saved. 0 or ``None`` for
+    none."""
 
     def __post_init__(self) -> None:
         total = sum(stage.share for stage in self.stages)

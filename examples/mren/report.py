@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs" / "results"
 DATASETS = ("Set5", "Set14", "B100", "Urban100")
-# Tables that were made at another budget than the rest: the files of their runs.
+# Run files of the tables that were made with another budget than the rest.
 OTHER_BUDGETS = {"beyond": "beyond.csv", "recipe": "recipe.csv"}
 NETWORKS = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}
 README, CARD = HERE.parents[1] / "README.md", WEIGHTS / "README.md"
@@ -103,7 +103,7 @@ def files_table() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """The pages of which parts are generated: their text with those parts made anew."""
+    """The pages with generated parts: their text, with those parts generated again."""
     parts = {README: scores_table(), CARD: f"{files_table()}\n{scores_table()}"}
     return {page: with_part(page.read_text(), COMMAND, part) for page, part in parts.items()}
 
@@ -151,7 +151,7 @@ def tables() -> dict[str, str]:
         file = RESULTS / OTHER_BUDGETS.get(name, "ablation.csv")
         runs = read_runs(file) if file.exists() else []
         trained = {run.name for run in runs}
-        # A table of which only the reference was trained, for another one, says nothing.
+        # Skip a table of which only the reference was trained, for another table.
         if len(trained & {variant.key for variant in ablation.variants}) > 1:
             texts[f"ablation_{name}.md"] = ablation.tabulate(runs)
     return texts

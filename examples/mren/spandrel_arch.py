@@ -39,7 +39,7 @@ from examples.mren.weightfile import parse_arguments
 # The tensor that holds the constructor's arguments: JSON, one character an element. ASCII outlives a cast to fp16.
 ARGUMENTS = "mren_arguments"
 ID = "MREN"
-# Where the two widths of a narrow reconstruction are seen: of a tensor, the size along an axis.
+# Tensor and axis whose size is each of the two widths of a narrow reconstruction.
 _RECONSTRUCTION = (("reduce.weight", 0), ("tail.weight", 1))
 
 
@@ -151,7 +151,7 @@ def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     elif f"{channel}weigh.weight" in state_dict:
         arguments["communication"] = "gated"
     if any(name.startswith("body.1.refine.links.0.communication.") for name in state_dict):
-        arguments["chain"] = "network"  # only then has the first link of a block a channel
+        arguments["chain"] = "network"  # the first link of a block has a channel only then
     return arguments
 
 

@@ -128,7 +128,7 @@ def _contradicting(args: argparse.Namespace, saved: argparse.Namespace) -> list[
 
 
 class _RaisingParser(argparse.ArgumentParser):
-    """For options that come from a file: an error is no matter of usage."""
+    """For options from a file: an error in them is not a usage error."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -233,5 +233,5 @@ def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpa
     if args.warm_up_new and args.init is None:
         parser.error("argument --warm-up-new: needs --init, which says what is not new")
     if args.validate_every is None and args.minutes is None:
-        args.validate_every = VALIDATE_EVERY  # by steps, not by the clock: what is chosen as the best must repeat
+        args.validate_every = VALIDATE_EVERY  # by steps, not by the clock: the choice of the best must be reproducible
     return args

@@ -76,7 +76,7 @@ def upscale(
     tile: int = TILE,
     on_tile: Callable[[int, int], object] | None = None,
 ) -> Picture:
-    """Upscale a picture, and its transparency as a gray image of its own.
+    """Upscale a picture, and its transparency as a separate gray image.
 
     Args:
         net: A network or an engine: RGB in, RGB ``scale`` times as large out; gray is repeated for it and averaged
@@ -187,7 +187,7 @@ def _count_pixels(job: Job) -> int:
 
 
 def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) -> int:
-    """Upscale files, with the time left where somebody watches; one that fails does not stop the others.
+    """Upscale files, with the time left on a terminal; one that fails does not stop the others.
 
     Of several, such as the frames of a video, it says how many came out a second.
 

@@ -38,7 +38,7 @@ def _is_pair_of_widths(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(_is_int(width, 1, 1024) for width in value)
 
 
-# What a file may say, and in which words a message asks for it. The limits are far above what was ever trained.
+# The values that a file may hold, and the words for them in a message. The limits are far above any trained network.
 _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "scale": ("one of 2, 3, 4", lambda value: _is_int(value, 2, 4)),
     "channels": ("a whole number from 1 to 1024", lambda value: _is_int(value, 1, 1024)),
@@ -183,7 +183,7 @@ def save_weights(net: nn.Module, file: Path, config: dict[str, Any], *, degrade:
     state = {own_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
     with atomic_write(file) as scratch:
         about = {} if degrade is None else {"degrade": degrade}
-        # Not by save_file, whose file has permissions of its own, and whose errors are no OSErrors.
+        # Not save_file: it sets its own permissions, and its errors are not OSErrors.
         scratch.write_bytes(save(state, metadata={"format": "pt", KEY: json.dumps(config), **about}))
 
 

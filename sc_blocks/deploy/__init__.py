@@ -6,11 +6,10 @@ Blocks are written as their figures are drawn. This package is the only place wh
 - an :class:`~sc_blocks.RBWA` with a whole factor convolves before it enlarges, with a quarter of the multiplications;
 - an RBWA and the 3x3 convolution of few channels directly behind it in an ``torch.nn.Sequential`` share their last
   convolution, of 5x5;
-- on a CPU, RBWA, :class:`~sc_blocks.SCACB` and the statistics of :class:`~sc_blocks.WSILBV` take large maps in strips
-  of rows, which stay in its caches.
+- on a CPU, outside of compiled and exported graphs, RBWA, :class:`~sc_blocks.SCACB` and the statistics of
+  :class:`~sc_blocks.WSILBV` take large maps in strips of rows, which stay in its caches.
 
-Nothing else is rewritten, and of these only what is proved to have the form that its class gives it.
-:func:`fold_report` says what that is, and what was left and why.
+Nothing else is rewritten. :func:`fold_report` says what is, and what is left and why.
 """
 
 from sc_blocks.deploy.folding import FoldReport, fold, fold_report

@@ -2,51 +2,49 @@ r"""RBWA rewritten: the enlargement after the convolution, and the last two conv
 
 - **Bilinear enlargement by a whole factor and the 3x3 convolution behind it** are both convolutions, of the input with
   zeros put between its pixels, so they commute: a transposed convolution at low resolution, then a fixed blur of each
-  channel. That takes a quarter of the multiplications at a factor of 2.
-- **Two 3x3 convolutions without an activation between them** are one of 5x5, the convolution of their kernels. It pays
-  if the second has few channels. A square of pixels is computed at once, as channels, because a few channels would
-  leave most of a processor's vector unit idle.
+  channel. At a factor of 2 that takes a quarter of the multiplications.
+- **Two 3x3 convolutions without an activation between them** are one of 5x5, the convolution of their kernels. It is
+  faster if the second has few channels. It computes a square of pixels at once, as channels, because a few channels
+  would leave most of a processor's vector unit idle.
 
 Neither holds for the outermost pixels of the result, where the convolutions read zeros and the rewritten ones do not.
-Those pixels are computed as the block is written, from narrow bands of the map.
-
-The kernels are computed from the parameters in each call, so they always belong to them.
+Those pixels are computed as the block is written, from narrow bands of the map. Each call computes the kernels from the
+parameters, so other weights may be loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sc_blocks import _checks
-from sc_blocks.deploy.strips import STRIP_VALUES, gate_in_strips, in_strips, memory_format, runs_on_cpu
+from sc_blocks.deploy.strips import STRIP_VALUES, MapFunction, gate_in_strips, in_strips, memory_format, runs_on_cpu
 from sc_blocks.rbwa import RBWA
 
 # Blurs of larger factors would cost more than they save.
 FACTORS = (2, 3, 4, 5)
-# Transposed and depthwise convolutions on a CPU are fastest so.
+# The fastest order of memory for transposed and depthwise convolutions on a CPU.
 NHWC = torch.channels_last
 
 
 class FoldedRBWA(RBWA):
-    """An RBWA that computes the same in another order, with the narrow convolution behind it if it is given one."""
+    """An RBWA that computes the same in another order, together with the narrow convolution behind it if given one."""
 
     strip_values = STRIP_VALUES
-    # Of smaller inputs the outermost pixels cost more time than is saved on the others.
+    # The outermost pixels of smaller inputs cost more time than the others save.
     least_values = 1 << 18
 
     def forward(self, x: Tensor, tail: nn.Conv2d | None = None) -> Tensor:
         _checks.check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
-        if not runs_on_cpu(x):
-            return self._last(self.act(self.attention(self._expanded(x))), tail, _same, None)
-        if x.numel() < self.least_values:
+        on_cpu = runs_on_cpu(x)
+        if on_cpu and x.numel() < self.least_values:
             return super().forward(x) if tail is None else tail(super().forward(x))
-        expanded, layout = self._expanded(x), memory_format(x)
-        if self.attention.local is not None:
-            return self._last(self.act(self.attention(expanded)), tail, _same, layout)
+        expanded, layout = self._expanded(x), memory_format(x) if on_cpu else None
+        if not on_cpu or self.attention.local is not None:
+            return self._last(self.act(self.attention(expanded)), tail, lambda rows: rows, layout)
         # The gated map would be as large again; it is made a strip at a time.
         gate = gate_in_strips(self.attention, expanded, self.strip_values)
         return self._last(expanded, tail, lambda rows: self.act(rows * gate), layout)
@@ -60,7 +58,7 @@ class FoldedRBWA(RBWA):
         if self.scale_factor not in FACTORS:
             return plain(x)
         factor = int(self.scale_factor)
-        line, padding = _enlarging_line(factor)
+        line, padding = _bilinear_line(factor)
         blur = self.expand.weight.new_tensor(line)
         blur = (blur[:, None] * blur).expand(self.out_channels, 1, -1, -1)
         weight = self.expand.weight.flip(2, 3).transpose(0, 1)
@@ -76,11 +74,7 @@ class FoldedRBWA(RBWA):
         return _with_frame(inner, x, plain, 2)
 
     def _last(
-        self,
-        x: Tensor,
-        tail: nn.Conv2d | None,
-        prepare: Callable[[Tensor], Tensor],
-        layout: torch.memory_format | None,
+        self, x: Tensor, tail: nn.Conv2d | None, prepare: MapFunction, layout: torch.memory_format | None
     ) -> Tensor:
         """``tail(self.project(prepare(x)))``, in the given layout or in that of the convolution."""
 
@@ -111,20 +105,18 @@ class FoldedSequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         x, merged = input, None
-        modules = list(self)
-        for module, following in zip(modules, [*modules[1:], None], strict=True):
+        for module, following in zip_longest(self, list(self)[1:]):
             if module is merged:
                 merged = None
-            elif isinstance(module, FoldedRBWA) and isinstance(following, NarrowConv) and merged_side(module):
-                merged = following
-                x = module(x, merged)
-            else:
-                x = module(x)
+                continue
+            mergeable = isinstance(module, FoldedRBWA) and isinstance(following, NarrowConv) and merged_side(module)
+            merged = following if mergeable else None
+            x = module(x, merged) if mergeable else module(x)
         return x
 
 
 def merged_side(block: RBWA) -> int:
-    """Side of the squares of pixels to compute at once, of which every result's size is a multiple; 0 for none."""
+    """Side of the squares of pixels to compute at once, which divides the size of every result; 0 if none does."""
     numerator = round(block.scale_factor * block.size_multiple)
     enlarges = block.scale_factor > 1  # the frame of a result must be narrower than half of it
     return next((side for side in (2, 3, 5) if numerator % side == 0), 0) if enlarges else 0
@@ -135,26 +127,21 @@ def why_not_merged(block: RBWA, tail: nn.Conv2d) -> str | None:
     side, width = merged_side(block), block.out_channels
     if side == 0:
         return f"no square of pixels fits scale_factor={block.scale_factor}"
-    # Multiplications for each pixel; as many of them take longer in larger kernels.
+    # Multiplications for each pixel; the same number takes longer in a larger kernel.
     together, apart = (side + 4) ** 2 * width * tail.out_channels, 9 * width * (width + tail.out_channels)
-    return None if 3 * together < 2 * apart else f"{tail.out_channels} channels are too many to gain anything"
+    return None if 3 * together < 2 * apart else f"{tail.out_channels} channels are too many to save time"
 
 
-def _enlarging_line(factor: int) -> tuple[list[float], int]:
-    """What pixels with zeros between them count for an enlarged one, in one direction.
-
-    Returns:
-        The counts, and how many pixels the transposed convolution makes too many on each side of a map that has one
-        more pixel all around.
-    """
-    # Of the output pixel that lies `distance` before the first one of an input pixel.
-    counts = {d: 1 - abs(d + (factor - 1) / 2) / factor for d in range(-2 * factor, factor + 1)}
-    reached = [d for d in counts if counts[d] > 0]
-    return [counts[d] for d in reached], factor + 1 + reached[0]
+def _bilinear_line(factor: int) -> tuple[list[float], int]:
+    """The kernel, along one axis, that enlarges pixels with zeros put between them, and the padding it takes."""
+    # By distance, before the first pixel that an input pixel becomes.
+    weights = {d: 1 - abs(d + (factor - 1) / 2) / factor for d in range(-2 * factor, factor + 1)}
+    reached = [d for d in weights if weights[d] > 0]
+    return [weights[d] for d in reached], factor + 1 + reached[0]
 
 
 def _merged(first: nn.Conv2d, second: nn.Conv2d, side: int) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with that stride that makes the pixels of a square as channels."""
+    """Weight and bias of a convolution of stride ``side`` that computes the pixels of a square as channels."""
     exact = torch.promote_types(first.weight.dtype, torch.float32)
     weight, then = first.weight.to(exact), second.weight.to(exact)
     kernel = F.conv2d(weight.transpose(0, 1), then.flip(2, 3), padding=2).transpose(0, 1)
@@ -170,14 +157,14 @@ def _merged(first: nn.Conv2d, second: nn.Conv2d, side: int) -> tuple[Tensor, Ten
     return merged.to(first.weight.dtype), bias.repeat_interleave(side * side).to(first.weight.dtype)
 
 
-def _with_frame(inner: Tensor, x: Tensor, plain: Callable[[Tensor], Tensor], band: int) -> Tensor:
+def _with_frame(inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
     """Give a fresh map the outermost pixels that ``plain`` makes of the ``band`` outermost pixels of ``x``."""
     top, bottom = plain(x[:, :, :band])[:, :, :1], plain(x[:, :, -band:])[:, :, -1:]
     left, right = plain(x[..., :band])[..., :1], plain(x[..., -band:])[..., -1:]
     if runs_on_cpu(x):
         inner[:, :, :1], inner[:, :, -1:], inner[..., :1], inner[..., -1:] = top, bottom, left, right
         return inner
-    # By number of pixel: an inference engine writes all of them in one pass, where it copies the map for each slice.
+    # By index: an inference engine writes all of them in one pass, where it would copy the map for each slice.
     height, width = inner.shape[2:]
     row = torch.arange(width, device=inner.device)
     column = torch.arange(height, device=inner.device)[1:-1] * width
@@ -185,7 +172,3 @@ def _with_frame(inner: Tensor, x: Tensor, plain: Callable[[Tensor], Tensor], ban
     sides = [top[:, :, 0], bottom[:, :, 0], left[:, :, 1:-1, 0], right[:, :, 1:-1, 0]]
     frame = torch.cat(sides, dim=2)
     return inner.flatten(2).scatter(2, place.expand_as(frame), frame).view_as(inner)
-
-
-def _same(rows: Tensor) -> Tensor:
-    return rows

@@ -1,8 +1,4 @@
-"""Large maps on a CPU, a few rows at a time: what is made of a strip stays in the processor's caches.
-
-A block that looks no further than ``halo`` rows is given a strip with that many rows more on either side. Inside the
-map its convolutions read zeros beyond these rows. That spoils the outermost of them; they are cut off again.
-"""
+"""Large maps on a CPU, a few rows at a time: what is computed of a strip stays in the processor's caches."""
 
 from __future__ import annotations
 
@@ -16,50 +12,37 @@ from sc_blocks import _checks
 from sc_blocks.scacb import SCACB
 from sc_blocks.wsilb import WSILBV
 
+MapFunction = Callable[[Tensor], Tensor]
+
 # Values in a strip for each thread: 2.5 MB in float32. More leave the caches, and of fewer too many belong to halos.
 STRIP_VALUES = 5 << 17
 
 
 def runs_on_cpu(x: Tensor) -> bool:
-    """Whether a map is computed with at once, on a CPU and without gradients; then its size may be asked for.
-
-    While a graph is recorded, a size is no plain integer.
-    """
-    if torch.compiler.is_compiling() or not isinstance(x.shape[2], int):
-        return False
-    return x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad)
+    """Whether the arithmetic on a map runs now, on a CPU, rather than being recorded for a graph or for gradients."""
+    traced = torch.compiler.is_compiling() or not isinstance(x.shape[2], int)
+    return x.device.type == "cpu" and not traced and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Whether a map lies in memory as NHWC or as NCHW; as NCHW, if both are the same."""
+    """How a map lies in memory, as NHWC or as NCHW; NCHW if both are the same."""
     nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if nhwc else torch.contiguous_format
 
 
 def strip_height(x: Tensor, values: int) -> int:
-    """Rows of a map that hold about so many values for each thread."""
+    """Number of rows of a map that hold about ``values`` values for each thread."""
     return max(1, values * torch.get_num_threads() // max(1, x.shape[0] * x.shape[1] * x.shape[3]))
 
 
 def in_strips(
-    function: Callable[[Tensor], Tensor],
-    x: Tensor,
-    layout: torch.memory_format,
-    *,
-    halo: int,
-    scale: int = 1,
-    values: int = STRIP_VALUES,
+    function: MapFunction, x: Tensor, layout: torch.memory_format, *, halo: int, scale: int = 1, values: int
 ) -> Tensor:
-    """Compute ``function(x)`` in strips of rows.
+    """Compute ``function(x)`` in strips of rows that hold about ``values`` values of the result for each thread.
 
-    Args:
-        function: From maps to maps ``scale`` times as high and wide, with zeros beyond the border. A row of the result
-            depends on the ``halo`` rows around its own at most.
-        x: Shape (N, C, H, W).
-        layout: How the result of several strips shall lie in memory.
-        halo: Also what the first row of each strip is a multiple of.
-        scale: A whole number.
-        values: About how many of the result a strip holds for each thread.
+    ``function`` makes maps ``scale`` times as high and wide; a row of its result depends on the ``halo`` rows around
+    its own at most. Each strip comes with ``halo`` more rows on either side, whose results are cut off again, because
+    the function reads zeros beyond them. The first row of each strip is a multiple of ``halo``.
 
     Example:
         >>> import torch
@@ -67,8 +50,7 @@ def in_strips(
         >>> from sc_blocks.deploy.strips import in_strips
         >>> conv, x = nn.Conv2d(3, 8, 5, padding=2), torch.rand(2, 3, 60, 40)
         >>> with torch.no_grad():
-        ...     strips = in_strips(conv, x, torch.contiguous_format, halo=2, values=1)
-        ...     torch.allclose(strips, conv(x), atol=1e-6)
+        ...     torch.allclose(in_strips(conv, x, torch.contiguous_format, halo=2, values=1), conv(x), atol=1e-6)
         True
     """
     if not runs_on_cpu(x):
@@ -77,7 +59,7 @@ def in_strips(
     strips = -(-height // max(8 * halo, strip_height(x, values // scale**2)))
     if strips == 1 or batch == 0:
         return function(x)
-    step = -(-height // (strips * halo)) * halo  # all of about one height
+    step = -(-height // (strips * halo)) * halo  # strips of about equal height
     result = x
     for first in range(0, height, step):
         last = min(height, first + step)
@@ -91,11 +73,11 @@ def in_strips(
 
 
 class StripSCACB(SCACB):
-    """An SCACB that works in strips where the map is large; it looks two rows far."""
+    """An SCACB that works in strips where the map is large. Its two 3x3 convolutions in a row reach two rows far."""
 
     strip_values = STRIP_VALUES
     # 32 MiB in float32. The memory of larger maps goes back to the system after each use, and clearing it anew takes
-    # longer than the arithmetic; that of smaller ones is reused, and strips would only add their halos.
+    # longer than the arithmetic. The memory of smaller maps is reused, and strips would only add their halos.
     least_values = 8 << 20
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,26 +100,22 @@ class StripWSILBV(WSILBV):
 
 
 def gate_in_strips(attention: WSILBV, x: Tensor, values: int) -> Tensor:
-    """What a WSILBV without windows multiplies a map by.
+    """The gate of a WSILBV without windows.
 
-    Means and variances of strips are joined as Chan, Golub and LeVeque do (1979), so that nothing is lost to
-    cancellation.
+    Means and variances of strips are joined as in Chan, Golub and LeVeque (1979), without loss by cancellation.
     """
-    shares: list[float] = []
-    means: list[Tensor] = []
-    variances: list[Tensor] = []
-    peaks: list[Tensor] = []
+    strips: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     nhwc = memory_format(x) == torch.channels_last
     for rows in torch.split(x, strip_height(x, values), dim=2):
         exact = rows.to(torch.promote_types(x.dtype, torch.float32))
-        shares.append(rows.shape[2] / x.shape[2])
-        means.append(_over_pixels(torch.mean, exact, nhwc))
-        variances.append(_over_pixels(torch.mean, (exact - means[-1]).square_(), nhwc))
-        peaks.append(_over_pixels(torch.amax, rows, nhwc))
-    share, each = means[0].new_tensor(shares).view(-1, 1, 1, 1, 1), torch.stack(means)
-    mean = (share * each).sum(0)
-    variance = (share * (torch.stack(variances) + (each - mean).square())).sum(0)
-    contrast, peak = (mean + torch.sqrt(variance + attention.eps)).to(x.dtype), torch.stack(peaks).amax(0)
+        mean = _over_pixels(torch.mean, exact, nhwc)
+        variance = _over_pixels(torch.mean, (exact - mean).square_(), nhwc)
+        fraction = torch.full_like(mean, rows.shape[2] / x.shape[2])
+        strips.append((fraction, mean, variance, _over_pixels(torch.amax, rows, nhwc)))
+    fraction, each, variances, peaks = map(torch.stack, zip(*strips, strict=True))
+    mean = (fraction * each).sum(0)
+    variance = (fraction * (variances + (each - mean).square())).sum(0)
+    contrast, peak = (mean + torch.sqrt(variance + attention.eps)).to(x.dtype), peaks.amax(0)
     return attention.gate(attention.shared(contrast) + attention.shared(peak))
 
 
