@@ -82,7 +82,7 @@ CARDS = (
         "Distils the features of a stage and gates them with their own attention map.",
         "C → C/4, and a map",
         "DRACB",
-        compared(ABLATIONS / "ablation.csv", "gate=False", "default", "MREN ×4", "no gate", among="4"),
+        compared(ABLATIONS / "ablation.csv", "gate=False", "default", "MREN ×4", "DRACBs without the gate", among="4"),
     ),
     Card(
         "DRACBChain",
@@ -91,7 +91,9 @@ CARDS = (
         "One DRACB for each stage of a network; each passes its attention map to the next.",
         "4 × C → 4 × C/4",
         "DRACBChain of 4",
-        compared(ABLATIONS / "ablation.csv", "communication=0", "default", "MREN ×4", "no passing", among="2"),
+        compared(
+            ABLATIONS / "ablation.csv", "communication=0", "default", "MREN ×4", "DRACBs that pass no maps", among="2"
+        ),
     ),
     Card(
         "WSILB",

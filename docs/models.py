@@ -163,8 +163,8 @@ def section(weights: Weights, suite: results.Suite) -> str:
     """All that is known of a file, under a heading of its own."""
     parameters, macs = weights.cost
     path = Path(os.path.relpath(weights.file, DOCS)).as_posix()
+    download = f"{{download}}`{weights.file.name} <{path}>`, {weights.file.stat().st_size / 1e6:.2f} MB"
     facts = {
-        "download": f"{{download}}`{weights.file.name} <{path}>`, {weights.file.stat().st_size / 1e6:.2f} MB",
         "load": f"`{weights.call}`",
         "scale": f"×{weights.scale}",
         "parameters": f"{parameters:,}",
@@ -174,8 +174,9 @@ def section(weights: Weights, suite: results.Suite) -> str:
         "terms": "[MIT; the images have terms of their own](licence.md#weights)",
         "SHA-256": f"`{weights.checksum}`",
     }
-    lines = "".join(f"{name}\n: {value}\n\n" for name, value in facts.items() if value)
-    return f"({_anchor(weights)})=\n## {weights.title}\n\n{lines}{_scores(weights)}"
+    head = ["file", download]
+    lines = table(head, [[name, value] for name, value in facts.items() if value], text=head)
+    return f"({_anchor(weights)})=\n## {weights.title}\n\n{lines}\n{_scores(weights)}"
 
 
 def _anchor(weights: Weights) -> str:

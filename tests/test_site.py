@@ -26,7 +26,7 @@ def test_a_weight_file_is_on_the_page_of_models(file: Path) -> None:
     text = models.text()
     (section,) = re.findall(rf"^## {re.escape(weights.title)}\n(.*?)(?=^##|\Z)", text, re.DOTALL | re.MULTILINE)
     net = eval(weights.call, {"load_mren": load_mren})
-    assert f"parameters\n: {sum(parameter.numel() for parameter in net.parameters()):,}\n" in section
+    assert f"| parameters | {sum(parameter.numel() for parameter in net.parameters()):,} |" in section
     assert hashlib.sha256(file.read_bytes()).hexdigest() in section
     assert f"<../examples/mren/weights/{file.name}>" in section
     assert weights.images, f"weights/README.md has no section {file.stem} with a row on its images"

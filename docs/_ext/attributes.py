@@ -1,6 +1,6 @@
 """Docstrings of attributes and constants are prose: what stands before their first colon is no type.
 
-Napoleon reads ``type: description`` in the first line of such a docstring, and does not if that line is empty.
+Napoleon reads ``type: description`` in the first line of such a docstring; an empty comment keeps it from doing so.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from sphinx.application import Sphinx
 
 
 def shield(app: Sphinx, what: str, name: str, item: object, options: object, lines: list[str]) -> None:
-    """Put an empty line before the docstring of an attribute."""
+    """Put an empty comment before the docstring of an attribute."""
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -44,5 +44,5 @@ def offer(app: Sphinx, page: str, content: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("source-read", offer, priority=400)  # before index entries are added
+    app.connect("source-read", offer)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,13 +1,14 @@
 """Words that readers search for and pages that answer them, also where a page uses other words.
 
-Each word becomes an index entry below the title of its page; the search lists pages with such an entry first.
+Each word becomes a main entry of the index for its page; the search lists pages with such an entry first.
 """
 
 from __future__ import annotations
 
-import re
-
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
 
 WORDS = {
     "license": "licence",
@@ -46,15 +47,21 @@ WORDS = {
     "tiles": "how-to/large-images",
     "demo": "try",
 }
-TITLE = re.compile(r"\A# .*\n", re.MULTILINE)
 
 
-def add_entries(app: Sphinx, page: str, content: list[str]) -> None:
-    """Put the index entries of a page below its title."""
-    entries = "".join(f"\n```{{index}} single: {word}\n```\n" for word, where in WORDS.items() if where == page)
-    content[0] = TITLE.sub(lambda title: f"{title[0]}{entries}", content[0], count=1)
+class AddEntries(SphinxTransform):
+    """Give a page the index entries of its words; they lead to its first section."""
+
+    default_priority = 800  # before the domains look for entries
+
+    def apply(self, **kwargs: object) -> None:
+        words = [word for word, page in WORDS.items() if page == self.env.docname]
+        section = next(self.document.findall(nodes.section), None)
+        if section is not None and words:
+            entries = [("single", word, section["ids"][0], "main", None) for word in words]
+            section.insert(1, addnodes.index(entries=entries))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("source-read", add_entries)
+    app.add_transform(AddEntries)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
