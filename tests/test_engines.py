@@ -93,7 +93,7 @@ def test_what_was_quantised_for_onnx_runtime_runs_in_openvino(weights: Path, tmp
     x = photo(40, 50, seed=7)[None].float() / 255
     with torch.no_grad():
         error = in_openvino(tmp_path / "int8", x) - load_mren(3, path=weights)(x)
-    assert 38 < -10 * error.square().mean().log10() < 70  # in float32 it would be closer
+    assert 38 < -10 * error.square().mean().log10() < 90  # in float32 it would be closer
     model = openvino.Core().read_model(tmp_path / "int8" / "model.xml")
     assert any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
     assert model.get_rt_info(["mren", "precision"]).astype(str) == "int8"
