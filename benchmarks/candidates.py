@@ -237,7 +237,8 @@ def runtime(name: Runtime, *, calibration: Sequence[Tensor] = (), **options: str
                 if calibration:
                     import_module("examples.mren.quantize").write_int8(net, path, name, x, calibration)
                 else:
-                    engine.write(net, path, x)
+                    # SAFMN pools to sizes that depend on the image, which ncnn cannot.
+                    engine.write(net, path, x, **({"any_size": False} if name == "ncnn" else {}))
                 return engine.load(path, threads=torch.get_num_threads(), **options), x
         except ImportError as error:
             raise Unavailable(reason(error)) from error

@@ -3,7 +3,8 @@
     python -m benchmarks.flicker
 
 Each frame is cut from a photograph some pixels further to the right than the one before, and shrunk by the scale.
-Printed is how far neighbouring results differ where they show the same, the RMS of 8-bit levels, away from the borders.
+The table in ``docs/results/engines`` says how far neighbouring results differ where they show the same: the RMS of
+8-bit levels, away from the borders.
 
 With steps of a multiple of the scale, both frames have the same low-resolution pixels. Bicubic then gives the same, and
 so does a network that looks only at what is near: what differs comes from statistics of the whole frame. With other
@@ -17,6 +18,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from skimage import data
@@ -24,11 +26,13 @@ from torch import Tensor
 
 from examples.markdown import table
 from examples.mren.data import imresize
+from examples.mren.files import write_text
 from examples.mren.fold import fold_mren
 from examples.mren.model import load_mren
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
+FILE = Path(__file__).parents[1] / "docs" / "results" / "engines" / "flicker.md"
 SCALE = 4
 PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
 FRAME = (384, 384)  # of the original; larger at low resolution than the windows of local statistics
@@ -69,7 +73,7 @@ def methods() -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table of Markdown; returns the exit code."""
+    """Write a table of Markdown; returns the exit code."""
     argparse.ArgumentParser("python -m benchmarks.flicker", description=(__doc__ or "").partition("\n")[0]).parse_args(
         argv
     )
@@ -79,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         [label, *(f"{flicker(upscale, frames, step):.2f}" for (_, step), frames in pans.items())]
         for label, upscale in methods().items()
     ]
-    print(table(head, rows), end="")
+    write_text(FILE, table(head, rows))
+    print(FILE)
     return 0
 
 

@@ -1,8 +1,9 @@
-"""The errors of MREN in lower precisions, compared with float64: ``python -m benchmarks.precision --calibrate FOLDER``.
+"""The errors of MREN in lower precisions, compared with float64: ``python -m benchmarks.precision``.
 
-The shipped weights enlarge photographs that scikit-image ships, shrunk as for scoring, in PyTorch and in the engines of
-:mod:`examples.mren.engines`, those in int8 with the ranges of the images in a folder. The results go to a CSV file
-beside those of the other benchmarks; :mod:`benchmarks.report` makes the tables. Nothing is timed.
+The shipped weights enlarge photographs that scikit-image ships, shrunk as for scoring. With ``--calibrate FOLDER`` they
+do so in other engines, too, in int8 with the ranges of the images in that folder; without it, these rows stay as they
+are. The results go to a CSV file beside those of the other benchmarks; :mod:`benchmarks.report` makes the tables.
+Nothing is timed.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from skimage import data
 from torch import Tensor, nn
 
+from benchmarks.candidates import ENGINES, runtime
 from examples.mren.cli import run_command
 from examples.mren.data import imresize, mod_crop
-from examples.mren.engines.program import PortableMREN
 from examples.mren.fold import fold_mren
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, load_mren
 from examples.mren.recipes import Mixed
-from examples.records import write_rows
+from examples.records import read_rows, write_rows
 
 FILE = Path(__file__).parent / "results" / "precision.csv"
 HEADER = ["network", "form", "largest", "rms", "bytes_changed", "psnr"]
@@ -53,19 +54,17 @@ def forms(net: MREN) -> dict[str, Form]:
     }
 
 
-def engine_forms(net: MREN, calibrate: Path) -> Iterator[tuple[str, Form]]:
+def engine_forms(net: MREN, calibrate: Path) -> dict[str, Form]:
     """The forms of other engines, under their names in :data:`benchmarks.candidates.ENGINES`."""
-    from benchmarks.candidates import runtime  # here only: the forms of PyTorch need no engine
-    from examples.mren.quantize import calibration_images
+    from examples.mren.quantize import calibration_images  # here only: the forms of PyTorch need no engine
 
-    portable, images = PortableMREN(net), calibration_images(calibrate, net.scale)
-    for name, engine, options in (
-        ("openvino", "openvino", {}),
-        ("openvino bf16", "openvino", {"precision": "bf16"}),
-        ("openvino int8", "openvino", {"calibration": images}),
-        ("onnx int8", "onnx", {"calibration": images}),
-    ):
-        yield name, runtime(engine, **options)(portable, torch.rand(1, 3, 24, 24))[0]
+    images = calibration_images(calibrate, net.scale)
+    steps = {
+        **{name: ENGINES[name] for name in ("openvino", "openvino bf16")},
+        "openvino int8": runtime("openvino", calibration=images),
+        "onnx int8": runtime("onnx", calibration=images),
+    }
+    return {name: step(net, torch.rand(1, 3, 24, 24))[0] for name, step in steps.items()}
 
 
 @torch.inference_mode()
@@ -94,11 +93,15 @@ def measure(
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     photos = [torch.from_numpy(getattr(data, name)()).permute(2, 0, 1) for name in PHOTOGRAPHS]
-    rows = []
+    before = read_rows(FILE) if FILE.exists() else []
+    rows: list[list[str]] = []
     for name, variant in {"MREN ×4": "mren", "MREN-S ×4": "mren_s"}.items():
         net = load_mren(4, variant)
-        given = (forms(net) if variant == "mren" else {}) | dict(engine_forms(net, args.calibrate))
+        given = forms(net) if variant == "mren" else {}
+        given |= {} if args.calibrate is None else engine_forms(net, args.calibrate)
         rows += [[name, *row] for row in measure(net, photos, given)]
+        kept = [row for row in before if row["network"] == name and row["form"] in ENGINES]
+        rows += [list(row.values()) for row in kept if args.calibrate is None]
     write_rows(FILE, [dict(zip(HEADER, row, strict=True)) for row in rows], HEADER)
     print(FILE)
 
@@ -106,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks.precision", description=__doc__.partition("\n")[0])
-    parser.add_argument("--calibrate", type=Path, required=True, help="folder of images such as those of the training")
+    parser.add_argument("--calibrate", type=Path, help="folder of images such as those of the training")
     return run_command(run, parser.parse_args, argv)
 
 

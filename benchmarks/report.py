@@ -19,6 +19,7 @@ from benchmarks.candidates import CONVOLUTION, ENGINES, FOLDED_BLOCKS, REFERENCE
 from benchmarks.precision import FILE as PRECISION
 from benchmarks.results import Results, Row, Suite, load
 from benchmarks.runner import BACKWARD, FORWARD
+from benchmarks.suites import CONVERTED
 from examples import markdown
 from examples.markdown import digits, mib, spread, with_part
 from examples.mren.cli import run_command
@@ -217,25 +218,35 @@ def precision_table() -> str:
 def engine_precision_table(results: Results) -> str:
     """What each precision of another engine loses, and how long it takes."""
     rows = read_rows(PRECISION)
-    timed = {(row["name"], row["engine"]): _ms(row) for row in _rows(results, "engines") if "seconds" in row}
     exact = {row["network"]: float(row["psnr"]) for row in rows if row["form"] == "float64"}
+    # All times of one run, for the sake of comparing.
+    timed = next((suite.rows for suite in results.get("engines", []) if suite.has("openvino int8")), [])
+    times = {(row["name"], row["engine"]): _ms(row) for row in timed if "seconds" in row}
     lines = []
     for row in rows:
+        key, psnr = (row["network"], row["form"]), float(row["psnr"])
         if row["form"] in ENGINES:
-            name, psnr = row["network"], float(row["psnr"])
-            lines.append(
-                [name, row["form"], timed.get((name, row["form"]), ""), f"{psnr:.3f}", f"{psnr - exact[name]:+.3f}"]
-            )
+            lines.append([*key, times.get(key, ""), f"{psnr:.3f}", f"{psnr - exact[row['network']]:+.3f}"])
     return table(["", "engine", "ms", "PSNR, dB", "beside float64, dB"], lines)
 
 
-def engine_times_table(suite: Suite) -> str:
-    """Milliseconds of each network in each engine."""
-    engines = list(dict.fromkeys(row["engine"] for row in suite.rows))
-    found = {(row["name"], row["engine"]): _ms(row) for row in suite.rows if "seconds" in row}
-    names = dict.fromkeys(row["name"] for row in suite.rows)
-    lines = [[name, *(found.get((name, engine), "") for engine in engines)] for name in names]
-    return f"{suite.title}\n\n{table(['', *engines], lines)}"
+def pivot_table(suite: Suite, rows: Iterable[Row], column: str) -> str:
+    """Milliseconds of networks, in columns by a value of their rows."""
+    found = {(row["name"], row[column]): _ms(row) for row in rows if "seconds" in row}
+    names, columns = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
+    lines = [[name, *(found.get((name, each), "") for each in columns)] for name in names]
+    return f"{suite.title}\n\n{table(['', *columns], lines)}"
+
+
+def engine_tables(results: Results) -> dict[str, str]:
+    """The tables of the pages of engines; those of times where these were measured."""
+    texts = {"precision.md": engine_precision_table(results)}
+    for suite in results.get("engines", [])[:1]:
+        texts["times.md"] = pivot_table(suite, suite.rows, "engine")
+        if all(map(suite.has, CONVERTED)):
+            ours = [row for row in suite.rows if row["name"].startswith("MREN") and row["engine"] in CONVERTED]
+            texts["folded.md"] = pivot_table(suite, ours, "form")
+    return texts
 
 
 def arithmetic_rate(row: Row, suite: Suite) -> Summary | None:
@@ -430,12 +441,11 @@ def tables(results: Results) -> dict[str, str]:
 
 def pages(results: Results) -> dict[Path, str]:
     """Every file of Markdown that is written, in whole or in part, with its text."""
-    engines = DOCS.parent / "engines"
-    made = {DOCS / name: text for name, text in tables(results).items()}
-    made[engines / "precision.md"] = engine_precision_table(results)
-    for suite in results.get("engines", [])[:1]:
-        made[engines / "times.md"] = engine_times_table(suite)
-    return made | {README: with_part(README.read_text(), COMMAND, choices_table(results, memory=False))}
+    return {
+        **{DOCS / name: text for name, text in tables(results).items()},
+        **{DOCS.parent / "engines" / name: text for name, text in engine_tables(results).items()},
+        README: with_part(README.read_text(), COMMAND, choices_table(results, memory=False)),
+    }
 
 
 def run(_: argparse.Namespace) -> None:

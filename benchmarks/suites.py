@@ -70,22 +70,26 @@ def nets(settings: Settings) -> list[Row]:
 
 
 # The networks that are compared by the same engine.
+CONVERTED = ("onnx", "openvino")
 IN_ENGINES = ("MREN ×4", "MREN-S ×4", "IMDN ×4", "SAFMN ×4", "SPAN ×4")
 
 
 def engines(settings: Settings) -> list[Row]:
-    """Each network by each engine, MREN folded, beside IMDN by the same engine."""
+    """Each network by each engine, MREN folded, beside IMDN by the same engine; in converted files unfolded, too."""
     size = (12, 16) if settings.quick else (120, 160)
     candidates: dict[str, Candidate] = {}
     for engine in filter(settings.allows, ENGINES):
         for name in _nets(settings) if settings.quick else settings.chosen(IN_ENGINES):
-            folds = name.startswith("MREN") and engine not in UNFOLDED_ENGINES
-            form = ("folded" if engine == "eager" else f"folded, {engine}") if folds else engine
-            candidates[f"{name} | {engine}"] = Candidate(
-                entry(name, form, size, engine=engine),
-                timed_form(name, form, size, settings),
-                f"{REFERENCE_NET} | {engine}",
-            )
+            forms = [engine]
+            if name.startswith("MREN") and engine not in UNFOLDED_ENGINES:
+                folded = "folded" if engine == "eager" else f"folded, {engine}"
+                forms = [engine, folded] if engine in CONVERTED else [folded]
+            for form in forms:
+                candidates[f"{name} | {form}"] = Candidate(
+                    entry(name, form, size, engine=engine),
+                    timed_form(name, form, size, settings),
+                    f"{REFERENCE_NET} | {engine}",
+                )
     return measure(candidates, settings)
 
 

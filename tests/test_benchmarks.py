@@ -19,7 +19,7 @@ from benchmarks.candidates import BLOCKS, CONVOLUTION, NETS, STEPS, Unavailable,
 from benchmarks.fixtures import CCA, IMDN, RFDB, srcnn, vdsr
 from benchmarks.runner import Candidate, Settings, measure
 from benchmarks.steps import Request, Worker
-from examples.markdown import digits, table
+from examples.markdown import END, begin, digits, table
 from examples.mren.fold import fold_mren
 from examples.mren.model import MREN, load_mren
 from examples.mren.recipes import blocks_of
@@ -494,14 +494,46 @@ def test_errors_of_each_precision_are_in_order() -> None:
 def test_engines_beside_each_other() -> None:
     (nets,) = made_up()["nets"]
     rows = [
-        {"name": "MREN ×4", "form": form, "engine": engine, "seconds": {"median": seconds}}
-        for form, engine, seconds in (("folded", "eager", 0.5), ("openvino int8", "openvino int8", 0.125))
-    ]
+        {"name": name, "form": form, "engine": engine, "seconds": {"median": seconds}}
+        for name, form, engine, seconds in (
+            ("MREN ×4", "onnx", "onnx", 0.25), ("MREN ×4", "folded, onnx", "onnx", 0.5),
+            ("MREN ×4", "openvino", "openvino", 1), ("MREN ×4", "openvino int8", "openvino int8", 0.125),
+            ("IMDN ×4", "onnx", "onnx", 2),
+        )
+    ]  # fmt: skip
     suite = results.Suite(nets.machine, nets.settings, [*rows, {"name": "IMDN ×4", "engine": "eager", "skipped": "x"}])
-    assert lines_of(report.engine_times_table(suite))[2:] == [["MREN ×4", "500", "125"], ["IMDN ×4", "", ""]]
-    found = lines_of(report.engine_precision_table({"engines": [suite]}))
+    texts = report.engine_tables({"engines": [suite]})
+    assert lines_of(texts["times.md"])[2:] == [["MREN ×4", "500", "1,000", "125"], ["IMDN ×4", "2,000", "", ""]]
+    assert lines_of(texts["folded.md"])[2:] == [["MREN ×4", "250", "500", "1,000"]]
+    found = lines_of(texts["precision.md"])
     assert ["MREN ×4", "openvino int8", "125"] in [line[:3] for line in found]
     assert all(abs(float(line[-1])) < 0.3 for line in found[2:])  # what each loses, in dB
+    assert list(report.engine_tables({"engines": [results.Suite(nets.machine, nets.settings, rows[1:])]})) == [
+        "precision.md", "times.md"
+    ]  # fmt: skip
+
+
+def test_a_frame_rate_is_compared_by_the_fastest_form() -> None:
+    (nets,) = made_up()["nets"]
+    rows = [
+        {"name": name, "form": form, "size": [1, 3, 180, 320], "rounds": [seconds],
+         "seconds": summarise([seconds]).as_dict()}
+        for name, form, seconds in (("MREN ×4", "a", 0.5), ("MREN ×4", "b", 0.25), ("IMDN ×4", "a", 0.125))
+    ]  # fmt: skip
+    texts = report.tables({"gpu": [results.Suite(nets.machine, nets.settings, rows)]})
+    assert ["MREN ×4, b / IMDN ×4, a", "1 thread, none", "2.00 (2.00–2.00)"] in lines_of(texts["summary.md"])
+
+
+def test_the_report_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, path in (("DOCS", tmp_path / "results" / "benchmarks"), ("README", tmp_path / "README.md")):
+        monkeypatch.setattr(report, name, path)
+    (tmp_path / "README.md").write_text("no place for a table")
+    assert report.main([]) == 1
+    (tmp_path / "README.md").write_text(f"{begin(report.COMMAND)}\n{END}\n")
+    assert report.main([]) == 0
+    assert "| MREN ×4, folded " in (tmp_path / "README.md").read_text()
+    written = {path.name for path in (tmp_path / "results").rglob("*.*")}
+    assert {"summary.md", "precision.md", "latency.svg"} <= written
 
 
 def test_plots_show_what_is_known_and_do_not_change(tmp_path: Path) -> None:
@@ -510,8 +542,16 @@ def test_plots_show_what_is_known_and_do_not_change(tmp_path: Path) -> None:
         ("MREN", 45.0), ("MREN, our weights", 45.0), ("IMDN", 30.0)
     ]  # fmt: skip
     assert {name: psnr for name, _, psnr in found}["MREN"] == 32.24
+    (nets,) = made_up()["nets"]
+    growth = [
+        {"name": "MREN ×4", "form": "eager", "tile": tile, "size": [1, 3, side, side],
+         "seconds": {"median": side / 100}, "peak_bytes": 2**20 * side}
+        for tile in (None, 32) for side in (32, 64)
+    ]  # fmt: skip
+    growth.append({"name": "MREN ×4", "form": "eager", "tile": None, "size": [1, 3, 999, 999], "skipped": "too large"})
     for name, draw in plots.PLOTS.items():
-        draw(made_up(), tmp_path / name)
+        draw(made_up() | {"growth": [results.Suite(nets.machine, nets.settings, growth)]}, tmp_path / name)
+    assert all(words in (tmp_path / "memory.svg").read_text() for words in (">MREN ×4, eager<", "tiles of 32"))
     first = (tmp_path / "psnr_macs.svg").read_text()
     plots.PLOTS["psnr_macs.svg"](made_up(), tmp_path / "psnr_macs.svg")
     assert (tmp_path / "psnr_macs.svg").read_text() == first

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from examples.mren.compare import OVERVIEW, PANEL, Detail, find_detail, main
+from examples.mren.compare import OVERVIEW, PANEL, Detail, find_detail, main, write_sample
 from examples.mren.model import MREN, WEIGHTS, save_weights, weights_path
 from tests.images import photo, write_photos
 
@@ -98,3 +100,11 @@ def test_images_and_weights_of_one_name_are_told_apart(tmp_path: Path, capsys) -
     assert "no image '0'; there are 0.bmp, 0.png." in capsys.readouterr().err
     assert main([*command, "--crop", "0.png:0,0,32", "0.bmp:0,0,32"]) == 0
     assert Image.open(tmp_path / "details.png").width == OVERVIEW + 4 * PANEL + 6 * 12
+
+
+def test_a_sample_is_drawn_beside_its_original(tmp_path: Path, capsys) -> None:
+    write_sample(torch.nn.Upsample(scale_factor=4), 4, tmp_path / "sample.png", label="repeated")
+    with Image.open(tmp_path / "sample.png") as drawn:
+        assert drawn.width > 4 * 240
+    scores = dict(re.findall(r"(\w+): ([\d.]+) dB", capsys.readouterr().out))
+    assert float(scores["Bicubic"]) > float(scores["repeated"]) > 20

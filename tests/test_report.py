@@ -32,6 +32,22 @@ def test_the_committed_tables_are_those_that_the_files_give() -> None:
         assert page.read_text() == text, "run python -m examples.mren.report"
 
 
+def test_the_reports_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = report.tables() | hosts.tables()
+    page = tmp_path / "README.md"
+    shutil.copytree(report.RESULTS, tmp_path / "results")
+    shutil.copy(next(WEIGHTS.glob("*.log.csv")), tmp_path / "results" / "one-cycle.log.csv")
+    for name, value in {"DOCS": tmp_path / "docs", "RESULTS": tmp_path / "results"}.items():
+        monkeypatch.setattr(report, name, value)
+    monkeypatch.setattr(hosts, "DOCS", tmp_path / "docs")
+    monkeypatch.setattr(report, "pages", lambda: {page: "written"})
+    assert report.main([]) == hosts.main([]) == 0
+    assert {file.name: file.read_text() for file in (tmp_path / "docs").glob("*.md")} == texts
+    assert page.read_text() == "written"
+    assert ">one-cycle<" in (tmp_path / "docs" / "recipes.svg").read_text()
+    assert ">MREN ×4<" in (tmp_path / "docs" / "training.svg").read_text()
+
+
 def test_a_narrow_network_gets_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mren_x4.safetensors", "mren_x4.scores.csv"):
         shutil.copy(WEIGHTS / name, tmp_path)

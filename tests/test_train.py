@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +20,12 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from examples.mren import trainer
+from examples.mren.data import ImagePair, PatchSampler, imresize
 from examples.mren.model import MREN, load_mren, save_weights
-from examples.mren.recipes import RECIPES, Recipe, Stage
+from examples.mren.recipes import RECIPES, Recipe, Stage, Training
 from examples.mren.train import main
 from examples.mren.trainoptions import parse, training_of
-from tests.images import write_photos
+from tests.images import photo, write_photos
 
 SMALL = [
     *("--num-blocks", "1", "--config", '{"channels": 12}', "--recipe", "short", "--batch-size", "2"),
@@ -523,6 +526,96 @@ def test_a_run_of_given_minutes_ends_on_time_with_its_schedule_complete(images: 
     assert 7 < now - started <= 21 - started
     assert 150 <= int(last(tmp_path / "run")[0]) <= 195
     assert float(last(tmp_path / "run")[3]) == pytest.approx(0, abs=1e-5)
+
+
+class Convolution(torch.nn.Module):
+    """A small network to twice the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1)))
+        self.norm = torch.nn.BatchNorm2d(12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pixel_shuffle(self.norm(self.body(x)), 2)
+
+
+def trainer_of(output: Path, **changes: Any) -> trainer.Trainer:
+    pair = ImagePair(Path("photo.png"), photo(40, 48), imresize(photo(40, 48), 1 / 2))
+    options = {"accelerator": None, "held_out": {"psnr": [pair]}, "label": "small"} | changes
+    training = options.pop("training", Training(steps=30, batch_size=2, patch_size=16))
+    sampler = PatchSampler([pair], 2, patch_size=16, batch_size=2, seed=0)
+    return trainer.Trainer(Convolution(), training, sampler, output, **options)
+
+
+def test_minutes_are_kept_and_the_schedule_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock that a step moves by 0.1 s and nothing else: 12 s are 100 steps and 2 s for the last files.
+    now = 0.0
+    step = trainer.Trainer._step
+
+    def counted(self: trainer.Trainer) -> torch.Tensor:
+        nonlocal now
+        now += 0.1
+        return step(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", counted)
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: now)
+    progress = trainer_of(tmp_path, training=Training(minutes=0.2, batch_size=2, patch_size=16)).run()
+    assert 85 <= progress.step <= 100
+    assert 8 < now <= 12
+    assert progress.history[-1]["lr"] == pytest.approx(0, abs=1e-5)
+    resumed = trainer_of(tmp_path, training=Training(minutes=0.1, batch_size=2, patch_size=16))
+    with pytest.raises(trainer.TrainingError, match=r"--minutes 0\.1 would cut off"):
+        resumed.resume()
+
+
+class OneOfTwo:
+    """A process whose twin does the same: a sum is twice what it has, and a mean the same."""
+
+    num_processes, process_index, is_main_process = 2, 1, False
+
+    def prepare_model(self, net: torch.nn.Module, **_: object) -> torch.nn.Module:
+        return net
+
+    def no_sync(self, net: torch.nn.Module) -> nullcontext[None]:
+        return nullcontext()
+
+    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        return 2 * tensor if reduction == "sum" else tensor
+
+
+def test_the_second_of_two_processes_stops_with_the_first_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_0000001").mkdir(parents=True)  # damaged, which the first process says
+    second = trainer_of(tmp_path, accelerator=OneOfTwo())
+    with pytest.raises(trainer.TrainingError, match="no readable checkpoint"):
+        second.resume()
+    second.interrupt()
+    assert second.run().step == 10
+    assert len(list(tmp_path.rglob("*.*"))) == 0
+    timed = trainer_of(tmp_path, accelerator=OneOfTwo(), training=Training(minutes=0.04, batch_size=2, patch_size=16))
+    assert timed.run().fraction == 1
+    with pytest.raises(trainer.TrainingError, match="a batch of 3 does not divide among 2 processes"):
+        trainer_of(tmp_path, accelerator=OneOfTwo(), training=Training(steps=1, batch_size=3, patch_size=16))
+
+
+def test_statistics_of_a_batch_norm_are_those_of_the_network(tmp_path: Path) -> None:
+    run = trainer_of(tmp_path, held_out={})
+    run.run()
+    assert run.raw_net.norm.num_batches_tracked == 30
+    assert torch.equal(run.average.norm.running_mean, run.raw_net.norm.running_mean)
+    assert not torch.equal(run.average.body[0][0].weight, run.raw_net.body[0][0].weight)
+
+
+def test_blocks_are_compiled_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    training = Training(steps=1, batch_size=2, patch_size=16, compile=True)
+    assert compiled == [trainer_of(tmp_path, training=training).raw_net.body[0]]
+
+
+def test_cuda_graphs_need_a_gpu(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--cuda-graph") == 1
+    assert "--cuda-graph needs one GPU" in capsys.readouterr().err
 
 
 def last(output: Path) -> list[str]:

@@ -52,12 +52,6 @@ def draw_attention() -> None:
             image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(IMAGES / "attention.jpg", quality=82)
 
 
-def measure_precision() -> None:
-    from docs.figures.scores import DATA  # here only: it needs what the extra onnx installs
-
-    module("benchmarks.precision", "--calibrate", str(DATA / "train" / "bsds500"))
-
-
 # The quick ones first.
 STEPS: dict[str, Callable[[], None]] = {
     "sample": draw_sample,
@@ -67,7 +61,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "tutorials": lambda: module("docs.figures.tutorials.draw"),
     "printed": lambda: module("docs.figures.printed"),
     "report": lambda: module("examples.mren.report"),
-    "precision": measure_precision,
+    "precision": lambda: module("benchmarks.precision"),
     "benchmarks": lambda: module("benchmarks.report"),
     "jpeg": lambda: module("docs.figures.jpeg", "--measure"),
     "numerics": lambda: module("docs.figures.numerics", "--measure"),

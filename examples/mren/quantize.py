@@ -24,7 +24,6 @@ MOST_IMAGES = 24
 LARGEST_SIDE = 96  # of a low-resolution image; more of them tells more than larger ones
 LEAST_PSNR = 38.0  # to the float network, in dB
 
-COLOURS = 3
 KEPT_PART = ".attention."  # of the names of weights that are left in float
 
 
@@ -56,8 +55,7 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
         images: Low-resolution, between 0 and 1, each (3, H, W).
     """
     model = onnx.load(file)
-    shapes = {each.name: list(each.dims) for each in model.graph.initializer}
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    in_float = _at_the_ends(model.graph)
     quantize_static(
         model,
         file,
@@ -66,8 +64,8 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
         op_types_to_quantize=["Conv"],
         nodes_to_quantize=[
             node.name
-            for node in convolutions
-            if KEPT_PART not in node.input[1] and COLOURS not in shapes[node.input[1]][:2]
+            for node in model.graph.node
+            if node.op_type == "Conv" and node.name not in in_float and KEPT_PART not in node.input[1]
         ],
         per_channel=True,
         # Seven bits: two products of eight overflow sixteen, in which processors without VNNI add them up.
@@ -79,6 +77,19 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
     onnx.helper.set_model_props(quantized, {each.key: each.value for each in model.metadata_props})
     onnx.checker.check_model(quantized, full_check=True)
     onnx.save(quantized, file)
+
+
+def _at_the_ends(graph: onnx.GraphProto) -> set[str]:
+    """The names of the convolutions that read the image, or write the result."""
+    reading, writing = {graph.input[0].name}, {graph.output[0].name}
+    for node in graph.node:
+        if node.op_type != "Conv" and reading.intersection(node.input[:1]):
+            reading.update(node.output)
+    for node in reversed(graph.node):
+        if node.op_type != "Conv" and writing.intersection(node.output):
+            writing.update(node.input)
+    ends = (node for node in graph.node if reading.intersection(node.input[:1]) or writing.intersection(node.output))
+    return {node.name for node in ends if node.op_type == "Conv"}
 
 
 def write_int8(

@@ -20,13 +20,23 @@ from examples.mren.engines import Engine, install_hint
 PARAM, BIN = "model.ncnn.param", "model.ncnn.bin"
 
 
-def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
-    """Convert a network to a folder with ``model.ncnn.param`` and ``model.ncnn.bin``, for an image of any size.
+def write(
+    network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}, *, any_size: bool = True
+) -> None:
+    """Convert a network to a folder with ``model.ncnn.param`` and ``model.ncnn.bin``.
 
     Weights are float32. ncnn has no place for metadata; they go into ``metadata.json``.
 
+    Args:
+        network: The network.
+        path: The folder.
+        example: An image for it.
+        metadata: What the result says about itself.
+        any_size: Whether it is for an image of any size; otherwise for those of the size of ``example``. Not every
+            network can be the first: ncnn pools to a size that is a number, and not to one that depends on the image.
+
     Raises:
-        ValueError: If pnnx cannot convert it.
+        ValueError: If pnnx cannot convert it, or ncnn has no layer for a part of it.
     """
     try:
         import pnnx
@@ -40,11 +50,16 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
         torch.jit.trace(network, example[:1], check_trace=False).save(str(traced))
         # pnnx.export would also execute the Python file that pnnx writes.
         command = [pnnx.EXEC_PATH, traced, "device=cpu", "fp16=0"]
-        command += [f"inputshape=[1,3,{height},{width}]", f"inputshape2=[1,3,{height + 8},{width + 16}]"]
+        command += [f"inputshape=[1,3,{height},{width}]"]
+        command += [f"inputshape2=[1,3,{height + 8},{width + 16}]"] * any_size
         command += [f"ncnnparam={path / PARAM}", f"ncnnbin={path / BIN}"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if done.returncode != 0 or not (path / BIN).is_file():
         raise ValueError(f"pnnx cannot convert the network ({one_line(done.stderr)[-300:]}).")
+    # What pnnx has no layer of ncnn for stands there under its own name, such as F.adaptive_max_pool2d.
+    kinds = {line.split()[0] for line in (path / PARAM).read_text().splitlines()[2:]}
+    if unknown := sorted(kind for kind in kinds if "." in kind or ":" in kind):
+        raise ValueError(f"ncnn has no layer for {', '.join(unknown)}, which the network has for images of any size.")
     if metadata:
         (path / "metadata.json").write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
 

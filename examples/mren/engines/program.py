@@ -58,7 +58,8 @@ class PortableBicubic(nn.Module):
 
 def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
     """The graph of a network for any number, height and width of images."""
-    with warnings.catch_warnings():
+    # With gradients, also where the caller has none: else a network that keeps tensors keeps those of the tracer.
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
         warnings.simplefilter("ignore")  # deprecations inside torch
         # Of two images: a batch of one would be taken for a constant.
         return torch.export.export(
