@@ -107,6 +107,7 @@ def test_another_network_restores_a_picture(isolated: bool, browser: Any, site: 
 
     site.isolated = isolated
     page = Page(browser, site)
+    assert browser.execute_script("return crossOriginIsolated") is isolated  # what the worker takes threads by
     Select(page.part("network")).select_by_visible_text("MREN ×2")
     page.part("restore").click()
     original = photo(75, 97)
