@@ -24,6 +24,7 @@ class ShallowResidual(nn.Module):
         channels: Width of the input and of the output.
 
     Example:
+        >>> import torch
         >>> ShallowResidual(8)(torch.rand(1, 8, 9, 7)).shape
         torch.Size([1, 8, 9, 7])
     """
@@ -46,6 +47,7 @@ class Distillation(nn.Module):
         length: Number of stages.
 
     Example:
+        >>> import torch
         >>> kept = Distillation(8, 4, 2)([torch.rand(1, 8, 9, 7), torch.rand(1, 8, 9, 7)])
         >>> len(kept), kept[0].shape
         (2, torch.Size([1, 4, 9, 7]))
@@ -67,6 +69,7 @@ class ChannelAttention(nn.Module):
         channels: Width of the input and of the output.
 
     Example:
+        >>> import torch
         >>> ChannelAttention(8)(torch.rand(1, 8, 9, 7)).shape
         torch.Size([1, 8, 9, 7])
     """
@@ -87,6 +90,7 @@ class Skips(nn.Module):
         kept: What a distilling skip would keep of them; not needed here.
 
     Example:
+        >>> import torch
         >>> across = Skips([8, 16], [4, 8])([torch.rand(1, 8, 18, 14), torch.rand(1, 16, 9, 7)])
         >>> across[1].shape
         torch.Size([1, 16, 9, 7])
