@@ -363,12 +363,12 @@ def features() -> Tensor:
 @pytest.mark.parametrize(
     ("order", "keep", "words"),
     [
-        ([1, 2], True, r"stage 1 needs the attention map that step\(0, ...\) returned; call step\(1, x, previous\)"),
-        ([1, 2, 3], True, r"stage 1 needs the attention map"),
-        ([0, 1, 2, 3], True, r"stage must be 0 to 2 for a chain of length 3, got 3; build the chain with length=4"),
+        ([1, 2], True, r"previous must be the map that step\(0, ...\) returned, got None; call step\(1, x, previous\)"),
+        ([1, 2, 3], True, r"previous must be the map that step\(0"),
+        ([0, 1, 2, 3], True, r"stage must be at most 2, got 3; build the chain with length=4"),
         ([0, 1, 0], True, "takes no previous attention map, got one"),
-        ([0, 1, 2], False, r"stage 1 needs the attention map"),
-        ([-1], True, r"stage must be 0 to 2"),
+        ([0, 1, 2], False, r"previous must be the map that step\(0"),
+        ([-1], True, r"stage must be at least 0, got -1"),
     ],
     ids=str,
 )
@@ -378,7 +378,7 @@ def test_words_about_a_chain_out_of_order(order: list[int], keep: bool, words: s
 
 
 def test_words_about_too_many_stages_at_once() -> None:
-    with pytest.raises(ValueError, match=r"features must be a sequence of 3 tensors, one for each stage, got 4"):
+    with pytest.raises(ValueError, match=r"features must be a sequence of 3 tensors, got 4"):
         DRACBChain(12, 4, 3)([features()] * 4)
 
 

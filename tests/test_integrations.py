@@ -344,7 +344,7 @@ def test_timm_hands_options_on(x: Tensor, options: dict[str, Any]) -> None:
 
 def test_timm_says_which_weights_there_are() -> None:
     assert not weights_path(3, "mren_l").exists()
-    with pytest.raises(FileNotFoundError, match=r"mren_l_x3.*Shipped: .*mren_x2, mren_x4.*--scale 3"):
+    with pytest.raises(FileNotFoundError, match=r"mren_l_x3.*Shipped: .*mren_x2, mren_x3, mren_x4.*--scale 3"):
         timm.create_model("mren_l", scale=3, pretrained=True)
 
 
