@@ -57,8 +57,7 @@ def build_layer(
 def check_choice(block: str, name: str, value: Any, choices: Sequence[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if value not in choices or isinstance(value, bool):
-        options = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{block}: {name} must be one of {options}; got {value!r}.")
+        raise ValueError(f"{block}: {name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
 def reduced_width(block: str, channels: int, reduction: int, *, factor: int = 1) -> int:
@@ -67,10 +66,8 @@ def reduced_width(block: str, channels: int, reduction: int, *, factor: int = 1)
     check_int(block, "reduction", reduction)
     width = factor * channels // reduction
     if width < 1:
-        raise ValueError(
-            f"{block}: reduction={reduction} leaves no channel of channels={channels}; "
-            f"use reduction <= {factor * channels} or channels >= {-(-reduction // factor)}."
-        )
+        fits = f"reduction <= {factor * channels} or channels >= {-(-reduction // factor)}"
+        raise ValueError(f"{block}: reduction={reduction} leaves no channel of channels={channels}; use {fits}.")
     return width
 
 
@@ -99,10 +96,9 @@ def check_feature_map(block: str, x: Tensor, channels: int | None, *, name: str 
         raise ValueError(f"{block}: {name} must be at least 1 x 1 in height and width, got shape {tuple(x.shape)}.")
     if size_multiple > 1 and (height % size_multiple != 0 or width % size_multiple != 0):
         padded = tuple(-(-side // size_multiple) * size_multiple for side in (height, width))
-        raise ValueError(
-            f"{block}: height and width of {name} must be multiples of {size_multiple}, so that the result has a whole "
-            f"size, got {height} x {width}; pad to {padded[0]} x {padded[1]} and crop the result."
-        )
+        needed = f"multiples of {size_multiple}, so that the result has a whole size"
+        came = f"{height} x {width}; pad to {padded[0]} x {padded[1]} and crop the result"
+        raise ValueError(f"{block}: height and width of {name} must be {needed}, got {came}.")
 
 
 def check_same_shape(name: str, value: Any, reference_name: str, reference: Tensor, *, hint: str) -> None:

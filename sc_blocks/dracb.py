@@ -205,6 +205,7 @@ class DRACBChain(nn.Module):
         self, features: Sequence[Tensor] | Tensor, previous: Tensor | None = None, *, stage: int | None = None
     ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, ...], Tensor] | tuple[Tensor, Tensor]:
         if isinstance(stage, int):
+            self._check_stage(stage, previous)
             return self.links[stage](features, previous)
         _check_features(features, self.length)
         _checks.check_previous_map("DRACBChain", previous, takes_map=self.takes_map)
@@ -230,8 +231,6 @@ class DRACBChain(nn.Module):
             TypeError: If ``stage`` is not an integer.
 
         Example:
-            Down a U-Net whose levels shrink and widen:
-
             >>> import torch
             >>> from sc_blocks import DRACBChain
             >>> chain = DRACBChain([32, 64], [8, 16], resample="bilinear")
@@ -241,18 +240,18 @@ class DRACBChain(nn.Module):
             torch.Size([1, 16, 12, 12])
         """
         _checks.check_int("DRACBChain", "stage", stage, least=0)
+        # Through the chain's own call, so that its hooks run and wrappers such as FSDP see every step.
+        return self(x, previous, stage=stage)
+
+    def _check_stage(self, stage: int, previous: Tensor | None) -> None:
+        _checks.check_int("DRACBChain", "stage", stage, least=0)
         if stage >= self.length:
-            hint = f"build the chain with length={stage + 1} or more, or start again at stage 0"
-            raise ValueError(f"DRACBChain: stage must be at most {self.length - 1}, got {stage}; {hint}.")
+            raise ValueError(f"DRACBChain: stage must be below {self.length}, got {stage}; use length={stage + 1}.")
         if stage == 0:
             _checks.check_previous_map("DRACBChain", previous, takes_map=self.takes_map)
         elif previous is None:
-            call = f"call step({stage}, x, previous)"
-            raise ValueError(
-                f"DRACBChain: previous must be the map that step({stage - 1}, ...) returned, got None; {call}."
-            )
-        # Through the chain's own call, so that its hooks run and wrappers such as FSDP see every step.
-        return self(x, previous, stage=stage)
+            needed = f"the map that step({stage - 1}, ...) returned"
+            raise ValueError(f"DRACBChain: previous must be {needed}, got None; call step({stage}, x, previous).")
 
     def extra_repr(self) -> str:
         maps = f"takes_map={self.takes_map}, returns_map={self.returns_map}"

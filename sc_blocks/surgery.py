@@ -95,16 +95,16 @@ class SwapReport:
             there = present.get(name)
             if there is not new:
                 came = "nothing" if there is None else f"another module, {type(there).__name__}"
+                needed = f"the {type(new).__name__} put there"
                 raise RuntimeError(
-                    f"SwapReport: {name!r} must still hold the {type(new).__name__} that was put there, got {came}; "
-                    "undo later changes first."
+                    f"SwapReport: {name!r} must still hold {needed}, got {came}; undo later changes first."
                 )
         for swap, (before, training) in zip(self.swaps, self._states, strict=True):
             now = _placement(self.model, swap.names[0])
             if now is not None and before is not None:
                 # Only what has changed: a cast would give one type to a module that has several.
                 device = now[0] if now[0] != before[0] else None
-                swap.old.to(device=device, dtype=now[1] if now[1] != before[1] else None)
+                _place(swap.old, device, now[1] if now[1] != before[1] else None)
             if swap.new.training != training:
                 swap.old.train(swap.new.training)
         for name, old in ((name, swap.old) for swap in self.swaps for name in swap.names):
@@ -191,10 +191,11 @@ def _select(model: nn.Module, where: Where) -> dict[nn.Module, tuple[tuple[str, 
     if not matching:
         came = f"{_describe(where)}, which selects none; {_alternatives(where, named[1:])}"
         raise ValueError(f"replace_modules: where must select a module inside {type(model).__name__}, got {came}.")
-    selected: dict[nn.Module, tuple[str, ...]] = {}
+    selected: dict[nn.Module, tuple[tuple[str, ...], str]] = {}
     for name, module in _outermost(named, set(matching.values())):
-        selected[module] = (*selected.get(module, ()), name)
-    return {module: (names, next(filter(matching.get, names), names[0])) for module, names in selected.items()}
+        names, given = selected.get(module, ((), name))
+        selected[module] = ((*names, name), given if given in matching else name)
+    return selected
 
 
 def _predicate(where: Any) -> Callable[[str, nn.Module], bool]:
@@ -217,14 +218,22 @@ def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[
     """Bring ``new`` to a device, type and mode, except for modules that belong to the network already."""
     if new in own:
         return
-    # Those are taken out meanwhile: .to() and .train() reach everything inside.
+    # Those are taken out meanwhile: moves and .train() reach everything inside.
     reused = list(_outermost(_named(new), own))
     for name, _ in reused:
         _put(new, name, nn.Identity())
-    device, dtype = placement or (None, None)
-    new.to(device=device, dtype=dtype).train(training)
-    for name, module in reused:
-        _put(new, name, module)
+    try:
+        _place(new.train(training), *(placement or (None, None)))
+    finally:
+        for name, module in reused:
+            _put(new, name, module)
+
+
+def _place(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    module.to(device=device)
+    casts = {torch.float16: module.half, torch.bfloat16: module.bfloat16, torch.float64: module.double}
+    if dtype is not None:  # unlike .to(dtype), these leave complex tensors as they are
+        casts.get(dtype, module.float)()
 
 
 def _placement(model: nn.Module, name: str) -> Placement | None:

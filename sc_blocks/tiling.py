@@ -92,10 +92,8 @@ def tiled(
                     raise
             # Not in the except clause, where the error's traceback keeps the failed run's tensors alive.
             tile = halved
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            elif device.type == "mps":
-                torch.mps.empty_cache()
+            if device.type in ("cuda", "mps"):
+                torch.get_device_module(device).empty_cache()
 
 
 def _blend(

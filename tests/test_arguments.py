@@ -532,7 +532,7 @@ def test_chain_misused() -> None:
         (lambda: chain([]), r"got 0"),
         (lambda: chain(x), r"got one tensor"),
         (lambda: chain(torch.zeros(3, 12, 6, 8)), r"got one tensor"),
-        (lambda: chain.step(3, x, map_), r"stage must be at most 2, got 3; build .* length=4"),
+        (lambda: chain.step(3, x, map_), r"stage must be below 3, got 3; use length=4"),
         (lambda: chain.step(-1, x, map_), r"stage must be at least 0, got -1"),
         (
             lambda: chain.step(1, x),

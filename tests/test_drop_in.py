@@ -365,7 +365,7 @@ def features() -> Tensor:
     [
         ([1, 2], True, r"previous must be the map that step\(0, ...\) returned, got None; call step\(1, x, previous\)"),
         ([1, 2, 3], True, r"previous must be the map that step\(0"),
-        ([0, 1, 2, 3], True, r"stage must be at most 2, got 3; build the chain with length=4"),
+        ([0, 1, 2, 3], True, r"stage must be below 3, got 3; use length=4"),
         ([0, 1, 0], True, "takes no previous attention map, got one"),
         ([0, 1, 2], False, r"previous must be the map that step\(0"),
         ([-1], True, r"stage must be at least 0, got -1"),
@@ -375,6 +375,13 @@ def features() -> Tensor:
 def test_words_about_a_chain_out_of_order(order: list[int], keep: bool, words: str) -> None:
     with pytest.raises(ValueError, match=f"DRACBChain: {words}"):
         Stepping(order, keep=keep)(features())
+
+
+@pytest.mark.parametrize("stage", [-1, 2, 3])
+def test_a_stage_is_checked_in_the_call_of_the_chain_too(stage: int) -> None:
+    # Wrappers such as DDP have no step, only the call.
+    with pytest.raises(ValueError, match=r"DRACBChain: (stage|previous) must be"):
+        DRACBChain(12, 4, 3)(features(), None, stage=stage)
 
 
 def test_words_about_too_many_stages_at_once() -> None:

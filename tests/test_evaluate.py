@@ -259,7 +259,9 @@ def test_a_set_that_is_not_whole_is_said(tmp_path: Path, weights: Path, capsys) 
 
 def test_a_network_without_weights_says_which_there_are() -> None:
     assert not weights_path(3, "mren_l").exists()
-    with pytest.raises(FileNotFoundError, match=r"Shipped: .*mren_x2, mren_x3, mren_x4.*examples\.mren\.train.*--scale 3"):
+    with pytest.raises(
+        FileNotFoundError, match=r"Shipped: .*mren_x2, mren_x3, mren_x4.*examples\.mren\.train.*--scale 3"
+    ):
         load_mren(3, "mren_l")
 
 

@@ -614,3 +614,41 @@ def test_compiled_code_notices() -> None:
     assert not torch.equal(compiled(x), before)
     report.undo()
     assert torch.equal(compiled(x), before)
+
+
+class Rotating(nn.Module):
+    """A module with complex tensors, as rotary embeddings have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("turn", torch.polar(torch.ones(3), torch.arange(3.0)))
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+def test_complex_tensors_of_a_new_module_stay_complex() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()).double()
+    replace_modules(net, nn.ReLU, lambda old, name: Rotating())
+    assert net[1].turn.dtype == torch.complex64
+    assert net[1].turn.imag.abs().max() > 0.5
+    assert net[1].scale.dtype == torch.float64
+
+
+def test_a_wrapper_that_cannot_be_moved_gets_its_module_back() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+    wrappers: list[nn.Sequential] = []
+
+    def wrap(old: nn.Module, name: str) -> nn.Module:
+        wrappers.append(nn.Sequential(old, nn.Conv2d(3, 3, 1, device="meta")))
+        return wrappers[-1]
+
+    with pytest.raises(NotImplementedError, match="meta"):
+        replace_modules(net, nn.ReLU, wrap)
+    assert wrappers[0][0] is net[1]
+
+
+def test_make_gets_the_selected_name_of_an_empty_module() -> None:
+    net = nn.Module()
+    net.a = net.b = nn.Sequential()  # the usual identity shortcut, which is false as a condition
+    names: list[str] = []
+    replace_modules(net, "b", lambda old, name: names.append(name) or nn.Identity())
+    assert names == ["b"]

@@ -113,8 +113,13 @@ class Trainer:
                     f"a batch of {stage.batch_size} does not divide among {processes} processes; use a --batch-size "
                     "that does."
                 )
-        if training.cuda_graph and (self.device.type != "cuda" or processes > 1):
-            raise TrainingError("--cuda-graph needs one GPU; leave it out.")
+        # A replay writes its gradients where those of the last one are: with parts, they would not add up.
+        if training.cuda_graph and (self.device.type != "cuda" or processes > 1 or training.accumulate > 1):
+            raise TrainingError("--cuda-graph needs one GPU and --accumulate 1; leave it out.")
+        if training.warm_up_new and untouched and processes > 1:
+            raise TrainingError(
+                "--warm-up-new needs one process, got several; warm up with one, then --init from that."
+            )
 
         if training.channels_last:
             net = net.to(memory_format=torch.channels_last)

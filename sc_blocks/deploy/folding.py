@@ -161,7 +161,6 @@ def _check_same(actual: Any, expected: Any, tolerance: float) -> None:
         difference = (ours - theirs).abs().amax().item()
         if not difference <= tolerance * span:  # not "greater": NaN must not pass
             allowed = f"tolerance={tolerance:g} allows {tolerance * span:.3g} in a range of {span:.3g}"
-            raise ValueError(
-                f"fold: the folded network is {difference:.3g} away from the network for the example; {allowed}. If "
-                "that is rounding, for example in half precision, pass a greater tolerance."
-            )
+            hint = "if that is rounding, as in half precision, pass a greater tolerance"
+            apart = f"is {difference:.3g} away from the network for the example"
+            raise ValueError(f"fold: the folded network {apart}; {allowed}; {hint}.")
