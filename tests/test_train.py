@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -501,29 +502,39 @@ def test_what_the_initial_weights_lack_is_trained_alone_first(images: Path, tmp_
     assert run(images, tmp_path / "5", "--steps", "5", *arguments, "--resume") == 0
 
 
-@pytest.mark.slow
-def test_a_run_of_given_minutes_ends_on_time_with_its_schedule_complete(images: Path, tmp_path: Path) -> None:
-    # A clock that a step moves by 0.1 s and nothing else: 12 s are 100 steps and 2 s for the last files.
-    now = 0.0
+@dataclasses.dataclass
+class Clock:
+    now: float = 0.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that a step moves by 0.1 s and nothing else: 12 s are 100 steps and 2 s for the last files."""
+    clock = Clock()
     step = trainer.Trainer._step
 
     def counted(self: trainer.Trainer) -> torch.Tensor:
-        nonlocal now
-        now += 0.1
+        clock.now += 0.1
         return step(self)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_step", counted)
-        patch.setattr(trainer.time, "monotonic", lambda: now)
-        assert run(images, tmp_path / "run", "--minutes", "0.2") == 0
-        assert 85 <= int(last(tmp_path / "run")[0]) <= 100
-        assert float(last(tmp_path / "run")[3]) == pytest.approx(0, abs=1e-5)
-        assert 8 < now <= 12
-        # Made longer: half of the schedule is behind it, and the other half takes as long again.
-        started = now
-        assert resume(tmp_path / "run", "--minutes", "0.1") == 1
-        assert resume(tmp_path / "run", "--minutes", "0.35") == 0
-    assert 7 < now - started <= 21 - started
+    monkeypatch.setattr(trainer.Trainer, "_step", counted)
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+@pytest.mark.slow
+def test_a_run_of_given_minutes_ends_on_time_with_its_schedule_complete(
+    images: Path, tmp_path: Path, clock: Clock
+) -> None:
+    assert run(images, tmp_path / "run", "--minutes", "0.2") == 0
+    assert 85 <= int(last(tmp_path / "run")[0]) <= 100
+    assert float(last(tmp_path / "run")[3]) == pytest.approx(0, abs=1e-5)
+    assert 8 < clock.now <= 12
+    # Made longer: half of the schedule is behind it, and the other half takes as long again.
+    started = clock.now
+    assert resume(tmp_path / "run", "--minutes", "0.1") == 1
+    assert resume(tmp_path / "run", "--minutes", "0.35") == 0
+    assert 7 < clock.now - started <= 21 - started
     assert 150 <= int(last(tmp_path / "run")[0]) <= 195
     assert float(last(tmp_path / "run")[3]) == pytest.approx(0, abs=1e-5)
 
@@ -548,21 +559,10 @@ def trainer_of(output: Path, **changes: Any) -> trainer.Trainer:
     return trainer.Trainer(Convolution(), training, sampler, output, **options)
 
 
-def test_minutes_are_kept_and_the_schedule_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A clock that a step moves by 0.1 s and nothing else: 12 s are 100 steps and 2 s for the last files.
-    now = 0.0
-    step = trainer.Trainer._step
-
-    def counted(self: trainer.Trainer) -> torch.Tensor:
-        nonlocal now
-        now += 0.1
-        return step(self)
-
-    monkeypatch.setattr(trainer.Trainer, "_step", counted)
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: now)
+def test_minutes_are_kept_and_the_schedule_ends(tmp_path: Path, clock: Clock) -> None:
     progress = trainer_of(tmp_path, training=Training(minutes=0.2, batch_size=2, patch_size=16)).run()
     assert 85 <= progress.step <= 100
-    assert 8 < now <= 12
+    assert 8 < clock.now <= 12
     assert progress.history[-1]["lr"] == pytest.approx(0, abs=1e-5)
     resumed = trainer_of(tmp_path, training=Training(minutes=0.1, batch_size=2, patch_size=16))
     with pytest.raises(trainer.TrainingError, match=r"--minutes 0\.1 would cut off"):
