@@ -32,11 +32,11 @@ DATA_SHEETS = {
 def gpu(settings: Settings) -> list[Row]:
     """Networks to 1280 × 720, training steps, and a matrix product and a copy as limits, all in the same rounds.
 
-    The candidates are listed by importance: where time is short, the last ones are skipped. A fraction is that of the
-    least time that the device needs, which is the longer one of two: for the multiply-accumulates, and for the bytes
-    of a run in which every convolution reads its input and writes its result once and all other operations are fused
-    with it. A network that fuses convolutions can beat that. The rates of the device are those measured for the matrix
-    product and the copy, and those of its data sheet.
+    The candidates are listed by importance: where time is short, the last ones are skipped. None is folded, because
+    folding rewrites nothing on a GPU. A fraction is that of the least time that the device needs, which is the longer
+    one of two: for the multiply-accumulates, and for the bytes of a run in which every convolution reads its input and
+    writes its result once and all other operations are fused with it. A network that fuses convolutions can beat that.
+    The rates of the device are those measured for the matrix product and the copy, and those of its data sheet.
     """
     candidates: dict[str, Candidate] = {}
     ready: dict[tuple[str, str, int], tuple[Call, Tensor]] = {}
@@ -49,7 +49,7 @@ def gpu(settings: Settings) -> list[Row]:
                 key = (f"{name} ×{scale}", each, batch)
                 row = entry(key[0], each, _input(scale, settings))
                 row["size"][0] = batch
-                reference = f"IMDN ×{scale} | {each.removeprefix('folded, ')} | {batch}"
+                reference = f"IMDN ×{scale} | {each} | {batch}"
                 candidates[" | ".join(map(str, key))] = Candidate(row, _frames(key, ready, settings), reference)
 
     def train(names: tuple[str, ...], *forms: str) -> None:
@@ -67,20 +67,15 @@ def gpu(settings: Settings) -> list[Row]:
     add(("MREN", "IMDN"), half, 4)
     add(ours, f"{half}, compiled blocks", 4)
     add((*ours, *peers), half, 4)
-    add(ours, f"folded, {half}", 4)
     train(ours, half, f"{half}, {GRAPH}")
-    add(ours, f"folded, {half}, compiled blocks", 4)
-    train(ours, f"{half}, compiled blocks, {GRAPH}", f"{half}, compiled blocks")
     add(peers, f"{half}, compiled blocks", 4)
+    train(ours, f"{half}, compiled blocks, {GRAPH}", f"{half}, compiled blocks")
     for dtype, scale in others:
         add((*ours, *peers), f"channels_last, {dtype}", scale)
-        add(ours, f"folded, channels_last, {dtype}", scale)
     add(("MREN", "IMDN"), half, 4, batch=8)
     add(("MREN", "IMDN"), f"{half}, compiled", 4)
-    add(("MREN",), f"folded, {half}, compiled", 4)
     for dtype, scale in others:
         add(ours, f"channels_last, {dtype}, compiled blocks", scale)
-        add(ours, f"folded, channels_last, {dtype}, compiled blocks", scale)
     rows = measure(candidates, settings)
     _add_fractions(rows, settings)
     return rows

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -422,6 +424,16 @@ def rows_table(name: str) -> Callable[[Suite, Results], str]:
     return draw
 
 
+def gpu_table(suite: Suite, results: Results) -> str:
+    """What ran on a GPU, and how much did not, in the time that there was or for want of a package."""
+    ran = replace(suite, rows=[row for row in suite.rows if "rounds" in row])
+    short = ("no time was left", "not prepared within")
+    why = [row["skipped"] for row in suite.rows if "skipped" in row]
+    counts = Counter(short[0] if reason.startswith(short) else reason for reason in why)
+    others = "; ".join(f"{count}, because {reason}" for reason, count in counts.items())
+    return rows_table("gpu")(ran, results) + (f"\nForms that were not run: {others}.\n" if others else "")
+
+
 def tables(results: Results) -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
     first = {name: suites[:1] for name, suites in results.items()}
@@ -432,7 +444,7 @@ def tables(results: Results) -> dict[str, str]:
         "forms.md": forms_tables(results),
         "precision.md": precision_table(),
     }
-    drawn = {name: rows_table(name) for name in COLUMNS} | {"fold": fold_table, "costs": costs_table}
+    drawn = {name: rows_table(name) for name in COLUMNS} | {"fold": fold_table, "costs": costs_table, "gpu": gpu_table}
     for name, draw in drawn.items():
         suites = results.get("blocks" if name == "costs" else name, [])
         texts[f"{name}.md"] = "\n".join(f"{each.title}\n\n{draw(each, results)}" for each in suites) or NOT_MEASURED

@@ -26,7 +26,8 @@ from examples.mren.cli import positive_number, whole_number
 
 CUDA_SECONDS = 75.0
 WRITING = 4.0  # seconds that are kept for writing the results and ending
-WEIGHTS = {"gpu": 6}  # of a suite in the time of a run; of the others 1
+# Of a suite in the time of a run; of the others 1. On a GPU, "nets" repeats a part of "gpu" at another size.
+WEIGHTS = {"gpu": 12, "blocks": 8}
 
 
 def build_parser() -> argparse.ArgumentParser:

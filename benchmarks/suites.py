@@ -42,7 +42,9 @@ def blocks(settings: Settings) -> list[Row]:
     layouts = ("eager", "channels_last") if settings.device.type == "cpu" else ("eager", "channels_last, bf16")
     candidates: dict[str, Candidate] = {}
     for name in names:
-        for form in (*layouts, *(["folded"] if name in FOLDED_BLOCKS else [])):
+        # Folding rewrites nothing on a GPU.
+        folded = ["folded"] if name in FOLDED_BLOCKS and settings.device.type == "cpu" else []
+        for form in (*layouts, *folded):
             for mode in (FORWARD,) if form == "folded" else (FORWARD, BACKWARD):
                 candidates[f"{name} | {form} | {mode}"] = Candidate(
                     entry(name, form, size, mode=mode),

@@ -361,6 +361,26 @@ def test_a_network_that_broke_is_not_saved_when_time_is_up(
     assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
 
+def test_a_network_that_falls_far_below_its_best_is_named(
+    images: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = trainer.Trainer._step
+
+    def spoil(self: trainer.Trainer) -> torch.Tensor:
+        loss = step(self)
+        if self.progress.step >= 2:
+            with torch.no_grad():
+                self.raw_net.tail.bias.fill_(0.3)
+        return loss
+
+    monkeypatch.setattr(trainer.Trainer, "_step", spoil)
+    assert run(images, tmp_path / "run", "--steps", "8", "--validate-every", "2", "--ema-decay", "0") == 0
+    fallen = [line for line in capsys.readouterr().err.splitlines() if "validation fell" in line]
+    assert [int(line.split(" at step ")[1].split(",")[0]) for line in fallen] == [4, 6, 8]
+    best = load_mren(4, path=tmp_path / "run" / "mren_x4.safetensors")
+    assert best.tail.bias.abs().max() < 0.1
+
+
 def test_an_unfinished_checkpoint_is_not_resumed_from(images: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "run"
     assert run(images, output, "--steps", "2", "--validate-every", "1") == 0

@@ -38,6 +38,7 @@ from examples.mren.recipes import LOSSES, PRECISIONS, Mixed, Training, blocks_of
 from examples.mren.timing import SAVE_EVERY, VALIDATION_SHARE, Deadline, Timing
 from examples.records import write_rows
 
+FALLEN = 1.0  # dB below the best validation from which a network seldom comes back
 CHECK_EVERY = {"cpu": 10, "cuda": 100}  # steps between looks at the loss and the clock: each look waits for the device
 
 
@@ -409,6 +410,12 @@ class Trainer:
         row |= {"psnr": sum(means.values()) / len(means)} | means
         progress.history.append(row | {"lr": self._learning_rate(), "seconds": round(progress.seconds, 1)})
         progress.interval_loss, progress.interval_steps = 0.0, 0
+        if row["psnr"] < progress.best_psnr - FALLEN and self.accelerator.is_main_process:
+            note(
+                f"{self.label}: validation fell to {row['psnr']:.2f} dB at step {progress.step}, from "
+                f"{progress.best_psnr:.2f} dB. The best weights are kept; if it stays there, stop and --init from them "
+                "with a lower --lr."
+            )
         return row["psnr"]
 
     def _mean_psnr(self, pairs: list[ImagePair]) -> float:

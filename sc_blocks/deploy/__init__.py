@@ -9,7 +9,7 @@ Blocks are written as their figures are drawn. This package is the only place wh
 - on a CPU, outside of compiled and exported graphs, RBWA, :class:`~sc_blocks.SCACB` and the statistics of
   :class:`~sc_blocks.WSILBV` take large maps in strips of rows, which stay in its caches.
 
-Nothing else is rewritten. :func:`fold_report` says what is, and what is left and why.
+Nothing else is rewritten, and nothing on a GPU. :func:`fold_report` says what is, and what is left and why.
 """
 
 from sc_blocks.deploy.folding import FoldReport, fold, fold_report

@@ -40,7 +40,8 @@ class FoldedRBWA(RBWA):
     def forward(self, x: Tensor, tail: nn.Conv2d | None = None) -> Tensor:
         _checks.check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
         on_cpu = runs_on_cpu(x)
-        if on_cpu and x.numel() < self.least_values:
+        # On a GPU the resizing is cheap, and the blur and the frame take longer than what they save.
+        if x.device.type != "cpu" or (on_cpu and x.numel() < self.least_values):
             return super().forward(x) if tail is None else tail(super().forward(x))
         expanded, layout = self._expanded(x), memory_format(x) if on_cpu else None
         if not on_cpu or self.attention.local is not None:
