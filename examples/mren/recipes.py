@@ -109,7 +109,7 @@ RECIPES = {
     # Hours on a GPU; ×3 and ×4 best begin from ×2 (--init).
     "modern": Recipe((Stage(32, 256, 1e-3, "one-cycle"),), steps=50000, clip_grad_norm=1.0, ema_decay=0.999),
     # Ten minutes on a GPU, from the weights of another scale or tail (--init, --minutes 9): one batch shape, so that
-    # nothing is compiled twice. At twice the rate a run from trained weights once lost all it had, for good: a gate or an
+    # nothing is compiled twice. At twice the rate a run from trained weights once lost all it had, for good: an
     # activation that is zero everywhere lets no gradient through.
     "ten-minutes": Recipe(
         (
