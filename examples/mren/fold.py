@@ -49,16 +49,23 @@ class FoldedMREN(nn.Module):
         super().__init__()
         self.scale = net.scale
         self.head, self.body, self.reduce = fold(net.head), fold(net.body), fold(net.reduce)
-        self.reconstruct = fold(nn.Sequential(*net.reconstruct, net.tail))
+        *stages, last = net.reconstruct
+        # Called one by one, so that each map is freed when the next is made.
+        self.reconstruct = nn.ModuleList([*map(fold, stages), fold(nn.Sequential(last, net.tail))])
         weight = net.head.weight
         self.enlarge = BicubicConv(net.scale, device=weight.device, dtype=weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.head(x)
-        features = self.reduce(self.body(features) + features)
-        # The folded reconstruction works in this order of memory inside, and hands it on from stage to stage.
-        enlarged = self.reconstruct(features.contiguous(memory_format=torch.channels_last))
-        return self.enlarge(x) + enlarged
+        # The folded reconstruction works in this order of memory inside, and hands it on from stage to stage. Features
+        # in another order have no name here: they are freed before the large maps are made.
+        features = self._features(x).contiguous(memory_format=torch.channels_last)
+        for stage in self.reconstruct:
+            features = stage(features)
+        return features + self.enlarge(x)
+
+    def _features(self, x: Tensor) -> Tensor:
+        shallow = self.head(x)
+        return self.reduce(self.body(shallow) + shallow)
 
 
 def fold_mren(net: MREN) -> FoldedMREN:
