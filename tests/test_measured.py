@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import results
 from examples.mren.model import load_mren
 from sc_blocks import SCACB, WSILBV
 
@@ -227,3 +228,15 @@ def test_the_tables_of_shipped_weights_are_the_committed_numbers(name: str) -> N
     assert made
     for file, text in made.items():
         assert (module.TABLES / file).read_text() == text, file
+
+
+def test_the_times_on_a_gpu_are_those_of_the_results() -> None:
+    rows = results.read(results.FOLDER / "cuda.json")["suites"]["gpu"]["rows"]
+    by_form = {row["form"]: row for row in rows if row["name"] == "MREN ×4" and "seconds" in row}
+    plain = by_form["channels_last, bf16"]["seconds"]["median"]
+    graph = by_form["channels_last, bf16, CUDA graph"]["seconds"]["median"]
+    best = by_form["channels_last, bf16, compiled blocks, CUDA graph"]
+    page = " ".join((ROOT / "docs" / "how-to" / "gpu.md").read_text().split())
+    assert f"takes {1e3 * graph:.1f} ms instead of {1e3 * plain:.0f} ms" in page
+    assert f"{1e3 * best['seconds']['median']:.1f} ms, {best['frames_per_second']:.0f} frames per second" in page
+    assert f"[{best['frames_per_second']:.0f} frames](docs/how-to/gpu.md)" in (ROOT / "README.md").read_text()
