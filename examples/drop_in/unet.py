@@ -99,7 +99,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         # Not reflected: that needs images larger than the padding.
-        padded = F.pad(x, (0, -width % self.size_multiple, 0, -height % self.size_multiple), mode="replicate")
+        below, right = (-size % self.size_multiple for size in (height, width))
+        padded = F.pad(x, (0, right, 0, below), mode="replicate")
         features, levels = self.head(padded), []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             levels.append(encoder(features))
