@@ -32,7 +32,7 @@ def load_rcan(weights: StateDict) -> ImageModelDescriptor[RCAN]:
     return descriptor.eval()
 
 
-def attend(descriptor: ImageModelDescriptor[RCAN]) -> SwapReport:
+def replace_attention(descriptor: ImageModelDescriptor[RCAN]) -> SwapReport:
     """Replace RCAN's channel attention with WSILBV; everything else keeps its weights.
 
     spandrel's wrapper keeps working. spandrel no longer recognises a state dict of the
@@ -48,7 +48,7 @@ def attend(descriptor: ImageModelDescriptor[RCAN]) -> SwapReport:
     Example:
         >>> size = {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16, "reduction": 4}
         >>> descriptor = load_rcan(RCAN(scale=2, norm=False, **size).state_dict())
-        >>> print(attend(descriptor))
+        >>> print(replace_attention(descriptor))
         RCAN: 1 module replaced, 19,591 -> 19,591 parameters
           body.0.body.0.body.3: CALayer (148) -> WSILBV (148)
         >>> descriptor(torch.rand(1, 3, 9, 7)).shape
@@ -71,7 +71,7 @@ def main() -> None:
     """Print what was changed in a small RCAN with fresh weights."""
     weights = RCAN(scale=2, n_resgroups=2, n_resblocks=3, n_feats=48, reduction=16, norm=False).state_dict()
     descriptor, x = load_rcan(weights), torch.rand(1, 3, 33, 47)
-    print(attend(descriptor))
+    print(replace_attention(descriptor))
     print(f"{tuple(x.shape)} -> {tuple(descriptor(x).shape)}")
 
 

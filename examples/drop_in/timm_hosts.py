@@ -46,7 +46,7 @@ def convnext(
 
     Args:
         name: Which of timm's.
-        reduction: Of the attention, see :class:`~sc_blocks.WSILBV`; the hidden layer is wide.
+        reduction: Of the attention, see :class:`~sc_blocks.WSILBV`.
         pretrained: Whether to start from timm's weights, which are downloaded. They all
             fit: the layers that are replaced have none.
 
