@@ -124,11 +124,11 @@ def tables() -> dict[str, str]:
     numbers = read_numbers(NAME)
     set5 = numbers["Set5"]
     windows = [["×4", "of the whole map", "of windows"], *measures("Set5", [set5["whole"], set5["windows"]])]
-    photos = [["PSNR, dB", "low-resolution size", "whole map", "windows", "tiles of 64"]]
+    photos = [["PSNR, dB", "whole map", "windows", "tiles of 64", "low-resolution size"]]
     for name in PHOTOGRAPHS:
         width, height = numbers["photographs"][name]["size"]
         cells = [f"{numbers['photographs'][name][what]:.2f}" for what in ("whole", "windows", "tiles of 64")]
-        photos.append([name, f"{width} × {height}", *cells])
+        photos.append([name, *cells, f"{width} × {height}"])
     tiles = [["×4", "whole", "tiles of 128", "tiles of 64"]]
     for name in ("Set14", "Urban100, every tenth image"):
         if name in numbers:
