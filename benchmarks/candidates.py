@@ -103,7 +103,7 @@ NETS: dict[str, Net] = {
             upsampler="pixelshuffledirect",
         )
     ),
-    # At the scale 2 only in the suites that name them.
+    # Only in the suites that name them.
     "MREN-S ×2": Net(lambda: mren_s(2), (), (), scale=2),
     "IMDN ×2": Net(lambda: IMDN(2), (), (), scale=2),
     "SPAN ×2": Net(peer(SPAN, "SPAN", num_in_ch=3, num_out_ch=3, upscale=2), (), (), scale=2),
@@ -116,7 +116,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     CONVOLUTION: lambda: nn.Conv2d(60, 60, 3, padding=1),
     "SCACB": lambda: SCACB(60),
     "DRACB": lambda: DRACB(60, 15),
-    "DRACBChain of 4": lambda: OnOneMap(DRACBChain(60, 15, 4), 4),
+    "DRACBChain of 4": lambda: SharedInputChain(DRACBChain(60, 15, 4), 4),
     "WSILB": lambda: WSILB(60),
     "WSILBV": lambda: WSILBV(60),
     "RBWA to twice the size": lambda: RBWA(60, scale_factor=2),
@@ -131,7 +131,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 FOLDED_BLOCKS = ("RBWA to twice the size", "SCACB", "MREB")
 
 
-class OnOneMap(nn.Module):
+class SharedInputChain(nn.Module):
     """A chain whose stages all take the same map."""
 
     def __init__(self, chain: DRACBChain, stages: int) -> None:
@@ -237,7 +237,7 @@ def runtime(name: Runtime, *, calibration: Sequence[Tensor] = (), **options: str
                 if calibration:
                     import_module("examples.mren.quantize").write_int8(net, path, name, x, calibration)
                 else:
-                    # SAFMN pools to sizes that depend on the image, which ncnn cannot.
+                    # SAFMN pools to sizes that depend on the image, which ncnn does not support.
                     engine.write(net, path, x, **({"any_size": False} if name == "ncnn" else {}))
                 return engine.load(path, threads=torch.get_num_threads(), **options), x
         except ImportError as error:

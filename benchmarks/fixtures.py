@@ -116,7 +116,7 @@ class RFDB(nn.Module):
         return self.attention(self.fuse(torch.cat(kept, dim=1)))
 
 
-class Enlarged(nn.Module):
+class PreUpsampling(nn.Module):
     """A network from before pixel shuffle: bicubic enlargement, then convolutions on the luma at full size."""
 
     def __init__(self, scale: int, convs: nn.Sequential, *, residual: bool) -> None:
@@ -131,17 +131,17 @@ class Enlarged(nn.Module):
         return out + enlarged if self.residual else out
 
 
-def srcnn(scale: int = 4) -> Enlarged:
+def srcnn(scale: int = 4) -> PreUpsampling:
     """SRCNN (Dong et al., 2016) in its form 9-5-5 with 57K parameters."""
     convs = [nn.Conv2d(1, 64, 9, padding=4), nn.Conv2d(64, 32, 5, padding=2), nn.Conv2d(32, 1, 5, padding=2)]
     relu = nn.ReLU(inplace=True)
-    return Enlarged(scale, nn.Sequential(convs[0], relu, convs[1], relu, convs[2]), residual=False)
+    return PreUpsampling(scale, nn.Sequential(convs[0], relu, convs[1], relu, convs[2]), residual=False)
 
 
-def vdsr(scale: int = 4) -> Enlarged:
+def vdsr(scale: int = 4) -> PreUpsampling:
     """VDSR (Kim et al., 2016): twenty 3×3 convolutions."""
     layers: list[nn.Module] = [nn.Conv2d(1, 64, 3, padding=1)]
     for _ in range(18):
         layers += [nn.ReLU(inplace=True), nn.Conv2d(64, 64, 3, padding=1)]
     layers += [nn.ReLU(inplace=True), nn.Conv2d(64, 1, 3, padding=1)]
-    return Enlarged(scale, nn.Sequential(*layers), residual=True)
+    return PreUpsampling(scale, nn.Sequential(*layers), residual=True)

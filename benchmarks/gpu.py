@@ -63,7 +63,7 @@ def gpu(settings: Settings) -> list[Row]:
 
     candidates |= _limits(settings)
     half = "channels_last, bf16"
-    # Compiling takes longest, and what it gains is what one wants to know first.
+    # Compiled forms come first: they take longest to prepare, and their gain matters most.
     add(("MREN", "IMDN"), half, 4)
     add(ours, f"{half}, compiled blocks", 4)
     add((*ours, *peers), half, 4)

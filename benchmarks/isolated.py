@@ -24,7 +24,7 @@ from sc_blocks.tiling import tiled
 
 ROOT = Path(__file__).parents[1]
 STATUS = Path("/proc/self/status")
-CLEAR = Path("/proc/self/clear_refs")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def main(request: Request) -> dict[str, Any]:
         except Unavailable as error:
             return {"skipped": str(error)}
     run = forward(call, example)
-    # ONNX Runtime keeps what it once had, so its first forward is the one to look at. Of torch, which returns it,
-    # the second: the first also packs weights.
+    # ONNX Runtime never returns memory, so its first forward is measured. torch does, and its first forward also packs
+    # weights, so its second one is measured.
     if "onnx" not in request.form and not request.keep_freed:
         run()
     if tile is not None:
@@ -95,7 +95,7 @@ def main(request: Request) -> dict[str, Any]:
         run = forward(in_tiles, x)
     found["peak_bytes"] = peak(run, device)
     if request.repeats:
-        # Where one forward is timed, it takes so long that warming up again would be a waste.
+        # A single forward is timed only where it takes so long that another warm-up would be a waste.
         turn = stopwatch(run, device) if request.repeats > 1 else partial(elapsed, run, device)
         found["rounds"] = [significant(turn(), 5) for _ in range(request.repeats)]
     return found
@@ -116,7 +116,7 @@ def peak(call: Callable[[], object], device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        CLEAR.write_text("5")  # sets the high-water mark to what is resident now
+        CLEAR_REFS.write_text("5")  # sets the high-water mark to what is resident now
     except OSError:  # only Linux has it
         call()
         return None

@@ -35,8 +35,8 @@ Form = Callable[[Tensor], Tensor]
 
 def cast(net: nn.Module, dtype: torch.dtype) -> Form:
     """A copy of the network whose weights are of a lower type."""
-    lower = copy.deepcopy(net).to(dtype)
-    return lambda x: lower(x.to(dtype))
+    converted = copy.deepcopy(net).to(dtype)
+    return lambda x: converted(x.to(dtype))
 
 
 def forms(net: MREN) -> dict[str, Form]:
@@ -69,24 +69,24 @@ def engine_forms(net: MREN, calibrate: Path) -> dict[str, Form]:
 
 @torch.inference_mode()
 def measure(
-    net: MREN, photos: Sequence[Tensor], forms: dict[str, Form], say: Callable[[str], object] = print
+    net: MREN, photos: Sequence[Tensor], forms: dict[str, Form], log: Callable[[str], object] = print
 ) -> list[list[str]]:
     """A row for each form, over all photographs: :data:`HEADER` from the form on; errors in steps of a byte, 1/255."""
     exact = copy.deepcopy(net).double()
     originals = [mod_crop(photo, 4) for photo in photos]
     inputs = [imresize(original, 1 / 4)[None].double() / 255 for original in originals]
-    wanted = [exact(x) for x in inputs]
+    expected = [exact(x) for x in inputs]
     rows = []
     for name, call in {"float64": exact, **forms}.items():
         results = [call(x if name == "float64" else x.float()).double() for x in inputs]
-        errors = torch.cat([255 * (a - b).flatten() for a, b in zip(results, wanted, strict=True)])
+        errors = torch.cat([255 * (a - b).flatten() for a, b in zip(results, expected, strict=True)])
         changed = torch.cat(
-            [(to_uint8(a) != to_uint8(b)).flatten() for a, b in zip(results, wanted, strict=True)]
+            [(to_uint8(a) != to_uint8(b)).flatten() for a, b in zip(results, expected, strict=True)]
         ).double()
         scores = [psnr(to_uint8(a[0]), original, 4) for a, original in zip(results, originals, strict=True)]
         numbers = [errors.abs().max(), errors.square().mean().sqrt(), changed.mean(), sum(scores) / len(scores)]
         rows.append([name, *(f"{float(number):.5g}" for number in numbers)])
-        say(" ".join(rows[-1]))
+        log(" ".join(rows[-1]))
     return rows
 
 

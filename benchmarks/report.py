@@ -115,7 +115,7 @@ def _to_reference(row: Row, suite: Suite) -> Iterator[Comparison]:
         yield f"{_label(row)}{size} / {to}", suite.place, Summary(**times)
 
 
-def lost(comparison: Comparison) -> bool:
+def is_worse(comparison: Comparison) -> bool:
     """Whether ours takes more, by more than noise."""
     return comparison[2].q1 > NOISE
 
@@ -134,13 +134,13 @@ def choices_table(results: Results, *, memory: bool = True) -> str:
     peaks = {(row["name"], row["form"]): row.get("peak_bytes") for row in _rows(results, "memory", suite.place)}
     lines = [
         [
-            called,
+            label,
             _parameters(row),
             _ms(row),
             _times_reference(row, suite),
             mib(peaks.get((name, form))) if memory else "",
         ]
-        for name, form, called in CHOICES
+        for name, form, label in CHOICES
         if (row := suite.row(name, form)) and "rounds" in row
     ]
     title = f"An image of {_size(suite.row(OURS, 'eager') or suite.rows[0])}. {suite.title}"
@@ -192,7 +192,7 @@ def forms_tables(results: Results) -> str:
 def fold_table(suite: Suite, _: Results) -> str:
     """Folded and as written, and whether anything folded is slower."""
     found = [each for row in suite.rows for each in _to_reference(row, suite)]
-    slower = sum(map(lost, found))
+    slower = sum(map(is_worse, found))
     text = f"**Slower when folded: {slower} of {len(found)}**." if slower else "**Nothing folded is slower**."
     worst = max(found, key=lambda each: each[2].median, default=None)
     text += f" The highest ratio: {worst[0]}, {spread(vars(worst[2]))}." if worst else ""
@@ -221,7 +221,7 @@ def engine_precision_table(results: Results) -> str:
     """What each precision of another engine loses, and how long it takes."""
     rows = read_rows(PRECISION)
     exact = {row["network"]: float(row["psnr"]) for row in rows if row["form"] == "float64"}
-    # All times of one run, for the sake of comparing.
+    # All times are of one run, so that they can be compared.
     timed = next((suite.rows for suite in results.get("engines", []) if suite.has("openvino int8")), [])
     times = {(row["name"], row["engine"]): _ms(row) for row in timed if "seconds" in row}
     lines = []
@@ -313,10 +313,10 @@ def _ms(row: Row) -> str:
 
 def _spread_ms(row: Row, unit: float = 1000) -> str:
     """Milliseconds, or why there are none."""
-    return spread(row["seconds"], unit) if "seconds" in row else _why(row)
+    return spread(row["seconds"], unit) if "seconds" in row else _skip_reason(row)
 
 
-def _why(row: Row) -> str:
+def _skip_reason(row: Row) -> str:
     return f"not run: {row['skipped']}" if row.get("skipped") else ""
 
 
@@ -376,7 +376,7 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
     },
     "memory": FORM
     | {
-        "MiB": lambda row, _: mib(row.get("peak_bytes")) or _why(row),
+        "MiB": lambda row, _: mib(row.get("peak_bytes")) or _skip_reason(row),
         f"times {REFERENCE_NET} eager": _memory,
         "MiB, default allocator": lambda row, _: mib(row.get("peak_bytes_with_default_allocator")),
     },
@@ -439,7 +439,7 @@ def tables(results: Results) -> dict[str, str]:
     first = {name: suites[:1] for name, suites in results.items()}
     texts = {
         "choices.md": choices_table(results),
-        "losses.md": comparison_table(filter(lost, comparisons(first))),
+        "losses.md": comparison_table(filter(is_worse, comparisons(first))),
         "summary.md": comparison_table(comparisons(results)),
         "forms.md": forms_tables(results),
         "precision.md": precision_table(),

@@ -25,8 +25,8 @@ from benchmarks.suites import SUITES
 from examples.mren.cli import positive_number, whole_number
 
 CUDA_SECONDS = 75.0
-WRITING = 4.0  # seconds that are kept for writing the results and ending
-# Of a suite in the time of a run; of the others 1. On a GPU, "nets" repeats a part of "gpu" at another size.
+WRITE_SECONDS = 4.0  # seconds that are kept for writing the results and ending
+# Share of the time that a suite gets; 1 for the others. On a GPU, "nets" repeats a part of "gpu" at another size.
 WEIGHTS = {"gpu": 12, "blocks": 8}
 
 
@@ -91,7 +91,7 @@ def settings_from(given: argparse.Namespace) -> Settings:
         repeats=given.repeats,
         seed=given.seed,
         limit=60 * given.limit,
-        deadline=time.monotonic() + budget - running - WRITING,
+        deadline=time.monotonic() + budget - running - WRITE_SECONDS,
         quick=given.quick,
         without=frozenset(given.without),
         only=frozenset(given.only),
@@ -115,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, name in enumerate(suites):
         print(f"{name}, {settings.threads} thread(s)", flush=True)
         about = machine.describe(settings.device)
-        mine = replace(settings, deadline=deadline_of(suites[number:], settings.deadline))
-        rows = SUITES[name](mine)
+        suite_settings = replace(settings, deadline=deadline_of(suites[number:], settings.deadline))
+        rows = SUITES[name](suite_settings)
         kept = ("threads", "repeats", "seed", "quick")
         found["suites"][name] = {
             "machine": about,
@@ -158,4 +158,4 @@ def describe(row: Row) -> str:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code)  # at once: a compiler that was interrupted would be waited for
+    os._exit(code)  # do not wait for an interrupted compiler

@@ -20,7 +20,7 @@ from examples.timing import OutOfTime, interleave, ratio, significant, stopwatch
 from sc_blocks.introspect import Complexity, complexity
 
 FORWARD, BACKWARD = "forward", "forward+backward"
-LEAST_ROUNDS = 3  # for which time is kept when candidates are prepared
+MIN_ROUNDS = 3  # for which time is kept when candidates are prepared
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Settings:
     """Networks and blocks that are measured; all if empty."""
     against: Path | None = None
     """Another checkout whose training step is timed as well."""
-    say: Callable[[str], object] = print
+    log: Callable[[str], object] = print
 
     @property
     def num_blocks(self) -> int | None:
@@ -90,7 +90,7 @@ def measure(candidates: Mapping[str, Candidate], settings: Settings) -> list[Row
     round_seconds = 0.0
     for number, key in enumerate(waiting):
         candidate = candidates[key]
-        left = settings.deadline - time.monotonic() - LEAST_ROUNDS * round_seconds
+        left = settings.deadline - time.monotonic() - MIN_ROUNDS * round_seconds
         allowed = left / 2 if number < len(waiting) - 1 else left
         try:
             if left <= 0:
@@ -108,7 +108,7 @@ def measure(candidates: Mapping[str, Candidate], settings: Settings) -> list[Row
             candidate.row["skipped"] = f"not prepared within {allowed:.1f} s"
         except Exception as error:  # one candidate must not end a run of many
             candidate.row["skipped"] = reason(error)
-        settings.say(f"  ready: {key}{skipped(candidate.row)}")
+        settings.log(f"  ready: {key}{skipped(candidate.row)}")
     limit = min(settings.limit, settings.deadline - time.monotonic())
     times = interleave(turns, settings.repeats, seed=settings.seed, limit=limit)
     rounds = {key: [significant(value, 5) for value in values] for key, values in times.items()}
@@ -172,7 +172,7 @@ def cost(name: str, size: tuple[int, int], num_blocks: int | None = None) -> Row
     counted: Complexity | None = None
     try:
         counted = complexity(copy.deepcopy(net).to("meta"), x.shape)
-    except Exception:  # some networks look at values
+    except Exception:  # some networks read values, which meta tensors lack
         with contextlib.suppress(Exception):  # the counter does not know every operation of every package
             counted = complexity(net, x.shape)
     parameters = sum(p.numel() for p in net.parameters())

@@ -131,7 +131,7 @@ def memory(settings: Settings) -> list[Row]:
             if "skipped" not in row and "compiled" not in form and settings.device.type == "cpu":
                 kept = _isolated(name, form, size, settings, keep_freed=True)
                 row["peak_bytes_with_default_allocator"] = kept.get("peak_bytes")
-            settings.say(f"  {name}, {form}: {row.get('peak_bytes')} bytes{skipped(row)}")
+            settings.log(f"  {name}, {form}: {row.get('peak_bytes')} bytes{skipped(row)}")
             rows.append(row)
     return rows
 
@@ -165,15 +165,15 @@ def growth(settings: Settings) -> list[Row]:
                 row |= _isolated(name, form, size, settings, repeats=repeats, tile=tiled)
             if "rounds" in row:
                 row["seconds"] = summarise(row["rounds"]).as_dict()
-            settings.say(f"  {name}, {form}, {size}, tile {tiled}: {row.get('seconds')}{skipped(row)}")
+            settings.log(f"  {name}, {form}, {size}, tile {tiled}: {row.get('seconds')}{skipped(row)}")
             before.append(row)
-    return [row for of_one in rows.values() for row in of_one]
+    return [row for group in rows.values() for row in group]
 
 
 def training(settings: Settings) -> list[Row]:
     """One training step of MREN ×4, and the same step of another checkout in the same rounds."""
     forms = ("eager", "channels_last") if settings.quick else ("eager", "channels_last", "compiled")
-    # The batches of the recipe for a CPU and of the published one: so many patches of that side.
+    # Patches per step and their side, of the recipe for a CPU and of the paper's.
     batches = {(1, 8): forms} if settings.quick else {(4, 24): forms, (16, 48): ("eager",)}
     checkouts = {"this code": ROOT}
     if settings.against is not None:
@@ -268,8 +268,8 @@ def _nets(settings: Settings) -> list[str]:
 
 def _isolated(name: str, form: str, size: tuple[int, int], settings: Settings, **more: Any) -> Row:
     seconds = min(settings.limit, settings.deadline - time.monotonic())
-    of_all = {"device": settings.device.type, "threads": settings.threads, "num_blocks": settings.num_blocks}
-    request = isolated.Request(name, form, size, **of_all, **more)
+    shared = {"device": settings.device.type, "threads": settings.threads, "num_blocks": settings.num_blocks}
+    request = isolated.Request(name, form, size, **shared, **more)
     return isolated.measure(request, None if math.isinf(seconds) else max(0.0, seconds))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,15 +51,12 @@ def compared(file: Path, base: str, row: str, what: str, against: str, among: st
             return UNCOMPARED
         order = [base, row, *(name for name in names if name not in (base, row))]
         scores = [{run.seed: run.psnr for run in runs if run.name == name} for name in order]
-        # The cells of the tables: "-0.055 ± 0.130", or without the interval, which the sentence then has.
-        cells, sentence = (paired if runs[0].paired else pooled)(scores)
-        numbers = re.findall(r"[\d.]+\d", cells[0]) + re.findall(r"from ([\d.]+\d)", sentence)
-        if len(numbers) < 2:
+        (difference, *_), _ = (paired if runs[0].paired else pooled)(scores)
+        if difference.margin is None:
             return f"{what}: compared with one seed only."
-        size, half = map(float, numbers[:2])
-        sign = "−" if cells[0].startswith("-") else "+"
-        outcome = "significant" if size > half else "not significant"
-        return f"{what}: {sign}{size:.2f} ± {half:.2f} dB on Set5 against {against}, {outcome}."
+        printed = f"{difference.mean:+.2f} ± {difference.margin:.2f}".replace("-", "−")
+        outcome = "significant" if difference.significant else "not significant"
+        return f"{what}: {printed} dB on Set5 against {against}, {outcome}."
 
     return verdict
 

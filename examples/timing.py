@@ -22,7 +22,7 @@ Key = TypeVar("Key")
 
 WARM_UP = 2  # calls; the first ones build kernels and fill caches
 # Seconds that one turn of a candidate takes at least. The events of a GPU are less noisy than the clock of a CPU.
-SHORTEST = {"cpu": 0.05, "cuda": 0.02}
+MIN_SECONDS = {"cpu": 0.05, "cuda": 0.02}
 
 
 class OutOfTime(BaseException):
@@ -100,7 +100,7 @@ def stopwatch(
 ) -> Callable[[], float]:
     """Warm a candidate up and return a function that times one turn of it: seconds per call.
 
-    A call that is short beside the noise of the clock is repeated within the turn, after one that is not timed.
+    A call that is short compared with the noise of the clock is repeated within the turn, after one that is not timed.
     """
 
     def seconds(calls: int) -> float:
@@ -108,7 +108,7 @@ def stopwatch(
 
     for _ in range(WARM_UP):
         call()
-    calls = max(1, math.ceil(SHORTEST[device.type] / seconds(1)))
+    calls = max(1, math.ceil(MIN_SECONDS[device.type] / seconds(1)))
 
     def turn() -> float:
         if calls > 1:
@@ -162,7 +162,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
-    # Once more every second: an exception that is raised within a finaliser is swallowed.
+    # Repeated every second: an exception that is raised within a finaliser is swallowed.
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
     try:
         yield

@@ -48,7 +48,7 @@ def run(tmp_path: Path):
 
 def test_collects_by_block(image: Tensor) -> None:
     model = net()
-    attention = command.attend(model, image, [2, 0])
+    attention = command.collect_attention(model, image, [2, 0])
     features = model.head(image[None])
     blocks = [features, model.body[0](features)]
     blocks.append(model.body[1](blocks[1]))
@@ -77,7 +77,9 @@ def test_without_communication_is_a_weight_of_zero(image: Tensor) -> None:
 
 @pytest.mark.parametrize("communication", ["learnable", "gated"])
 def test_without_communication_of_another_kind(communication: str, image: Tensor) -> None:
-    attention = command.attend(command.without_communication(net(communication=communication)), image, [0, 1])
+    attention = command.collect_attention(
+        command.without_communication(net(communication=communication)), image, [0, 1]
+    )
     for maps, fused in zip(attention.maps, attention.fused, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(maps, fused, strict=True))
 
@@ -91,7 +93,7 @@ def test_correlation_is_numpys() -> None:
 
 
 def test_table(image: Tensor) -> None:
-    attention = command.attend(net(), image, [0, 2])
+    attention = command.collect_attention(net(), image, [0, 2])
     header, *lines = command.correlation_table(attention, [0, 2]).splitlines()
     assert header == "MREB  own 1-2  own 2-3  own 3-4  fused 1-2  fused 2-3  fused 3-4"
     rows = [line.split() for line in lines]
@@ -102,8 +104,8 @@ def test_table(image: Tensor) -> None:
 
 def test_figure_shows_masks_and_their_change(image: Tensor) -> None:
     model = net()
-    full = command.attend(model, image, [1, 2])
-    ablated = command.attend(command.without_communication(model), image, [1, 2])
+    full = command.collect_attention(model, image, [1, 2])
+    ablated = command.collect_attention(command.without_communication(model), image, [1, 2])
     figure = command.draw(image, full, ablated, [1, 2], title="Title", channel="Channel")
     picture, *rest = [axes for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(picture.images[0].get_array(), image.permute(1, 2, 0))
@@ -155,7 +157,7 @@ def test_what_transparency_hides_is_not_looked_at(photo: Path, tmp_path: Path) -
 
 
 def test_nothing_changes_without_communication(image: Tensor) -> None:
-    attention = command.attend(net(communication=None), image, [0])
+    attention = command.collect_attention(net(communication=None), image, [0])
     figure = command.draw(image, attention, attention, [0], title="Title", channel="Channel")
     change = figure.axes[-2].images[0]  # before its colour bar
     assert (change.get_array() == 0).all()

@@ -106,7 +106,7 @@ def test_before_a_deadline_each_candidate_has_its_share() -> None:
     candidates = {name: Candidate({"name": name}, build(seconds), "b") for name, seconds in
                   {"too long": 9, "b": 0.01, "c": 0.01}.items()}  # fmt: skip
     start = time.monotonic()
-    settings = Settings(torch.device("cpu"), 1, repeats=2, deadline=start + 1, say=lambda line: None)
+    settings = Settings(torch.device("cpu"), 1, repeats=2, deadline=start + 1, log=lambda line: None)
     rows = measure(candidates, settings)
     assert time.monotonic() - start < 1
     assert re.fullmatch(r"not prepared within 0\.[45]\d* s", rows[0]["skipped"])
@@ -121,7 +121,7 @@ def test_one_candidate_that_fails_does_not_end_the_run() -> None:
         raise RuntimeError("CUDA error: out of memory\nat /home/somebody/x.py")
 
     rows = measure({"a": Candidate({"name": "a"}, broken), "b": Candidate({"name": "b"}, lambda row: lambda: 2.0)},
-                   Settings(torch.device("cpu"), 1, repeats=1, say=lambda line: None))  # fmt: skip
+                   Settings(torch.device("cpu"), 1, repeats=1, log=lambda line: None))  # fmt: skip
     assert rows[0]["skipped"] == "RuntimeError: CUDA error: out of memory"
     assert rows[1]["rounds"] == [2.0]
 
@@ -282,7 +282,7 @@ def test_a_budget_holds_for_everything(tmp_path: Path) -> None:
     assert any(why.startswith("not prepared within") for why in skipped)
 
 
-@pytest.mark.skipif(not isolated.CLEAR.exists(), reason="needs Linux's high-water mark")
+@pytest.mark.skipif(not isolated.CLEAR_REFS.exists(), reason="needs Linux's high-water mark")
 def test_memory_is_that_of_one_forward() -> None:
     torch.ones(150_000_000)  # 600 MB that were freed before do not count
     held = torch.ones(50_000_000)  # nor do 200 MB that are still there

@@ -15,7 +15,7 @@ import pytest
 
 from examples.mren import files
 from examples.mren.cli import UsageError, check_target, one_line, run_command
-from examples.mren.files import atomic_write, check_regular, name_apart, what_is_there
+from examples.mren.files import atomic_write, check_regular, missing_path_hint, unique_names
 
 ROOT = Path(__file__).parents[1]
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process can handle")
@@ -90,7 +90,7 @@ def test_what_is_not_there_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mon
         "link": "it is a link to gone, which is not there.",
     }.items():
         monkeypatch.chdir(tmp_path)
-        assert words in what_is_there(path)
+        assert words in missing_path_hint(path)
 
 
 def test_a_message_has_an_end() -> None:
@@ -208,8 +208,8 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_files_of_one_name_are_told_apart() -> None:
     given = [Path("a/net.onnx"), Path("b/net.onnx"), Path("c/x.png"), Path("c/x.jpg"), Path("other.onnx")]
-    names = name_apart(given)
+    names = unique_names(given)
     assert list(names.values()) == given
     assert list(names) == ["a/net.onnx", "b/net.onnx", "x.png", "x.jpg", "other"]
     with pytest.raises(ValueError, match="given twice"):
-        name_apart([Path("a.png"), Path("./a.png")])
+        unique_names([Path("a.png"), Path("./a.png")])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from examples.compare import runner
 from examples.compare.cost import nearest_width
 from examples.compare.runner import HELD_OUT, Row, Setup, compare
-from examples.compare.tables import Run, comparison_table, paired, pooled, read_runs
+from examples.compare.tables import Difference, Run, comparison_table, paired, pooled, read_runs
 from examples.compare.tasks import Denoising, SuperResolution
 from examples.markdown import begin, table, with_part
 from examples.mren.checkpoint import load_optimizer_tensors, optimizer_tensors
@@ -274,9 +274,10 @@ def by_seed(*rows: list[float]) -> list[dict[int, float]]:
 
 def test_paired_differences_of_two_rows_are_those_of_the_paired_t_test() -> None:
     first, second = [30.51, 30.33, 30.42, 30.2], [30.60, 30.39, 30.55, 30.28]
-    cells, sentence = paired(by_seed(first, second))
+    (difference,), sentence = paired(by_seed(first, second))
     interval = stats.ttest_rel(second, first).confidence_interval(0.95)
-    assert cells == [f"{(interval.low + interval.high) / 2:+.3f} ± {(interval.high - interval.low) / 2:.3f}"]
+    assert difference.mean == pytest.approx((interval.low + interval.high) / 2)
+    assert difference.margin == pytest.approx((interval.high - interval.low) / 2)
     assert "4 seeds, 3 degrees of freedom" in sentence
     assert "Significant: 1 of 1" in sentence
     _, closer = paired(by_seed(first, [first[0] + 0.1, first[1] - 0.1, *first[2:]]))
@@ -285,18 +286,18 @@ def test_paired_differences_of_two_rows_are_those_of_the_paired_t_test() -> None
 
 def test_paired_differences_share_their_variance_between_rows() -> None:
     scores = np.random.default_rng(0).normal(30, 0.1, (4, 3)) + np.array([0.0, 0.3, 0.7])
-    cells, sentence = paired(by_seed(*scores.tolist()))
+    differences, sentence = paired(by_seed(*scores.tolist()))
     # The residual variance of a two-way analysis of variance, here by least squares.
     rows, seeds = np.indices(scores.shape)
     design = np.column_stack([rows.ravel() == row for row in range(4)] + [seeds.ravel() == seed for seed in (1, 2)])
     _, (rest,), _, _ = np.linalg.lstsq(design.astype(float), scores.ravel(), rcond=None)
     half = stats.t.ppf(0.975, 6) * math.sqrt(2 * rest / 6 / 3)
-    assert cells[1].endswith(f"± {half:.3f}")
+    assert [difference.margin for difference in differences] == pytest.approx([half] * 3)
     assert "3 seeds, 6 degrees of freedom" in sentence
 
 
 def test_seeds_that_not_all_rows_have_are_left_out_of_differences() -> None:
-    assert paired([{0: 30.0, 1: 31.0}, {0: 30.5}])[0] == ["+0.500"]
+    assert paired([{0: 30.0, 1: 31.0}, {0: 30.5}])[0] == [Difference(0.5, None)]
 
 
 def test_rows_with_more_seeds_than_others() -> None:
@@ -312,8 +313,13 @@ def test_pooled_differences_of_two_rows_are_those_of_the_t_test() -> None:
     first, second = [30.51, 30.33, 30.42], [30.20, 30.11, 30.29]
     for shift in (0.0, 0.15):
         moved = [score + shift for score in second]
-        significant = stats.ttest_ind(first, moved).pvalue < 0.05
-        assert f"dB; {int(significant)} of 1 are" in pooled(by_seed(first, moved))[1]
+        test = stats.ttest_ind(moved, first)
+        interval = test.confidence_interval(0.95)
+        (difference,), sentence = pooled(by_seed(first, moved))
+        assert difference.mean - difference.margin == pytest.approx(interval.low)
+        assert difference.mean + difference.margin == pytest.approx(interval.high)
+        assert difference.significant == (test.pvalue < 0.05)
+        assert f"dB; {int(difference.significant)} of 1 are" in sentence
 
 
 @pytest.mark.parametrize("method", [paired, pooled])

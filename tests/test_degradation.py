@@ -15,7 +15,7 @@ from safetensors import safe_open
 from examples.mren import evaluate, model, upscale
 from examples.mren.data import ImagePair, PatchSampler, imresize, read_rgb
 from examples.mren.degradation import (
-    UNIT,
+    MCU,
     Degradation,
     compress,
     degrade,
@@ -91,7 +91,7 @@ def test_a_patch_is_one_of_an_image_whose_grid_lies_elsewhere(offset: tuple[int,
     # The same place of a larger image, cut so that its JPEG begins where the grid is to lie.
     top, left = offset
     whole = compress(patch[:, top:, left:], 30, subsampling)
-    assert torch.equal(cut, whole[:, UNIT - top : UNIT - top + 40, UNIT - left : UNIT - left + 32])
+    assert torch.equal(cut, whole[:, MCU - top : MCU - top + 40, MCU - left : MCU - left + 32])
     # Where the grid is, differences between neighbours are larger than elsewhere.
     steps = (cut[0].float().diff(n=2, dim=1)).abs().mean(0)
     border = (left - 1) % 8  # the last column of a block

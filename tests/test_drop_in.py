@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from examples.drop_in.distillation import DistillationBlock, DistillationNet
 from examples.drop_in.plain import ChannelAttention, ContrastAttention, Distillation, ShallowResidual, Skips
 from examples.drop_in.residual import ResidualNet
-from examples.drop_in.spandrel_host import attend, load_rcan
+from examples.drop_in.spandrel_host import load_rcan, replace_attention
 from examples.drop_in.timm_hosts import convnext, resnet
 from examples.drop_in.unet import ChainedSkips, UNet
 from sc_blocks import MREB, SCACB, WSILB, WSILBV, DRACBChain, GatedCommunication, LearnableCommunication
@@ -39,7 +39,7 @@ def small_rcan() -> dict[str, Tensor]:
 
 def attentive_rcan() -> nn.Module:
     descriptor = load_rcan(small_rcan())
-    attend(descriptor)
+    replace_attention(descriptor)
     return descriptor.model
 
 
@@ -275,7 +275,7 @@ def test_spandrel_goes_on_working() -> None:
     descriptor = ModelLoader().load_from_state_dict(weights).eval()  # finds out by itself that it is RCAN
     x = image()
     before = descriptor(x)
-    report = attend(descriptor)
+    report = replace_attention(descriptor)
     after = descriptor(x)
     assert after.shape == before.shape == (1, 3, 18, 28)
     assert not torch.equal(after, before)
@@ -284,7 +284,7 @@ def test_spandrel_goes_on_working() -> None:
     assert all(torch.equal(kept[name], tensor) for name, tensor in weights.items() if "conv_du" not in name)
 
     again = load_rcan(weights)
-    attend(again)
+    replace_attention(again)
     again.model.load_state_dict(descriptor.model.state_dict())
     assert torch.equal(again(x), after)
     with pytest.raises(UnsupportedModelError):  # as the docstring says
@@ -297,7 +297,7 @@ def test_spandrel_goes_on_working() -> None:
 
 def test_spandrel_moves_what_was_put_in() -> None:
     descriptor = load_rcan(small_rcan())
-    attend(descriptor)
+    replace_attention(descriptor)
     descriptor.to(dtype=torch.bfloat16)
     assert descriptor(image().bfloat16()).dtype == torch.bfloat16
 

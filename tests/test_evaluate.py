@@ -279,8 +279,10 @@ def test_the_printed_scores_are_the_means_of_the_committed_ones(page: Path, scal
             mean_score([row for row in of_method if row.dataset == dataset])
             for dataset in ("Set5", "Set14", "B100", "Urban100")
         ]
-        cells = " | ".join(f"{mean.psnr:.2f} / {mean.ssim:.4f}" for mean in means)
-        assert f"| {title} | {cells} |" in page.read_text()
+        text = page.read_text()
+        assert f"| {title} | {' | '.join(f'{mean.psnr:.2f}' for mean in means)} |" in text
+        if page.parent == WEIGHTS:
+            assert f"| {title} | {' | '.join(f'{mean.ssim:.4f}' for mean in means)} |" in text
 
 
 def test_the_cards_checksums_are_the_files() -> None:

@@ -116,7 +116,7 @@ def test_says_what_it_is(files: dict[str, Path], weights: Path, precision: str) 
 
 
 def test_shipped_weights_say_their_variant() -> None:
-    assert export.about(WEIGHTS / "mren_x4.safetensors", "float32", folded=True)["variant"] == "mren"
+    assert export.describe_export(WEIGHTS / "mren_x4.safetensors", "float32", folded=True)["variant"] == "mren"
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_int8_computes_nearly_the_same(files: dict[str, Path], weights: Path) ->
     x = photo(40, 50, seed=7)[None].float() / 255
     with torch.no_grad():
         expected = load_mren(2, path=weights)(x)
-    assert -10 * (run(files["int8"], x) - expected).square().mean().log10() > quantize.LEAST_PSNR
+    assert -10 * (run(files["int8"], x) - expected).square().mean().log10() > quantize.MIN_PSNR
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_what_is_not_what_torch_computes_is_not_written(
 
 @pytest.mark.slow
 def test_int8_gone_wrong_is_not_written(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "LEAST_PSNR", 200.0)
+    monkeypatch.setattr(quantize, "MIN_PSNR", 200.0)
     images = [photo(20, 24).float() / 255]
     with pytest.raises(ValueError, match=r"not written: int8 is \d+\.\d dB from torch .* calibrate on more images"):
         export_net(load_mren(2, path=weights), tmp_path / "bad.onnx", precision="int8", calibration=images)

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from examples.mren.colorprofile import srgb_profile
 from examples.mren.data import list_images, read_rgb
-from examples.mren.imagefile import Picture, check_writable, lay_over, read_picture, read_size, write_picture
+from examples.mren.imagefile import Picture, check_writable, composite, read_picture, read_size, write_picture
 from examples.mren.imageread import IMAGE_SUFFIXES
 from tests.images import photo
 
@@ -551,10 +551,10 @@ def test_hdr_stays_in_a_png(tmp_path: Path) -> None:
 
 def test_transparency_over_a_background() -> None:
     color, alpha = torch.zeros(1, 1, 3), torch.tensor([[[0.0, 0.5, 1.0]]])
-    white = lay_over(Picture(color, alpha), (255, 255, 255))
+    white = composite(Picture(color, alpha), (255, 255, 255))
     assert white.alpha is None
     assert torch.equal(white.color, torch.tensor([[[1.0, 0.5, 0.0]]]))
-    red = lay_over(Picture(color, alpha, icc_profile=gray_profile()), (255, 0, 0))
+    red = composite(Picture(color, alpha, icc_profile=gray_profile()), (255, 0, 0))
     assert red.color.shape == (3, 1, 3)
     assert red.icc_profile is None
     assert torch.equal(red.color[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))

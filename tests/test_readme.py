@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import io
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,27 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
 def test_code_on_the_site_does_not_scroll(page: Path) -> None:
     for language in ("python", "bash", "sh", "text"):
         assert max((len(line) for code in code_blocks(page, language) for line in code.splitlines()), default=0) <= 88
+
+
+def included_code(page: Path) -> list[str]:
+    """The objects that a page includes from source files."""
+    found = []
+    pattern = r"^```{literalinclude} (\S+)\n:pyobject: (\S+)\n(:dedent:)?"
+    for file, name, dedent in re.findall(pattern, (ROOT / page).read_text(), re.MULTILINE):
+        source = (ROOT / page).parent.joinpath(file).read_text()
+        node: ast.AST = ast.parse(source)
+        for part in name.split("."):
+            (node,) = (child for child in ast.iter_child_nodes(node) if getattr(child, "name", None) == part)
+        code = ast.get_source_segment(source, node, padded=True) or ""
+        found.append(textwrap.dedent(code) if dedent else code)
+    return found
+
+
+def test_included_code_does_not_scroll() -> None:
+    included = [(page, code) for page in PAGES for code in included_code(page)]
+    assert included
+    for page, code in included:
+        assert max(len(line) for line in code.splitlines()) <= 88, page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

@@ -63,8 +63,9 @@ def test_a_narrow_network_gets_a_row_of_its_own(tmp_path: Path, monkeypatch: pyt
     assert second.endswith("| 224K |")
     assert first.split("|")[2:-2] == second.split("|")[2:-2]
     assert "| MREN-S ×4 | 224,463 |" in report.files_table()
-    assert "MREN-S ×4, these weights" in report.scores_table()
-    assert "MREN-S ×4, as the paper" not in report.scores_table()
+    for measure in report.MEASURES:
+        assert "MREN-S ×4, these weights" in report.scores_table(measure)
+        assert "MREN-S ×4, as the paper" not in report.scores_table(measure)
 
 
 @pytest.mark.parametrize("scale", SCALES)

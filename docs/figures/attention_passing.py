@@ -28,7 +28,7 @@ from docs.figures.plotting import (
     write,
     write_numbers,
 )
-from examples.mren.attention import Attention, attend
+from examples.mren.attention import Attention, collect_attention
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, load_mren
 from sc_blocks import DRACB
@@ -83,7 +83,7 @@ def averaged(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def look(net: MREN, name: str, scale: int, *, flip: bool = False) -> Attention:
     image = pair(name, scale)[0][0]
-    return attend(net, image.flip(2) if flip else image, range(len(net.body)))
+    return collect_attention(net, image.flip(2) if flip else image, range(len(net.body)))
 
 
 def correlations(scale: int) -> dict[str, dict[str, float] | list[list[float]]]:
@@ -186,7 +186,7 @@ def measure() -> None:
 def draw_maps(theme: str) -> Figure:
     name, block, window = SHOWN
     image = pair(name, 4)[0][0]
-    attention = attend(load_mren(4), image, [block - 1])
+    attention = collect_attention(load_mren(4), image, [block - 1])
     maps, masks = attention.maps[0], attention.masks[0]
     tables = [crossed(*p).diagonal() for p in neighbours([maps])]
     # The channels in which neighbours agree most, oppose each other most, and one in between.

@@ -123,31 +123,36 @@ def tables() -> dict[str, str]:
     """The tables by file name."""
     numbers = read_numbers(NAME)
     set5 = numbers["Set5"]
-    windows = [["×4", "of the whole map", "of windows"], ["Set5", pair(set5["whole"]), pair(set5["windows"])]]
-    photos = [["PSNR, dB", "low-resolution size", "whole map", "windows", "tiles of 64"]]
+    windows = [["×4", "of the whole map", "of windows"], *measures("Set5", [set5["whole"], set5["windows"]])]
+    photos = [["PSNR, dB", "whole map", "windows", "tiles of 64", "low-resolution size"]]
     for name in PHOTOGRAPHS:
         width, height = numbers["photographs"][name]["size"]
         cells = [f"{numbers['photographs'][name][what]:.2f}" for what in ("whole", "windows", "tiles of 64")]
-        photos.append([name, f"{width} × {height}", *cells])
+        photos.append([name, *cells, f"{width} × {height}"])
     tiles = [["×4", "whole", "tiles of 128", "tiles of 64"]]
     for name in ("Set14", "Urban100, every tenth image"):
         if name in numbers:
-            tiles.append([name, *(pair(numbers[name][what]) for what in ("whole", "tiles of 128", "tiles of 64"))])
+            tiles += measures(name, [numbers[name][what] for what in ("whole", "tiles of 128", "tiles of 64")])
     both = [
         ["Set5 ×4", "whole", "tiles of 64"],
-        ["statistics of the whole map", pair(set5["whole"]), pair(set5["tiles of 64"])],
-        [f"of windows, `--local {TRAINED_ON}`", pair(set5["windows"]), pair(set5["windows, tiles of 64"])],
+        *measures("statistics of the whole map", [set5["whole"], set5["tiles of 64"]]),
+        *measures(f"of windows, `--local {TRAINED_ON}`", [set5["windows"], set5["windows, tiles of 64"]]),
     ]
-    files = [["MREN ×4", "file", "PSNR / SSIM on Set5", "away from torch"]]
+    files = [["MREN ×4", "file", "Set5, dB", "SSIM", "away from torch"]]
     for name, file in numbers.get("exported", {}).items():
         away = f"{file['away']:.0f} dB" if name.startswith("int8") else f"{file['away']:.0e}".replace("e-0", "e-")
-        files.append([name, f"{file['megabytes']:.2f} MB", pair(file), away])
+        size, psnr, ssim = f"{file['megabytes']:.2f} MB", f"{file['psnr']:.2f}", f"{file['ssim']:.4f}"
+        files.append([name, size, psnr, ssim, away])
     made = {"windows": windows, "photographs": photos, "tiles": tiles, "tiles_windows": both, "exported": files}
     return {f"{name}.md": lay_out(rows) for name, rows in made.items() if len(rows) > 1}  # of what was measured
 
 
-def pair(scores: dict[str, float]) -> str:
-    return f"{scores['psnr']:.2f} / {scores['ssim']:.4f}"
+def measures(name: str, scores: Sequence[dict[str, float]]) -> list[list[str]]:
+    """A row of PSNR and a row of SSIM."""
+    return [
+        [f"{name}, dB", *(f"{score['psnr']:.2f}" for score in scores)],
+        [f"{name}, SSIM", *(f"{score['ssim']:.4f}" for score in scores)],
+    ]
 
 
 def lay_out(rows: Sequence[Sequence[str]]) -> str:

@@ -119,29 +119,29 @@ def compare(
     stop_at = time.monotonic() + 60 * max_minutes
     files, sets = setup.images()
     scale = setup.task.scale
-    # A seed of every row before the next seed: what is there when time is up can be compared.
+    # Every row with one seed, then the next seed: what is done when time is up can be compared.
     runs = [
         _Run(row, seed, setup.output / row.name / f"seed_{seed}", _settings(setup, row, rows[0], seed, files))
         for seed in range(setup.seeds)
         for row in rows
         if only is None or row.name in only
     ]
-    waiting = [run for run in runs if not run.finished()]
+    unfinished = [run for run in runs if not run.finished()]
     costs = {row.name: cost_of(row.make, scale) for row in rows if only is None or row.name in only}
     for name, cost in costs.items():
         print(f"{name}: {cost.parameters:,} parameters, {cost.macs / 1e9:.2f} G MACs")
     length = setup.training.minutes
     each = f"{setup.training.plan(len(files), scale).steps} steps" if length is None else f"{length:g} minutes"
-    print(f"{len(waiting)} of {len(runs)} runs to train, {each} each", flush=True)
+    print(f"{len(unfinished)} of {len(runs)} runs to train, {each} each", flush=True)
     if dry_run:
         return []
     pairs = []
-    if waiting:
-        side = max(side for run in waiting for side in run.settings["patch_size"])
+    if unfinished:
+        side = max(side for run in unfinished for side in run.settings["patch_size"])
         pairs = load_pairs(files, scale, min_size=side)
-    for run in waiting:
+    for run in unfinished:
         training = dataclasses.replace(setup.training, **run.row.options)
-        net, untouched = _fresh(run, rows[0], training.init)
+        net, untouched = _initial_network(run, rows[0], training.init)
         patches = {name: run.settings[name][0] for name in ("patch_size", "batch_size")}
         trainer = Trainer(
             net,
@@ -219,7 +219,7 @@ def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Pat
     return json.loads(json.dumps(settings))
 
 
-def _fresh(run: _Run, first: Row, init: Path | None) -> tuple[nn.Module, list[str]]:
+def _initial_network(run: _Run, first: Row, init: Path | None) -> tuple[nn.Module, list[str]]:
     """A network with the weights that a run begins from, and the names of those that ``init`` does not have."""
     torch.manual_seed(run.seed)
     net = run.row.make()

@@ -49,6 +49,21 @@ def read_runs(file: Path) -> list[Run]:
     return read_records(file, Run, renamed={"variant": "name", "blocks": "name"})
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How far the mean of a row lies from that of the first row."""
+
+    mean: float
+    """In dB."""
+    margin: float | None
+    """Half the width of its 95 % confidence interval; ``None`` if there is no more than one seed."""
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves out zero (p < 0.05)."""
+        return self.margin is not None and abs(self.mean) > self.margin
+
+
 COLUMNS: dict[str, tuple[str, Callable[[Sequence[Run]], str]]] = {
     "channels": ("channels", lambda runs: f"{runs[0].channels}"),
     "parameters": ("parameters", lambda runs: f"{runs[0].parameters:,}"),
@@ -101,7 +116,13 @@ def comparison_table(
         scores = [{run.seed: run.psnr for run in own if run.dataset == dataset} for own in rows.values()]
         differences, sentence = (paired if first.paired else pooled)(scores)
         head += [f"{dataset}, dB", "seeds", "difference"]
-        for line, own, difference in zip(lines, scores, ["", *differences], strict=True):
+        # The margins of unpaired runs are in the sentence.
+        cells = [
+            f"{difference.mean:+.3f}"
+            + ("" if difference.margin is None or not first.paired else f" ± {difference.margin:.3f}")
+            for difference in differences
+        ]
+        for line, own, difference in zip(lines, scores, ["", *cells], strict=True):
             line += [f"{mean(own.values()):.2f}", ", ".join(f"{own[seed]:.2f}" for seed in sorted(own)), difference]
         sentences.append(f"\n{dataset}: {sentence}\n")
     if first.matched:
@@ -116,8 +137,8 @@ def comparison_table(
 ONE_SEED = "one seed a row, which does not show which differences are significant."
 
 
-def paired(scores: Sequence[Scores]) -> tuple[list[str], str]:
-    """Differences from the first row within a seed, each with its 95 % confidence interval, and a sentence on them.
+def paired(scores: Sequence[Scores]) -> tuple[list[Difference], str]:
+    """Differences from the first row within a seed, and a sentence on them.
 
     A randomised block design, with the seeds as blocks: what is left of a score after the mean of its row and the mean
     of its seed is chance, whose variance is pooled over the rows. For two rows this is the paired t-test.
@@ -128,21 +149,21 @@ def paired(scores: Sequence[Scores]) -> tuple[list[str], str]:
     seeds = sorted(set.intersection(*(set(own) for own in scores)))
     values = np.array([[own[seed] for seed in seeds] for own in scores])
     means = values.mean(axis=1)
-    differences = means[1:] - means[0]
+    differences = (means[1:] - means[0]).tolist()
     freedom = (len(scores) - 1) * (len(seeds) - 1)
     if not freedom:
-        return [f"{difference:+.3f}" for difference in differences], ONE_SEED
+        return [Difference(difference, None) for difference in differences], ONE_SEED
     chance = values - means[:, None] - values.mean(axis=0) + values.mean()
     deviation = math.sqrt(2 * np.square(chance).sum() / freedom / len(seeds))
-    half = float(students_t.ppf(0.975, freedom)) * deviation
-    significant = int((np.abs(differences) > half).sum())
-    return [f"{difference:+.3f} ± {half:.3f}" for difference in differences], (
+    margin = float(students_t.ppf(0.975, freedom)) * deviation
+    found = [Difference(difference, margin) for difference in differences]
+    return found, (
         f"differences within a seed, with their 95 % confidence interval ({len(seeds)} seeds, {freedom} degrees of "
-        f"freedom). Significant: {significant} of {len(differences)}."
+        f"freedom). Significant: {sum(difference.significant for difference in found)} of {len(found)}."
     )
 
 
-def pooled(scores: Sequence[Scores]) -> tuple[list[str], str]:
+def pooled(scores: Sequence[Scores]) -> tuple[list[Difference], str]:
     """Differences from the first row of independent runs, and a sentence on them.
 
     The spread is pooled over the rows: each one's variance over its seeds, averaged. A difference is
@@ -153,18 +174,17 @@ def pooled(scores: Sequence[Scores]) -> tuple[list[str], str]:
     """
     rows = [list(own.values()) for own in scores]
     differences = [mean(own) - mean(rows[0]) for own in rows[1:]]
-    cells = [f"{difference:+.3f}" for difference in differences]
     freedom = sum(len(own) - 1 for own in rows)
     if not freedom:
-        return cells, ONE_SEED
+        return [Difference(difference, None) for difference in differences], ONE_SEED
     spread = math.sqrt(sum(variance(own) * (len(own) - 1) for own in rows if len(own) > 1) / freedom)
     factor = float(students_t.ppf(0.975, freedom)) * spread
-    least = [factor * math.sqrt(1 / len(rows[0]) + 1 / len(own)) for own in rows[1:]]
-    significant = sum(abs(difference) > enough for difference, enough in zip(differences, least, strict=True))
+    margins = [factor * math.sqrt(1 / len(rows[0]) + 1 / len(own)) for own in rows[1:]]
+    found = [Difference(difference, margin) for difference, margin in zip(differences, margins, strict=True)]
     seeds = " or ".join(str(count) for count in sorted({len(own) for own in rows}))
-    from_on = " or ".join(dict.fromkeys(f"{enough:.2f}" for enough in sorted(least)))
-    return cells, (
+    thresholds = " or ".join(dict.fromkeys(f"{margin:.2f}" for margin in sorted(margins)))
+    return found, (
         f"the seeds of a row spread by {spread:.3f} dB (standard deviation, {freedom} degrees of freedom). With "
-        f"{seeds} seeds a row, a difference is significant (p < 0.05) from {from_on} dB; {significant} of "
-        f"{len(cells)} are."
+        f"{seeds} seeds a row, a difference is significant (p < 0.05) from {thresholds} dB; "
+        f"{sum(difference.significant for difference in found)} of {len(found)} are."
     )

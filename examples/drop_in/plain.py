@@ -104,6 +104,6 @@ class Skips(nn.Module):
         return tuple(features)
 
 
-def nothing(channels: int) -> nn.Module:
-    """An empty place."""
+def identity(channels: int) -> nn.Module:
+    """No attention."""
     return nn.Identity()

@@ -30,7 +30,12 @@ class ResidualBlock(nn.Module):
         torch.Size([1, 24, 9, 7])
     """
 
-    def __init__(self, channels: int, *, block: Callable[[int], nn.Module] = WSILBV) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        block: Callable[[int], nn.Module] = WSILBV,
+    ) -> None:
         super().__init__()
         self.branch = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),

@@ -32,22 +32,23 @@ def load_rcan(weights: StateDict) -> ImageModelDescriptor[RCAN]:
     return descriptor.eval()
 
 
-def attend(descriptor: ImageModelDescriptor[RCAN]) -> SwapReport:
-    """Put WSILBV in the place of RCAN's channel attention; everything else keeps its weights.
+def replace_attention(descriptor: ImageModelDescriptor[RCAN]) -> SwapReport:
+    """Replace RCAN's channel attention with WSILBV; everything else keeps its weights.
 
-    spandrel's wrapper goes on working. The tensors of the network are no longer those that spandrel knows RCAN by: to
-    load them, load and change a network as before, then ``descriptor.model.load_state_dict``.
+    spandrel's wrapper keeps working. spandrel no longer recognises a state dict of the
+    changed network as RCAN: to load one, load and change an RCAN as before, then call
+    ``descriptor.model.load_state_dict``.
 
     Args:
-        descriptor: What spandrel loaded; the network in it is changed in place.
+        descriptor: What spandrel loaded; its network is changed in place.
 
     Returns:
         What was replaced.
 
     Example:
-        >>> weights = RCAN(scale=2, n_resgroups=1, n_resblocks=1, n_feats=16, reduction=4, norm=False).state_dict()
-        >>> descriptor = load_rcan(weights)
-        >>> print(attend(descriptor))
+        >>> size = {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16, "reduction": 4}
+        >>> descriptor = load_rcan(RCAN(scale=2, norm=False, **size).state_dict())
+        >>> print(replace_attention(descriptor))
         RCAN: 1 module replaced, 19,591 -> 19,591 parameters
           body.0.body.0.body.3: CALayer (148) -> WSILBV (148)
         >>> descriptor(torch.rand(1, 3, 9, 7)).shape
@@ -56,17 +57,21 @@ def attend(descriptor: ImageModelDescriptor[RCAN]) -> SwapReport:
 
     def make(old: nn.Module, name: str) -> nn.Module:
         squeeze = old.conv_du[0]
-        return WSILBV(squeeze.in_channels, reduction=squeeze.in_channels // squeeze.out_channels)
+        reduction = squeeze.in_channels // squeeze.out_channels
+        return WSILBV(squeeze.in_channels, reduction=reduction)
 
-    # By the name of its type: spandrel has no public place to import that from.
-    return replace_modules(descriptor.model, lambda name, module: type(module).__name__ == "CALayer", make)
+    def is_attention(name: str, module: nn.Module) -> bool:
+        # By the name of the class: spandrel has no public place to import it from.
+        return type(module).__name__ == "CALayer"
+
+    return replace_modules(descriptor.model, is_attention, make)
 
 
 def main() -> None:
     """Print what was changed in a small RCAN with fresh weights."""
     weights = RCAN(scale=2, n_resgroups=2, n_resblocks=3, n_feats=48, reduction=16, norm=False).state_dict()
     descriptor, x = load_rcan(weights), torch.rand(1, 3, 33, 47)
-    print(attend(descriptor))
+    print(replace_attention(descriptor))
     print(f"{tuple(x.shape)} -> {tuple(descriptor(x).shape)}")
 
 

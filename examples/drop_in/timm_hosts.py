@@ -36,14 +36,19 @@ def resnet(name: str = "resnet18", *, attention: Callable[[int], nn.Module] = WS
     return timm.create_model(name, pretrained=False, block_args={"attn_layer": attention})
 
 
-def convnext(name: str = "convnext_atto", *, reduction: int = 32, pretrained: bool = False) -> nn.Module:
-    """A ConvNeXt of timm's, with attention among the widened channels of each block.
+def convnext(
+    name: str = "convnext_atto",
+    *,
+    reduction: int = 32,
+    pretrained: bool = False,
+) -> nn.Module:
+    """A ConvNeXt of timm's, with attention on the hidden layer of each MLP.
 
     Args:
         name: Which of timm's.
-        reduction: Of the attention, see :class:`~sc_blocks.WSILBV`; the channels are many there.
-        pretrained: Whether to begin from timm's weights, which are downloaded. All of them fit: what is replaced has
-            none.
+        reduction: Of the attention, see :class:`~sc_blocks.WSILBV`.
+        pretrained: Whether to start from timm's weights, which are downloaded. They all
+            fit: the layers that are replaced have none.
 
     Returns:
         The network; the attention has fresh weights.
@@ -52,7 +57,7 @@ def convnext(name: str = "convnext_atto", *, reduction: int = 32, pretrained: bo
         >>> convnext()(torch.rand(1, 3, 33, 47)).shape
         torch.Size([1, 1000])
     """
-    # As a perceptron of convolutions: of linear layers its channels would come last.
+    # An MLP of 1x1 convolutions; linear layers would be channels-last (NHWC).
     net = timm.create_model(name, pretrained=pretrained, conv_mlp=True)
 
     def make(old: nn.Module, name: str) -> nn.Module:

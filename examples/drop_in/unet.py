@@ -38,12 +38,12 @@ class GatedBlock(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(1, channels)
         self.expand = nn.Conv2d(channels, 2 * channels, 1)
-        self.look = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
         self.attention = attention(channels)
         self.fuse = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        left, right = self.look(self.expand(self.norm(x))).chunk(2, dim=1)
+        left, right = self.depthwise(self.expand(self.norm(x))).chunk(2, dim=1)
         return x + self.fuse(self.attention(left * right))
 
 
@@ -98,8 +98,9 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        # Not reflected: that needs images larger than the padding.
-        padded = F.pad(x, (0, -width % self.size_multiple, 0, -height % self.size_multiple), mode="replicate")
+        # Replication works for any image; reflection needs one larger than the padding.
+        below, right = (-size % self.size_multiple for size in (height, width))
+        padded = F.pad(x, (0, right, 0, below), mode="replicate")
         features, levels = self.head(padded), []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             levels.append(encoder(features))

@@ -21,7 +21,7 @@ from examples.drop_in.plain import (
     Distillation,
     ShallowResidual,
     Skips,
-    nothing,
+    identity,
 )
 from examples.drop_in.residual import ResidualNet
 from examples.drop_in.tails import narrow_rbwa, pixel_shuffle
@@ -89,7 +89,7 @@ HOSTS = {
         "Residual network, in the manner of EDSR",
         partial(ResidualNet, num_blocks=6),
         24,
-        {"block": nothing, "tail": pixel_shuffle},
+        {"block": identity, "tail": pixel_shuffle},
         {
             "cca": {"block": ContrastAttention},
             "wsilbv": {"block": WSILBV},
@@ -101,7 +101,7 @@ HOSTS = {
         "U-Net, in the manner of NAFNet",
         partial(UNet, num_levels=2),
         20,
-        {"attention": nothing, "skips": Skips},
+        {"attention": identity, "skips": Skips},
         {
             "sca": {"attention": ChannelAttention},
             "wsilbv": {"attention": WSILBV},
@@ -112,7 +112,7 @@ HOSTS = {
 }
 
 
-class OnEnlarged(nn.Module):
+class BicubicSkip(nn.Module):
     """A network between an image and its restoration, which starts from the bicubic image and adds to it.
 
     Args:
@@ -176,7 +176,7 @@ def build(host: str, row: str, scale: int, channels: int, *, skip: bool = True) 
     if not skip and not enlarges:
         raise ValueError(f"--no-skip: {host} does not enlarge by itself, it works on the bicubic image.")
     net = HOSTS[host].build(**places, **({"scale": scale} if enlarges else {}))
-    return OnEnlarged(net, scale, enlarges=enlarges) if skip else net
+    return BicubicSkip(net, scale, enlarges=enlarges) if skip else net
 
 
 def plan_rows(

@@ -56,7 +56,7 @@ class Attention:
     """The gates that multiply the fused maps, between 0 and 1."""
 
 
-def attend(net: MREN, image: Tensor, blocks: Sequence[int]) -> Attention:
+def collect_attention(net: MREN, image: Tensor, blocks: Sequence[int]) -> Attention:
     """Run the body of a network on an RGB image and collect what its DRACBs made.
 
     Args:
@@ -68,10 +68,10 @@ def attend(net: MREN, image: Tensor, blocks: Sequence[int]) -> Attention:
         ValueError: If the DRACBs have no masks, as those built with ``gate=False``.
     """
     with torch.inference_mode(), capture_attention(net.body, ["*.refine.links.*"]) as captured:
-        net.body(net.head(image[None]))  # the rest of the network is its larger part, and does not matter here
+        net.body(net.head(image[None]))  # not the upsampling, which costs most and has no DRACB
     links = range(net.body[0].refine.length)
     if "0.refine.links.0.gate" not in captured:
-        raise ValueError("attend: net must have masks, got DRACBs that were built with gate=False.")
+        raise ValueError("collect_attention: net must have masks, got DRACBs that were built with gate=False.")
 
     def collect(what: str) -> list[list[Tensor]]:
         return [[captured[f"{block}.refine.links.{link}.{what}"][0].cpu() for link in links] for block in blocks]
@@ -81,11 +81,11 @@ def attend(net: MREN, image: Tensor, blocks: Sequence[int]) -> Attention:
 
 def without_communication(net: MREN) -> MREN:
     """A copy of a network without communication between the DRACBs: W = 0."""
-    closed = copy.deepcopy(net)
-    for block in closed.modules():
+    ablated = copy.deepcopy(net)
+    for block in ablated.modules():
         if isinstance(block, DRACB):
             block.communication = NoCommunication()
-    return closed
+    return ablated
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -128,14 +128,14 @@ def draw(
         title: Above everything.
         channel: The communication, in words.
     """
-    masks, before = (
+    masks, ablated_masks = (
         torch.stack([torch.stack([mask.mean(0) for mask in row]) for row in attention.masks])
         for attention in (full, ablated)
     )
-    change = masks - before
-    # Without the extremes: a handful of pixels would take most of the scale.
+    change = masks - ablated_masks
+    # Clip outliers: a handful of pixels would take most of the colour scale.
     lowest, highest = np.quantile(masks.numpy(), (OUTSIDE, 1 - OUTSIDE))
-    most = np.quantile(change.abs().numpy(), 1 - 2 * OUTSIDE)
+    limit = np.quantile(change.abs().numpy(), 1 - 2 * OUTSIDE)
     rows, columns, height, width = masks.shape
 
     cell_height, cell_width = (CELL * side / max(height, width) for side in (height, width))
@@ -150,7 +150,7 @@ def draw(
     numbers = [block + 1 for block in blocks]
     _draw_grid(left, masks, numbers, "Masks, mean of the channels", colors="magma", limits=(lowest, highest))
     _draw_grid(
-        right, change, numbers, f"The same minus those at W = 0: {channel}", colors="RdBu_r", limits=(-most, most)
+        right, change, numbers, f"The same minus those at W = 0: {channel}", colors="RdBu_r", limits=(-limit, limit)
     )
     return figure
 
@@ -219,7 +219,7 @@ def run(args: argparse.Namespace) -> None:
     if args.max_side < 1:
         raise UsageError(f"--max-side: must be at least 1, got {args.max_side}.")
     image = _read(args.input, args.max_side)
-    full, ablated = (attend(each, image.to(device), blocks) for each in (net, without_communication(net)))
+    full, ablated = (collect_attention(each, image.to(device), blocks) for each in (net, without_communication(net)))
     label = args.variant.upper().replace("_", "-") if args.weights is None else args.weights.stem
     name = "chelsea, from scikit-image" if args.input is None else args.input.name
     title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"

@@ -30,7 +30,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from examples.mren.files import what_is_there
+from examples.mren.files import missing_path_hint
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "could not create a primitive")
@@ -44,7 +44,7 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "; choose a shorter name.",
     errno.EISDIR: "; choose another name.",
 }
-_LONGEST = 2000  # of a message; messages may quote the contents of a file
+_MAX_LENGTH = 2000  # of a message; messages may quote the contents of a file
 
 
 class UsageError(ValueError):
@@ -129,7 +129,7 @@ def one_line(message: object) -> str:
     """
     text = " ".join(str(message).split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+    return shown if len(shown) <= _MAX_LENGTH else f"{shown[:_MAX_LENGTH]}…"
 
 
 def describe(error: BaseException, file: object = None) -> str:
@@ -145,7 +145,7 @@ def describe(error: BaseException, file: object = None) -> str:
     elif isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f"{error.filename}: "
         missing = error.errno == errno.ENOENT and error.filename is not None
-        remedy = f"; {what_is_there(error.filename)}" if missing else _REMEDIES.get(error.errno or 0, ".")
+        remedy = f"; {missing_path_hint(error.filename)}" if missing else _REMEDIES.get(error.errno or 0, ".")
         text = f"{name}{error.strerror}{remedy}"
     return text if file is None or str(file) in text else f"{file}: {text or type(error).__name__}"
 

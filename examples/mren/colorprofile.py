@@ -16,16 +16,16 @@ def profile_space(icc_profile: bytes | None) -> bytes:
 
 def srgb_profile() -> bytes:
     """The colour profile of sRGB, which does not depend on the day: one file in gives one file out."""
-    made_now = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return made_now[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + made_now[36:]
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + profile[36:]
 
 
 def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
     """An image of CMYK by its profile, or of Lab, as sRGB."""
-    given = ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc_profile or b"")
+    source = ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc_profile or b"")
     return _convert(
         image,
-        given,
+        source,
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
@@ -39,6 +39,6 @@ def gray_to_srgb(image: Image.Image, icc_profile: bytes) -> Image.Image:
     return converted
 
 
-def _convert(image: Image.Image, given: Any, **options: Any) -> Image.Image:
-    converted = ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB", **options)
-    return cast(Image.Image, converted)  # None only where it works in place
+def _convert(image: Image.Image, source: Any, **options: Any) -> Image.Image:
+    converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB", **options)
+    return cast(Image.Image, converted)  # None only if it works in place

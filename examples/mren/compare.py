@@ -2,8 +2,8 @@
 
     python -m examples.mren.compare --data Urban100 --crop img092 img012:300,200,96 -o details.png
 
-A detail is ``IMAGE:LEFT,TOP,SIDE`` in pixels of the original; of an image alone, the square is drawn in which bicubic
-is furthest from the original. Scores are of the whole image.
+A detail is ``IMAGE:LEFT,TOP,SIDE`` in pixels of the original; for an image alone, the square where bicubic is
+furthest from the original is drawn. Scores are of the whole image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from examples.mren.cli import UsageError, check_target, run_command
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.evaluate import network_upscaler
-from examples.mren.files import name_apart
+from examples.mren.files import unique_names
 from examples.mren.imagefile import FORMATS, save_image
 from examples.mren.metrics import psnr, score, to_uint8
 from examples.mren.model import DEVICES, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
@@ -174,7 +174,7 @@ def _image(pixels: Tensor) -> Image.Image:
 
 
 def _enlarged(square: Tensor) -> Image.Image:
-    """To the height of a panel, each pixel as it is: a smooth enlargement would hide what is compared."""
+    """Enlarge to the height of a panel, by nearest neighbour: smooth enlargement would hide what is compared."""
     return _image(square).resize((PANEL, PANEL), Image.Resampling.NEAREST)
 
 
@@ -221,7 +221,7 @@ def run(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     if args.weights is not None:
         networks = {
-            name: load_mren(args.scale, path=file, device=device) for name, file in name_apart(args.weights).items()
+            name: load_mren(args.scale, path=file, device=device) for name, file in unique_names(args.weights).items()
         }
     else:
         networks = {
@@ -229,7 +229,7 @@ def run(args: argparse.Namespace) -> None:
             for variant in VARIANTS
             if variant == "mren" or weights_path(args.scale, variant).exists()
         }
-    files = name_apart(list_images(args.data))
+    files = unique_names(list_images(args.data))
     save_image(draw_details(files, args.crop, args.scale, networks), args.output, overwrite=args.overwrite)
     print(f"{args.output}: {len(args.crop)} details at x{args.scale}")
 

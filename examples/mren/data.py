@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.mren.cli import describe, is_out_of_memory
-from examples.mren.degradation import UNIT, degrade_patch, draw_patch_degradation, make_generator
-from examples.mren.files import what_is_there
+from examples.mren.degradation import MCU, degrade_patch, draw_patch_degradation, make_generator
+from examples.mren.files import missing_path_hint
 from examples.mren.imageread import IMAGE_SUFFIXES, MAX_PIXELS, is_image, read_pixels
 
 T = TypeVar("T")
@@ -76,8 +76,8 @@ def _resize_last_axis(image: Tensor, factor: int, *, shrink: bool) -> Tensor:
     mirrored = np.pad(np.arange(side), margin, mode="symmetric")
     padded = image[:, :, torch.from_numpy(mirrored).to(image.device)].unsqueeze(0)
     size = (across, padded.shape[3] // factor if shrink else padded.shape[3] * factor)
-    # antialias=True even to enlarge: only then is torch's kernel the one with a = -0.5. Along the last axis only: torch
-    # 2.15 gets the other wrong where the image is a single pixel wide.
+    # antialias=True even when enlarging: torch's kernel has a = -0.5 only then. Only along the last axis: torch 2.15
+    # gets the other one wrong where the image is a single pixel wide.
     resized = F.interpolate(padded, size, mode="bicubic", align_corners=False, antialias=True).squeeze(0)
     kept = side // factor if shrink else side * factor
     return resized[:, :, margin // factor if shrink else margin * factor :][:, :, :kept]
@@ -98,7 +98,7 @@ def list_images(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        there = "that is a file." if folder.exists() else what_is_there(folder)
+        there = "that is a file." if folder.exists() else missing_path_hint(folder)
         raise FileNotFoundError(f"no folder at {folder}; {there}")
     files = sorted(path for path in folder.iterdir() if is_image(path))
     if not files:
@@ -173,7 +173,7 @@ def load_pairs(
             on_bad(describe(error, path))
             return None
 
-    # Threads: decoding and resizing release the interpreter lock.
+    # Threads suffice: decoding and resizing release the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         loaded = tqdm(
             pool.map(load_good, files), total=len(files), desc="images", unit="image", leave=False, disable=None
@@ -245,9 +245,9 @@ class PatchSampler:
             raise ValueError(f"patch_size must be a multiple of the scale, {self.scale}, got {patch_size}.")
         self.side = patch_size // self.scale  # in low-resolution pixels
         self.batch_size = batch_size
-        margin = UNIT if self.degrade else 0
-        self._lr_places = _Places(self.side, self._lr.pixels.device, margin=margin)
-        self._hr_places = _Places(patch_size, self.device)
+        margin = MCU if self.degrade else 0
+        self._lr_indices = _PatchIndices(self.side, self._lr.pixels.device, margin=margin)
+        self._hr_indices = _PatchIndices(patch_size, self.device)
 
     def draw(self, step: int) -> list[tuple[int, int, int, int]]:
         """What step ``step`` trains on: for each patch the image, the low-resolution top and left, the orientation."""
@@ -265,7 +265,7 @@ class PatchSampler:
         """Low- and high-resolution patches of a step, between 0 and 1, the part that process ``rank`` works on."""
         drawn = torch.tensor(self.draw(step)[rank::world_size])
         corners = drawn * torch.tensor([1, self.scale, self.scale, 1])
-        low, high = self._lr.cut(drawn, self._lr_places), self._hr.cut(corners, self._hr_places)
+        low, high = self._lr.cut(drawn, self._lr_indices), self._hr.cut(corners, self._hr_indices)
         if self.degrade:
             numbers = range(rank, self.batch_size, world_size)
             low = self._degraded(low, [make_generator(self.seed, step, number) for number in numbers])
@@ -294,11 +294,11 @@ class _Images:
         self.starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
         self.channels = torch.arange(3, device=device).view(1, 3, 1, 1)
 
-    def cut(self, drawn: Tensor, places: _Places) -> Tensor:
+    def cut(self, drawn: Tensor, indices: _PatchIndices) -> Tensor:
         """Patches, uint8, for rows of image, top, left and orientation; pixels outside repeat the border."""
-        image, top, left, orientation = rearrange(drawn.to(self.pixels.device), "patch what -> what patch 1 1 1")
-        rows = top + places.rows[orientation.flatten(), None]
-        columns = left + places.columns[orientation.flatten(), None]
+        image, top, left, orientation = rearrange(drawn.to(self.pixels.device), "patch field -> field patch 1 1 1")
+        rows = top + indices.rows[orientation.flatten(), None]
+        columns = left + indices.columns[orientation.flatten(), None]
         planes = self.channels * self.planes[image]
         heights, widths = self.heights[image], self.widths[image]
         rows = rows.clamp(min=0).minimum(heights - 1)
@@ -306,17 +306,12 @@ class _Images:
         return self.pixels[self.starts[image] + planes + rows * widths + columns]
 
 
-class _Places:
+class _PatchIndices:
     """Where each pixel of a square patch and its margin comes from, for its eight flips and rotations."""
 
     def __init__(self, side: int, device: torch.device | str, *, margin: int = 0) -> None:
         side += 2 * margin
-        square = torch.arange(side * side, device=device).view(1, side, side)
-        turned = torch.stack([_orient(square, orientation)[0] for orientation in range(8)])
-        self.rows, self.columns = turned // side - margin, turned % side - margin
-
-
-def _orient(image: Tensor, orientation: int) -> Tensor:
-    """One of the eight flips and rotations of a square."""
-    rotated = torch.rot90(image, orientation % 4, (1, 2))
-    return rotated.flip(2) if orientation >= 4 else rotated
+        square = torch.arange(side * side, device=device).view(side, side)
+        rotated = [square.rot90(turns) for turns in range(4)]
+        oriented = torch.stack(rotated + [each.flip(1) for each in rotated])
+        self.rows, self.columns = oriented // side - margin, oriented % side - margin

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from examples.mren.colorprofile import profile_space
 from examples.mren.metadata import Metadata, read_color_chunks, read_metadata, read_orientation
-from examples.mren.pixels import Pixels, RefusedError, at_start, check_size
+from examples.mren.pixels import Pixels, RefusedError, check_size, rewind
 
 _SAMPLE_KINDS = {2: "signed whole numbers", 3: "floating-point", 5: "complex numbers", 6: "complex numbers"}
 _UPRIGHT: dict[int, Any] = {
@@ -31,9 +31,9 @@ def read_deep_png(opened: Image.Image, file: BinaryIO) -> Pixels:
     if getattr(opened, "is_animated", False):
         raise RefusedError("is an animation of 16 bits per value; save the picture that you mean as a file of its own")
     orientation = read_orientation(opened)
-    metadata = read_metadata(opened, read_color_chunks(at_start(file)))
+    metadata = read_metadata(opened, read_color_chunks(rewind(file)))
     icc_profile = opened.info.get("icc_profile") or None
-    values = imagecodecs.png_decode(at_start(file).read())
+    values = imagecodecs.png_decode(rewind(file).read())
     return _deep(values, orientation, icc_profile, metadata)
 
 
@@ -57,12 +57,12 @@ def read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) -> 
     if page.samplesperpixel > 1 and int(page.planarconfig) == 2:  # one plane after the other
         values = np.moveaxis(values, 0, -1)
     if page.samplesperpixel > colors and page.extrasamples and int(page.extrasamples[0]) == 1:
-        values = _unassociated(values)
+        values = _unpremultiplied(values)
     tags = page.tags
     orientation = tags["Orientation"].value if "Orientation" in tags else 1
     icc_profile = bytes(tags["InterColorProfile"].value) if "InterColorProfile" in tags else None
     try:
-        with Image.open(at_start(file), formats=["TIFF"]) as opened:
+        with Image.open(rewind(file), formats=["TIFF"]) as opened:
             metadata = read_metadata(opened)
     except UnidentifiedImageError:  # gray with opacity: Pillow knows no such picture
         metadata = Metadata()
@@ -78,7 +78,7 @@ def _deep(values: np.ndarray, orientation: int, icc_profile: bytes | None, metad
     return Pixels(upright, icc_profile, metadata, False, notes)
 
 
-def _unassociated(values: np.ndarray) -> np.ndarray:
+def _unpremultiplied(values: np.ndarray) -> np.ndarray:
     """Colours that were multiplied by their opacity, as they were before."""
     alpha = values[..., -1:].astype(np.float64)
     colors = np.where(alpha > 0, values[..., :-1] * 65_535.0 / np.maximum(alpha, 1), 0)

@@ -21,9 +21,9 @@ from torch import Tensor
 Subsampling = Literal["4:4:4", "4:2:0"]
 
 QUALITIES = (30, 95)  # of JPEG, both included
-LARGEST_NOISE = 10.0  # standard deviation, of 255
-LARGEST_BLUR = 0.8  # standard deviation, in low-resolution pixels
-UNIT = 16  # pixels that 4:2:0 compresses together, in each direction; a multiple of the 8 of a block
+MAX_NOISE = 10.0  # standard deviation, of 255
+MAX_BLUR = 0.8  # standard deviation, in low-resolution pixels
+MCU = 16  # side of JPEG's minimum coded unit with 4:2:0, in pixels
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ def draw_degradation(generator: torch.Generator) -> Degradation:
     one; blur of up to 0.8 pixels in every fourth one. All that varies is uniformly distributed.
     """
     lowest, highest = QUALITIES
-    share = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
-    top, left = torch.randint(UNIT, (2,), generator=generator).tolist()
+    uniform = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+    top, left = torch.randint(MCU, (2,), generator=generator).tolist()
     return Degradation(
-        quality=lowest + int(share[0] * (highest - lowest + 1)),
-        subsampling="4:2:0" if share[1] < 0.75 else "4:4:4",
-        noise=share[2] * LARGEST_NOISE if share[3] < 0.5 else 0.0,
-        blur=share[4] * LARGEST_BLUR if share[5] < 0.25 else 0.0,
+        quality=lowest + int(uniform[0] * (highest - lowest + 1)),
+        subsampling="4:2:0" if uniform[1] < 0.75 else "4:4:4",
+        noise=uniform[2] * MAX_NOISE if uniform[3] < 0.5 else 0.0,
+        blur=uniform[4] * MAX_BLUR if uniform[5] < 0.25 else 0.0,
         offset=(top, left),
     )
 
@@ -134,14 +134,14 @@ def degrade_patch(patch: Tensor, degradation: Degradation | None, generator: tor
         >>> degrade_patch(surroundings, Degradation(quality=75, offset=(3, 12)), make_generator(0)).shape
         torch.Size([3, 32, 32])
     """
-    height, width = (side - 2 * UNIT for side in patch.shape[1:])
+    height, width = (side - 2 * MCU for side in patch.shape[1:])
     top = left = 0
     if degradation is not None:
         top, left = degradation.offset
-        if not (0 <= top < UNIT and 0 <= left < UNIT):
-            raise ValueError(f"degrade_patch: offset must be two numbers from 0 to {UNIT - 1}, got {(top, left)}.")
+        if not (0 <= top < MCU and 0 <= left < MCU):
+            raise ValueError(f"degrade_patch: offset must be two numbers from 0 to {MCU - 1}, got {(top, left)}.")
         patch = degrade(patch[:, top:, left:], degradation, generator)
-    return patch[:, UNIT - top :, UNIT - left :][:, :height, :width]
+    return patch[:, MCU - top :, MCU - left :][:, :height, :width]
 
 
 def compress(image: Tensor, quality: int, subsampling: Subsampling = "4:2:0") -> Tensor:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from examples.mren.cli import UsageError, check_target, describe, fail, note, run_command, whole_number
 from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
 from examples.mren.degradation import Degradation, degrade, make_generator
-from examples.mren.files import name_apart, write_text
+from examples.mren.files import unique_names, write_text
 from examples.mren.imagepairs import dataset_name, match_lr
 from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import DEVICES, STAGES, VARIANTS, find_weights, load_mren, pick_device
@@ -32,8 +32,8 @@ from sc_blocks.tiling import tiled
 
 Upscale = Callable[[Tensor], Tensor]
 
-SMALLEST_TILE = 64  # twice what tiles share
-LARGEST_WINDOW = 4096  # of --local: far above any patch that a network is trained on
+MIN_TILE = 64  # twice what tiles share
+MAX_WINDOW = 4096  # of --local: far above any patch that a network is trained on
 # Number of images in the test sets for which papers print means.
 IMAGES = {"Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100, "Manga109": 109}
 
@@ -107,13 +107,13 @@ def evaluate(
 
 def _check_sizes(hr: Tensor, lr: Tensor, scale: int, lr_file: Path) -> None:
     height, width = lr.shape[1:]
-    wanted = hr.shape[1] // scale, hr.shape[2] // scale
-    if (height, width) != wanted:
+    expected = hr.shape[1] // scale, hr.shape[2] // scale
+    if (height, width) != expected:
         fitting = [other for other in STAGES if (hr.shape[1] // other, hr.shape[2] // other) == (height, width)]
         remedy = f"; it fits --scale {fitting[0]}" if fitting else ""
         raise ValueError(
             f"{lr_file}: has {width} x {height} pixels; for --scale {scale} its high-resolution partner asks for "
-            f"{wanted[1]} x {wanted[0]}{remedy}."
+            f"{expected[1]} x {expected[0]}{remedy}."
         )
 
 
@@ -163,10 +163,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--lr",
         type=Path,
         nargs="+",
-        help="folders of low-resolution images, one for each of --data; without it, images are shrunk. Partners are "
-        "baby.png and babyx4.png, or have one name",
+        help="folders of low-resolution images, one for each of --data; without it, images are shrunk. Pairs have "
+        "one name, or are named like baby.png and babyx4.png",
     )
-    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4, help="what is enlarged by")
+    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4, help="upscaling factor")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="which shipped network")
     parser.add_argument("--weights", type=Path, help="a weight file of your own, instead of the shipped one; or photo")
     parser.add_argument(
@@ -184,13 +184,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--local",
-        type=whole_number(1, LARGEST_WINDOW),
+        type=whole_number(1, MAX_WINDOW),
         metavar="SIDE",
         help="score with windowed statistics, too; SIDE is that of the low-resolution patches it was trained on",
     )
     parser.add_argument(
         "--tile",
-        type=whole_number(SMALLEST_TILE),
+        type=whole_number(MIN_TILE),
         nargs="+",
         default=[],
         metavar="N",
@@ -311,7 +311,7 @@ def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscal
     if args.onnx:
         from examples.mren.onnxfile import onnx_upscaler  # here only: scoring weights needs no onnxruntime
 
-        files = name_apart(args.onnx, suffixes=True)
+        files = unique_names(args.onnx, suffixes=True)
         methods |= {name: onnx_upscaler(file, args.scale) for name, file in files.items()}
     return methods
 

@@ -47,7 +47,7 @@ from examples.mren.model import (
 Precision = Literal["float32", "float16", "int8"]
 
 EXPORTED_SIZE = (24, 20)
-# A single pixel, odd sides, more than one image: none of them was exported.
+# A single pixel, odd sides, more than one image: none is the exported size.
 CHECKED_SIZES = ((1, 1, 1), (1, 37, 51), (3, 20, 28))
 # Largest difference allowed, of a range of 1. An 8-bit level is 0.004.
 TOLERANCES: dict[str, float] = {"float32": 1e-4, "float16": 8e-3}
@@ -89,7 +89,7 @@ def export(
         size: Height and width of the images that a LiteRT file takes. The other formats take any.
         calibration: Low-resolution images between 0 and 1, each (3, H, W), from which ``"int8"`` takes the ranges of
             its maps. Images like those that the network will see.
-        metadata: What the result shall say about itself.
+        metadata: What the result says about itself.
         overwrite: Whether a result that is there may be replaced.
 
     Returns:
@@ -106,9 +106,9 @@ def export(
     net = copy.deepcopy(net).cpu().eval()
     network: nn.Module = fold_mren(net) if fold else PortableMREN(net)
     if precision == "float16":
-        network = _InHalf(network)
-    whole = _atomic_folder if format in FOLDERS else atomic_write
-    with whole(Path(target), overwrite=overwrite) as scratch:
+        network = _HalfPrecision(network)
+    write_atomically = _atomic_folder if format in FOLDERS else atomic_write
+    with write_atomically(Path(target), overwrite=overwrite) as scratch:
         example = torch.rand(1, 3, *size)
         if precision == "int8":
             from examples.mren import quantize
@@ -137,7 +137,7 @@ def _check_choices(format: Format, precision: Precision, fold: bool, calibration
         raise ValueError("int8 cannot be folded: ONNX Runtime quantises no transposed convolution.")
 
 
-class _InHalf(nn.Module):
+class _HalfPrecision(nn.Module):
     """A network in float16 for images in float32."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -155,7 +155,7 @@ def _check(engine: Engine, net: nn.Module, sizes: Sequence[tuple[int, ...]], tol
         x = torch.rand(batch, 3, height, width, generator=generator)
         with torch.inference_mode():
             difference = (engine(x) - net(x)).abs().max().item()
-        if not difference <= tolerance:  # not "greater": a difference that is no number must not pass
+        if not difference <= tolerance:  # not `>`, which NaN would pass
             raise ValueError(
                 f"not written: for an input of {tuple(x.shape)} {name} is {difference:.2g} away from torch, "
                 f"{tolerance:g} are allowed."
@@ -192,7 +192,7 @@ def _check_replaceable(folder: Path, replacement: Path) -> None:
         raise FileExistsError(f"{folder}: also holds {min(others)}, so it is not replaced; choose another output.")
 
 
-def about(file: Path, precision: Precision, *, folded: bool) -> dict[str, str]:
+def describe_export(file: Path, precision: Precision, *, folded: bool) -> dict[str, str]:
     """What an exported file says about itself, for the weights it is made from."""
     config, _ = read_weights(file)
     return {
@@ -241,7 +241,7 @@ def run(args: argparse.Namespace) -> None:
     source = find_weights(scale, args.variant, args.weights)
     try:
         net = load_mren(scale, args.variant, path=args.weights)
-        told = about(source, args.precision, folded=args.fold)
+        metadata = describe_export(source, args.precision, folded=args.fold)
     except (OSError, ValueError) as error:
         raise UsageError(describe(error)) from error
     calibration: list[Tensor] = []
@@ -249,7 +249,7 @@ def run(args: argparse.Namespace) -> None:
         from examples.mren.quantize import calibration_images
 
         calibration = calibration_images(calibrate, scale)
-    reached = export(
+    deviation = export(
         net,
         output,
         format,
@@ -257,12 +257,12 @@ def run(args: argparse.Namespace) -> None:
         fold=args.fold,
         size=tuple(args.size or EXPORTED_SIZE),
         calibration=calibration,
-        metadata=told,
+        metadata=metadata,
         overwrite=args.overwrite,
     )
     files = [file for file in output.rglob("*") if file.is_file()] if output.is_dir() else [output]
     unit = "dB to torch on the images of the calibration" if calibration else "at most away from torch"
-    checked = "structure checked; only macOS can compute with it" if reached is None else f"{reached:.2g} {unit}"
+    checked = "structure checked; only macOS can compute with it" if deviation is None else f"{deviation:.2g} {unit}"
     print(f"{output}: {sum(file.stat().st_size for file in files) / 1e6:.2f} MB, {args.precision}, {checked}")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 # Errors of os.link on a filesystem without hard links: FAT, some network drives, some containers.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-_MOST_NAMES = 2000  # of a folder that are looked through for one that may have been meant
+_MAX_NAMES = 2000  # of a folder that are looked through for one that may have been meant
 
 
 @contextmanager
@@ -82,14 +82,14 @@ def check_regular(file: str | Path) -> None:
         raise ValueError(f"{file}: is {kind}, a file is needed; save what it gives as one.")
 
 
-def what_is_there(path: str | Path) -> str:
+def missing_path_hint(path: str | Path) -> str:
     """The end of a message about a path that does not exist: which folder lacks it, and a similar name in that.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Path(folder, "photos").mkdir()
-        ...     what_is_there(Path(folder, "photo", "a.png")).replace(folder, "/data")
+        ...     missing_path_hint(Path(folder, "photo", "a.png")).replace(folder, "/data")
         '/data has no photo; did you mean /data/photos?'
     """
     path = Path(path)
@@ -100,7 +100,7 @@ def what_is_there(path: str | Path) -> str:
     try:
         if os.path.lexists(missing):  # what it leads to is gone
             return f"it is a link to {os.readlink(missing)}, which is not there."
-        names = [entry.name for entry in islice(os.scandir(folder), _MOST_NAMES)]
+        names = [entry.name for entry in islice(os.scandir(folder), _MAX_NAMES)]
     except OSError as error:
         return f"{folder}: {error.strerror}."
     similar = get_close_matches(missing.name, names, 1)
@@ -108,7 +108,7 @@ def what_is_there(path: str | Path) -> str:
     return f"{folder.resolve() if folder == Path() else folder} has no {missing.name}{hint}"
 
 
-def name_apart(files: Sequence[Path], *, suffixes: bool = False) -> dict[str, Path]:
+def unique_names(files: Sequence[Path], *, suffixes: bool = False) -> dict[str, Path]:
     """Short names for files, by which they can be told apart: the suffix and folders are added where needed.
 
     Args:
@@ -119,7 +119,7 @@ def name_apart(files: Sequence[Path], *, suffixes: bool = False) -> dict[str, Pa
         ValueError: If a file is given twice.
 
     Example:
-        >>> list(name_apart([Path("a/net.onnx"), Path("b/net.onnx"), Path("b/other.onnx")]))
+        >>> list(unique_names([Path("a/net.onnx"), Path("b/net.onnx"), Path("b/other.onnx")]))
         ['a/net.onnx', 'b/net.onnx', 'other']
     """
     paths = [file.resolve() for file in files]

@@ -28,9 +28,9 @@ class BicubicConv(nn.Module):
         self.factor = factor
         # Weight of each of 5 pixels in the `factor` pixels that the middle one becomes.
         pixels = torch.eye(5, dtype=torch.float64)[None, :, None]
-        counts = F.interpolate(pixels, scale_factor=(1, factor), mode="bicubic", align_corners=False)
-        line = counts[0, :, 0, 2 * factor : 3 * factor]
-        kernel = torch.einsum("yp,xq->pqyx", line, line).reshape(factor * factor, 1, 5, 5)
+        weights = F.interpolate(pixels, scale_factor=(1, factor), mode="bicubic", align_corners=False)
+        kernel_1d = weights[0, :, 0, 2 * factor : 3 * factor]
+        kernel = torch.einsum("yp,xq->pqyx", kernel_1d, kernel_1d).reshape(factor * factor, 1, 5, 5)
         weight = torch.zeros(3 * factor * factor, 3, 5, 5, dtype=torch.float64)
         for colour in range(3):
             weight[colour * factor**2 : (colour + 1) * factor**2, colour] = kernel[:, 0]
@@ -56,8 +56,8 @@ class FoldedMREN(nn.Module):
         self.enlarge = BicubicConv(net.scale, device=weight.device, dtype=weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The folded reconstruction works in this order of memory inside, and hands it on from stage to stage. Features
-        # in another order have no name here: they are freed before the large maps are made.
+        # The folded reconstruction works in channels_last, and passes it on from stage to stage. Features in another
+        # memory format have no name here: they are freed before the large maps are made.
         features = self._features(x).contiguous(memory_format=torch.channels_last)
         for stage in self.reconstruct:
             features = stage(features)

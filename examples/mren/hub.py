@@ -103,18 +103,18 @@ class HubMREN(
         # silently make another network than the one that was saved.
         if config is None:
             raise ValueError(f"{model_id}: has no {constants.CONFIG_NAME}; was it written by HubMREN.save_pretrained?")
-        taken = cls._hub_mixin_init_parameters.keys() - {"self"}
-        unknown = config.keys() - taken
+        accepted = cls._hub_mixin_init_parameters.keys() - {"self"}
+        unknown = config.keys() - accepted
         if unknown:
             raise ValueError(
                 f"{model_id}: {constants.CONFIG_NAME} holds {', '.join(sorted(unknown))}; HubMREN takes "
-                f"{', '.join(sorted(taken))}. Was it written by another version?"
+                f"{', '.join(sorted(accepted))}. Was it written by another version?"
             )
         try:
             check_arguments(config)
         except ValueError as error:
             raise ValueError(f"{model_id}: {constants.CONFIG_NAME}: {error}.") from error
-        for name in taken & given.keys() & config.keys():
+        for name in accepted & given.keys() & config.keys():
             if given[name] != config[name]:
                 raise ValueError(
                     f"{model_id}: was saved with {name}={config[name]!r}, asked for {name}={given[name]!r}."

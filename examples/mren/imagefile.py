@@ -2,7 +2,7 @@
 
 from examples.mren.imageread import IMAGE_SUFFIXES, is_image, read_picture, read_pixels, read_size
 from examples.mren.imagewrite import FORMATS, Format, check_writable, encode_picture, save_image, write_picture
-from examples.mren.picture import Picture, bleed, lay_over
+from examples.mren.picture import Picture, bleed, composite
 
 __all__ = [
     "FORMATS",
@@ -11,9 +11,9 @@ __all__ = [
     "Picture",
     "bleed",
     "check_writable",
+    "composite",
     "encode_picture",
     "is_image",
-    "lay_over",
     "read_picture",
     "read_pixels",
     "read_size",

@@ -37,28 +37,28 @@ def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> 
     """
     by_name: dict[str, list[tuple[int, int, Path]]] = {}
     for file in lr_files:
-        for depth, (name, stated) in enumerate(_forms(file.stem)):
-            by_name.setdefault(name, []).append((depth, stated or scale, file))
+        for depth, (name, named_scale) in enumerate(_stems(file.stem)):
+            by_name.setdefault(name, []).append((depth, named_scale or scale, file))
     pairs: dict[Path, Path] = {}
     problems: list[str] = []
     known: set[Path] = set()  # partners of any image, at this scale or another
     for hr in hr_files:
         # The closest name is meant: the one with the shortest suffix to leave out.
         found = sorted(
-            (depth + further, stated, file)
-            for depth, (name, _) in enumerate(_forms(hr.stem))
-            for further, stated, file in by_name.get(name, [])
+            (depth + lr_depth, named_scale, file)
+            for depth, (name, _) in enumerate(_stems(hr.stem))
+            for lr_depth, named_scale, file in by_name.get(name, [])
         )
         known |= {file for _, _, file in found}
-        fitting = [(depth, file) for depth, stated, file in found if stated == scale]
+        fitting = [(depth, file) for depth, named_scale, file in found if named_scale == scale]
         closest = sorted({file for depth, file in fitting if depth == fitting[0][0]})
         if len(closest) == 1:
             pairs[hr] = closest[0]
         elif closest:
             problems.append(f"{hr}: has several partners, {' and '.join(map(str, closest[:3]))}; keep one.")
         elif found:
-            _, stated, file = found[0]
-            problems.append(f"{hr}: has no partner of x{scale}; {file} is x{stated} by its name.")
+            _, named_scale, file = found[0]
+            problems.append(f"{hr}: has no partner of x{scale}; {file} is x{named_scale} by its name.")
         else:
             folder = lr_files[0].parent if lr_files else "an empty folder"
             wanted = f"{hr.name} or {hr.stem}x{scale}{hr.suffix}"
@@ -82,10 +82,10 @@ def dataset_name(folder: Path) -> str:
     return folder.parent.name if folder.name.lower() in _GENERIC else folder.name
 
 
-def _forms(stem: str) -> list[tuple[str, int | None]]:
+def _stems(stem: str) -> list[tuple[str, int | None]]:
     """A name and what is left of it without one suffix after the other, each with the scale that those said."""
-    forms: list[tuple[str, int | None]] = [(stem, None)]
-    while (match := _SUFFIX.search(forms[-1][0])) and match.start():
-        stated = next((int(number) for number in match.groups() if number), forms[-1][1])
-        forms.append((forms[-1][0][: match.start()], stated))
-    return forms
+    stems: list[tuple[str, int | None]] = [(stem, None)]
+    while (match := _SUFFIX.search(stems[-1][0])) and match.start():
+        named_scale = next((int(number) for number in match.groups() if number), stems[-1][1])
+        stems.append((stems[-1][0][: match.start()], named_scale))
+    return stems

@@ -28,10 +28,10 @@ from examples.mren.deepimage import read_deep_png, read_deep_tiff, tiff_bits
 from examples.mren.files import check_regular
 from examples.mren.metadata import read_color_chunks, read_metadata
 from examples.mren.picture import Picture
-from examples.mren.pixels import Pixels, RefusedError, at_start, check_size
+from examples.mren.pixels import Pixels, RefusedError, check_size, rewind
 
 # Recognised by their content, not by their name. Formats that start other programs, such as EPS, are left out.
-_READ = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "PPM", "HEIF")
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "PPM", "HEIF")
 _LOSSY = ("JPEG", "MPO", "AVIF", "HEIF")
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"),
@@ -47,14 +47,14 @@ _REFUSED = {
     "F": "floating-point; save it with 8 bits, or with 16 as whole numbers",
 }
 
-_stderr_is_taken = threading.Lock()  # images may be read in several threads
+_stderr_lock = threading.Lock()  # images may be read in several threads
 
 
 def read_picture(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read an image file, upright and with its transparency.
 
-    One-bit images become gray, palettes RGB; the orientation that a camera noted is applied. Of a phone's JPEG that
-    holds several pictures, and of an animation, the first is taken.
+    One-bit images become gray, palettes RGB; the orientation that a camera noted is applied. The first picture of an
+    animation, or of a phone's JPEG that holds several, is taken.
 
     Args:
         source: The file, or one that is open for reading bytes.
@@ -102,9 +102,9 @@ def read_size(source: str | Path | BinaryIO) -> tuple[int, int]:
     Raises:
         ValueError: If it is not an image; the message names the file.
     """
-    with _reading(source) as file:
+    with _opened(source) as file:
         if _is_tiff(file):
-            with tifffile.TiffFile(at_start(file)) as tiff:
+            with tifffile.TiffFile(rewind(file)) as tiff:
                 page: Any = tiff.pages[0]
                 return page.imagewidth, page.imagelength
         with _open_with_pillow(file) as opened:
@@ -113,9 +113,9 @@ def read_size(source: str | Path | BinaryIO) -> tuple[int, int]:
 
 def read_pixels(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Read an image file as the whole numbers that it holds; see :func:`read_picture`."""
-    with _reading(source) as file:
+    with _opened(source) as file:
         if _is_tiff(file):
-            with tifffile.TiffFile(at_start(file)) as tiff:
+            with tifffile.TiffFile(rewind(file)) as tiff:
                 if tiff_bits(tiff) == 16:
                     return read_deep_tiff(tiff, file, max_pixels)
         with _open_with_pillow(file) as opened:
@@ -126,7 +126,7 @@ def read_pixels(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) 
 
 
 @contextmanager
-def _reading(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
+def _opened(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
     """A file that is open, whose name every error names."""
     if isinstance(source, (str, Path)):
         name = str(source)
@@ -145,7 +145,7 @@ def _reading(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: has more than {MAX_PIXELS // 10**6} megapixels; scale it down first.") from error
     except UnidentifiedImageError as error:
-        kinds = ", ".join(kind for kind in _READ if kind not in ("MPO", "DIB"))
+        kinds = ", ".join(kind for kind in _FORMATS if kind not in ("MPO", "DIB"))
         raise ValueError(f"{name}: not a readable image (its content is none of {kinds}).") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         if is_out_of_memory(error):
@@ -155,16 +155,16 @@ def _reading(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _is_tiff(file: BinaryIO) -> bool:
-    return at_start(file).read(4) in _TIFF_MAGIC
+    return rewind(file).read(4) in _TIFF_MAGIC
 
 
 def _open_with_pillow(file: BinaryIO) -> Image.Image:
-    head = at_start(file).read(12)
+    head = rewind(file).read(12)
     file.seek(0)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and not _register_heif():
         raise RefusedError("HEIC, which needs pillow-heif; python -m pip install -e '.[heif]' installs it")
     Image.init()  # loads Pillow's readers; those of AVIF and HEIF may be missing
-    return Image.open(file, formats=[form for form in _READ if form in Image.OPEN])
+    return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def _register_heif() -> bool:
@@ -194,12 +194,12 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
     if bits > 8:
         notes.append(f"of its {bits} bits per value 8 are taken")
     is_lossy = opened.format in _LOSSY or (opened.format == "WEBP" and not _is_lossless_webp(file))
-    chunks = read_color_chunks(at_start(file)) if opened.format == "PNG" else ()
+    chunks = read_color_chunks(rewind(file)) if opened.format == "PNG" else ()
     icc_profile = opened.info.get("icc_profile") or None
     if opened.mode in _REFUSED and not (opened.mode == "CMYK" and profile_space(icc_profile) == b"CMYK"):
         raise RefusedError(_REFUSED[opened.mode])
-    at_start(file)
-    with _libtiff_is_quiet() if opened.format == "TIFF" else nullcontext():
+    rewind(file)
+    with _silenced_libtiff() if opened.format == "TIFF" else nullcontext():
         opened.load()
     metadata = read_metadata(opened, chunks)
     upright = ImageOps.exif_transpose(opened)
@@ -207,7 +207,7 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
         notes.append(f"{upright.mode.replace('LAB', 'Lab')} is converted to sRGB by its profile")
         upright = to_srgb(upright, icc_profile)
         icc_profile = srgb_profile()
-    mode = _plain_mode(upright)
+    mode = _target_mode(upright)
     if icc_profile is not None and mode.startswith("RGB") and profile_space(icc_profile) != b"RGB ":
         notes.append("its colour profile is not one of RGB, and left out")
         icc_profile = None
@@ -218,7 +218,7 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
 def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
     """Bits per value of a format of which Pillow silently keeps 8."""
     if opened.format == "AVIF":
-        head = at_start(file).read(4096)
+        head = rewind(file).read(4096)
         place = head.find(b"av1C")
         flags = head[place + 6] if 0 <= place < len(head) - 6 else 0
         return {0b00: 8, 0b10: 10, 0b11: 12}.get(flags >> 5 & 0b11, 8)
@@ -226,24 +226,24 @@ def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
 
 
 @contextmanager
-def _libtiff_is_quiet() -> Iterator[None]:
+def _silenced_libtiff() -> Iterator[None]:
     """Keep libtiff from printing errors to stderr that Pillow raises anyway."""
-    with _stderr_is_taken:
+    with _stderr_lock:
         sys.stderr.flush()
-        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
         try:
-            os.dup2(nowhere, 2)
+            os.dup2(devnull, 2)
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nowhere)
+            os.dup2(saved, 2)
+            os.close(saved)
+            os.close(devnull)
 
 
 def _is_lossless_webp(file: BinaryIO) -> bool:
-    return b"VP8L" in at_start(file).read(4096)
+    return b"VP8L" in rewind(file).read(4096)
 
 
-def _plain_mode(image: Image.Image) -> str:
+def _target_mode(image: Image.Image) -> str:
     gray = image.mode in ("1", "L", "LA", "La")
     return ("L" if gray else "RGB") + ("A" if image.has_transparency_data else "")

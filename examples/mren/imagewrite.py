@@ -57,7 +57,7 @@ FORMATS = {
     ".avif": _AVIF,
 }
 
-_LONGEST_JPEG_SEGMENT = 65_000
+_MAX_JPEG_SEGMENT = 65_000
 _XMP_TAG = 700
 _BYTE, _ASCII, _LONG = 1, 2, 4  # types of TIFF
 
@@ -74,23 +74,23 @@ def check_writable(path: str | Path, picture: Picture, *, scale: int = 1, backgr
     Raises:
         ValueError: If it cannot, or no format has that suffix; the message names the path and what would work.
     """
-    form = FORMATS.get(Path(path).suffix.lower())
-    if form is None:
+    fmt = FORMATS.get(Path(path).suffix.lower())
+    if fmt is None:
         raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}.")
-    if picture.alpha is not None and not form.alpha and not background:
+    if picture.alpha is not None and not fmt.alpha and not background:
         raise ValueError(
-            f"{path}: {form.name} has no transparency, the picture has; write .png, .webp or .tif, or choose a "
+            f"{path}: {fmt.name} has no transparency, the picture has; write .png, .webp or .tif, or choose a "
             "--background."
         )
-    if picture.bits == 16 and not form.sixteen_bits:
+    if picture.bits == 16 and not fmt.sixteen_bits:
         kind = "16-bit gray" if picture.color.shape[0] == 1 else "16-bit colour"
-        raise ValueError(f"{path}: {form.name} has no {kind}, the picture is; write .png or .tif.")
-    if picture.metadata.has_unusual_colors and form is not _PNG:
-        raise ValueError(f"{path}: {form.name} cannot say which colours the picture has (its cICP chunk); write .png.")
+        raise ValueError(f"{path}: {fmt.name} has no {kind}, the picture is; write .png or .tif.")
+    if picture.metadata.has_unusual_colors and fmt is not _PNG:
+        raise ValueError(f"{path}: {fmt.name} cannot say which colours the picture has (its cICP chunk); write .png.")
     longest = max(picture.color.shape[1:]) * scale
-    if longest > form.longest_side:
+    if longest > fmt.longest_side:
         raise ValueError(
-            f"{path}: {form.name} ends at {form.longest_side} pixels a side, got {longest}; write .png or .tif."
+            f"{path}: {fmt.name} ends at {fmt.longest_side} pixels a side, got {longest}; write .png or .tif."
         )
 
 
@@ -123,61 +123,61 @@ def write_picture(
 
 def encode_picture(file: BinaryIO, picture: Picture, suffix: str, *, quality: int | None = None) -> tuple[str, ...]:
     """Write a picture into an open file that can be sought in; see :func:`write_picture`."""
-    form = FORMATS[suffix.lower()]
-    if form is not _PNG and picture.metadata.gamma is not None:
-        picture = _decoded(picture, picture.metadata.gamma)
+    fmt = FORMATS[suffix.lower()]
+    if fmt is not _PNG and picture.metadata.gamma is not None:
+        picture = _gamma_to_srgb(picture, picture.metadata.gamma)
     channels = picture.color if picture.alpha is None else torch.cat([picture.color, picture.alpha])
     levels, kind = (65535, np.uint16) if picture.bits == 16 else (255, np.uint8)
     values = channels.clamp(0, 1).mul_(levels).round_().permute(1, 2, 0).numpy().astype(kind)
     values = values[:, :, 0] if values.shape[2] == 1 else values
-    metadata, icc_profile, left_out = _fitting(form, picture)
-    if form is _TIFF:
+    metadata, icc_profile, left_out = _supported_metadata(fmt, picture)
+    if fmt is _TIFF:
         _write_tiff(file, np.ascontiguousarray(values), metadata, icc_profile)
         return left_out
     if picture.bits == 16 and values.ndim == 3:  # which Pillow cannot write
         _write_deep_png(file, np.ascontiguousarray(values), metadata, icc_profile)
         return left_out
     image = Image.fromarray(values)
-    if not form.gray and icc_profile is not None and profile_space(icc_profile) == b"GRAY":
+    if not fmt.gray and icc_profile is not None and profile_space(icc_profile) == b"GRAY":
         image, icc_profile = gray_to_srgb(image, icc_profile), srgb_profile()
-    options = form.lossy_options if form.lossy_options is not None and picture.lossy else form.options
-    if quality is not None and form.lossy_options is not None:
-        options = form.lossy_options | {"quality": quality}
-    image.save(file, format=form.name, **options, **_pillow_options(form, metadata, icc_profile))
+    options = fmt.lossy_options if fmt.lossy_options is not None and picture.lossy else fmt.options
+    if quality is not None and fmt.lossy_options is not None:
+        options = fmt.lossy_options | {"quality": quality}
+    image.save(file, format=fmt.name, **options, **_pillow_options(fmt, metadata, icc_profile))
     return left_out
 
 
 def save_image(image: Image.Image, path: str | Path, *, overwrite: bool = True) -> None:
     """Write a Pillow image in the format that the path's suffix stands for, whole or not at all."""
-    form = FORMATS[Path(path).suffix.lower()]
+    fmt = FORMATS[Path(path).suffix.lower()]
     with atomic_write(Path(path), overwrite=overwrite) as scratch:
-        image.save(scratch, format=form.name, **form.options)
+        image.save(scratch, format=fmt.name, **fmt.options)
 
 
-def _fitting(form: Format, picture: Picture) -> tuple[Metadata, bytes | None, tuple[str, ...]]:
+def _supported_metadata(fmt: Format, picture: Picture) -> tuple[Metadata, bytes | None, tuple[str, ...]]:
     """What of a picture's metadata a format takes, and what it does not, in words."""
     metadata, left_out = picture.metadata, []
-    if form is not _PNG:
+    if fmt is not _PNG:
         if metadata.text:
             left_out.append("its PNG text")
         metadata = replace(metadata, text=(), color_chunks=())
-    if form is _JPEG:
+    if fmt is _JPEG:
         for name in ("exif", "xmp"):
-            if len(getattr(metadata, name) or b"") > _LONGEST_JPEG_SEGMENT:
+            if len(getattr(metadata, name) or b"") > _MAX_JPEG_SEGMENT:
                 left_out.append(f"{name.upper()} of more than 64 KiB")
                 metadata = replace(metadata, **{name: None})
     return metadata, picture.icc_profile, tuple(left_out)
 
 
-def _pillow_options(form: Format, metadata: Metadata, icc_profile: bytes | None) -> dict[str, Any]:
+def _pillow_options(fmt: Format, metadata: Metadata, icc_profile: bytes | None) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if icc_profile is not None:
         options["icc_profile"] = icc_profile
-    if metadata.dpi is not None and form in (_PNG, _JPEG):
+    if metadata.dpi is not None and fmt in (_PNG, _JPEG):
         options["dpi"] = metadata.dpi
     if metadata.exif is not None:
         options["exif"] = metadata.exif
-    if form is _PNG:
+    if fmt is _PNG:
         options["pnginfo"] = _png_info(metadata)
     elif metadata.xmp is not None:
         options["xmp"] = metadata.xmp
@@ -196,14 +196,14 @@ def _png_info(metadata: Metadata) -> PngImagePlugin.PngInfo:
 
 
 def _write_deep_png(file: BinaryIO, values: np.ndarray, metadata: Metadata, icc_profile: bytes | None) -> None:
-    """The pixels by libpng, and what is said of them by Pillow, in a PNG of one pixel of the same kind."""
+    """Write the pixels by libpng, and the metadata chunks that Pillow writes into a PNG of one pixel."""
     pixels: bytes = imagecodecs.png_encode(values)
-    said = io.BytesIO()
+    one_pixel = io.BytesIO()
     mode = {2: "LA", 3: "RGB", 4: "RGBA"}[values.shape[2]]
-    Image.new(mode, (1, 1)).save(said, format="PNG", **_pillow_options(_PNG, metadata, icc_profile))
+    Image.new(mode, (1, 1)).save(one_pixel, format="PNG", **_pillow_options(_PNG, metadata, icc_profile))
     header = 8 + 25  # the signature and IHDR
     file.write(pixels[:header])
-    for kind, chunk in _split_png(said.getvalue()):
+    for kind, chunk in _split_png(one_pixel.getvalue()):
         if kind not in (b"IHDR", b"IDAT", b"IEND"):
             file.write(chunk)
     file.write(pixels[header:])
@@ -227,8 +227,8 @@ def _write_tiff(file: BinaryIO, values: np.ndarray, metadata: Metadata, icc_prof
         exif.load(metadata.exif)
     sub_ifds = {tag: dict(exif.get_ifd(tag)) for tag in SUB_IFDS if tag in exif}
     tags = [(tag, *_tiff_value(value), True) for tag, value in exif.items() if tag not in SUB_IFDS]
-    # tifffile leaves these out. Their entries get the numbers before theirs, which nothing else has, and their own at
-    # the end, when it is known where the fields are.
+    # tifffile drops sub-IFDs. Placeholder entries take the tag before each one's own, which nothing else uses; the tag
+    # and the offset are patched at the end.
     tags += [(tag - 1, _LONG, 1, 0, True) for tag in sub_ifds]
     if metadata.xmp is not None:
         tags.append((_XMP_TAG, _BYTE, len(metadata.xmp), metadata.xmp, True))
@@ -253,10 +253,10 @@ def _write_tiff(file: BinaryIO, values: np.ndarray, metadata: Metadata, icc_prof
     for tag, fields in sub_ifds.items():
         offset = file.seek(0, io.SEEK_END)
         file.write(bytes(offset % 2))
-        listed = ImageFileDirectory_v2()
+        ifd = ImageFileDirectory_v2()
         for key, value in fields.items():
-            listed[key] = value
-        file.write(listed.tobytes(offset + offset % 2))
+            ifd[key] = value
+        file.write(ifd.tobytes(offset + offset % 2))
         file.seek(0)
         with tifffile.TiffFile(file) as tiff:
             entry = tiff.pages[0].tags[tag - 1].offset
@@ -274,7 +274,7 @@ def _tiff_value(value: Any) -> tuple[int, int, Any]:
     return _ASCII, len(text), text
 
 
-def _decoded(picture: Picture, gamma: float) -> Picture:
+def _gamma_to_srgb(picture: Picture, gamma: float) -> Picture:
     """A picture that a PNG says was encoded with another exponent, in sRGB."""
     linear = picture.color.clamp(0, 1).double() ** (1 / gamma)
     encoded = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

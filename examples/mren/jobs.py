@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.mren.cli import UsageError, check_target, note
-from examples.mren.files import check_regular, what_is_there
+from examples.mren.files import check_regular, missing_path_hint
 from examples.mren.imagefile import FORMATS, IMAGE_SUFFIXES, is_image
 
 STREAM = "-"  # standard input, or output
@@ -123,7 +123,7 @@ def _find_sources(inputs: Sequence[str], output: Path, *, recursive: bool) -> It
             for file in images:
                 yield file, file.relative_to(path)
         elif not os.path.lexists(path):
-            raise UsageError(f"{item}: no such file or folder; {what_is_there(path)}")
+            raise UsageError(f"{item}: no such file or folder; {missing_path_hint(path)}")
         else:
             try:
                 check_regular(path)
@@ -133,7 +133,7 @@ def _find_sources(inputs: Sequence[str], output: Path, *, recursive: bool) -> It
 
 
 def _walk(folder: Path, output: Path, *, recursive: bool) -> Iterator[Path]:
-    """The images of a folder; what is left out is said, but for hidden files."""
+    """The images of a folder; prints what is left out, except hidden files."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue

@@ -1,7 +1,7 @@
 """The metadata of an image file: which of it is kept in an enlarged picture, and how.
 
-Kept are the descriptive fields of EXIF with the camera's settings and GPS, XMP, the resolution in dots per inch, and
-the text of a PNG. The orientation is reset, because pictures are turned upright; the size, the thumbnail and the layout
+The descriptive fields of EXIF with the camera's settings and GPS, XMP, the resolution in dots per inch, and the text of
+a PNG are kept. The orientation is reset, because pictures are turned upright; the size, the thumbnail and the layout
 of the file are left out, because they are another picture's.
 """
 
@@ -19,7 +19,7 @@ ORIENTATION = 0x0112
 SUB_IFDS = (0x8769, 0x8825)  # the camera's settings, GPS
 # Description, make, model, software, date, artist, computer, rating, copyright, and Windows' title to subject.
 _DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 316, 0x4746, 0x4749, 33432, *range(0x9C9B, 0x9CA0))
-_OF_THE_OLD_PIXELS = (0xA002, 0xA003, 0xA005)  # width, height, interoperability
+_SIZE_TAGS = (0xA002, 0xA003, 0xA005)  # width, height, interoperability
 _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
 # Chunks that define the colours of a PNG.
 _COLOR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB")
@@ -106,7 +106,7 @@ def _kept_exif(opened: Image.Image) -> bytes | None:
             if tag in found:
                 kept[tag] = found[tag]
         for tag in SUB_IFDS:
-            fields: dict[int, Any] = {k: v for k, v in found.get_ifd(tag).items() if k not in _OF_THE_OLD_PIXELS}
+            fields: dict[int, Any] = {k: v for k, v in found.get_ifd(tag).items() if k not in _SIZE_TAGS}
             if fields:
                 kept[tag] = fields
         return kept.tobytes() if len(kept) else None
@@ -128,7 +128,7 @@ def _kept_xmp(opened: Image.Image) -> bytes | None:
 def _kept_dpi(found: Any) -> tuple[float, float] | None:
     try:
         across, down = (float(value) for value in found)
-    except Exception:  # none, or numbers that are none
+    except Exception:  # missing, or not two numbers
         return None
     return (across, down) if all(math.isfinite(d) and 0 < d <= 65_535 for d in (across, down)) else None
 
@@ -136,7 +136,7 @@ def _kept_dpi(found: Any) -> tuple[float, float] | None:
 def _kept_text(found: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(found, dict):
         return ()
-    # EXIF and XMP in the manner of older programs: they have places of their own.
+    # Without EXIF and XMP that older programs store as text: they are kept in fields of their own.
     return tuple(
         (str(key), str(value))
         for key, value in found.items()

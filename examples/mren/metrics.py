@@ -48,13 +48,13 @@ def score(sr: Tensor, hr: Tensor, scale: int) -> Score:
         >>> score(image, image, scale=4)
         Score(psnr=inf, ssim=1.0)
     """
-    first, second = _comparable(sr, hr, scale)
+    first, second = _cropped_luma(sr, hr, scale)
     return Score(_psnr(first, second), _ssim(first, second))
 
 
 def psnr(sr: Tensor, hr: Tensor, scale: int) -> float:
     """PSNR alone, in dB; see :func:`score`."""
-    return _psnr(*_comparable(sr, hr, scale))
+    return _psnr(*_cropped_luma(sr, hr, scale))
 
 
 def psnr_rgb(sr: Tensor, hr: Tensor) -> float:
@@ -88,7 +88,7 @@ def to_uint8(image: Tensor) -> Tensor:
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _comparable(sr: Tensor, hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+def _cropped_luma(sr: Tensor, hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
     _check_images(sr, hr, f"; mod_crop(hr, {scale}) before the low-resolution image is made")
     if min(sr.shape[1:]) - 2 * scale < 11:
         raise ValueError(

@@ -264,11 +264,11 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ValueError: If the device does not exist.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(device for device, there in present.items() if there))
-    if not present[name]:
-        there = ", ".join(device for device, is_there in present.items() if is_there)
+        return torch.device(next(device for device, found in available.items() if found))
+    if not available[name]:
+        there = ", ".join(device for device, found in available.items() if found)
         raise ValueError(f"--device {name}: this machine or this build of torch has none; there is {there}.")
     return torch.device(name)
 
@@ -305,7 +305,7 @@ def read_weights(file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     with open_weights(file) as opened:
         try:
-            # Without memory for the tensors: these are only allocated if the file holds them.
+            # On meta: tensors are allocated only if the file holds them.
             expected = MREN(**opened.arguments, device="meta").state_dict()
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file}: no network can be built of its arguments ({error})") from error

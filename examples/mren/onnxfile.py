@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from examples.mren.cli import UsageError, is_out_of_memory, one_line, run_command
-from examples.mren.files import name_apart
+from examples.mren.files import unique_names
 from examples.mren.metrics import to_uint8
 from examples.timing import interleave, ratio, stopwatch, summarise
 
@@ -71,24 +71,24 @@ def _why_refused(model: onnx.ModelProto) -> str | None:
             return "keeps its weights in other files, of which only itself may be read"
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
         return f"takes {len(model.graph.input)} inputs and gives {len(model.graph.output)}; one image each is needed"
-    taken = model.graph.input[0].type.tensor_type
-    kind = onnx.TensorProto.DataType.Name(taken.elem_type).lower()
+    image = model.graph.input[0].type.tensor_type
+    kind = onnx.TensorProto.DataType.Name(image.elem_type).lower()
     if kind != "float":
         return f"takes images of {kind}; float is needed, between 0 and 1"
-    if len(taken.shape.dim) != 4 or taken.shape.dim[1].dim_value not in (0, 3):
+    if len(image.shape.dim) != 4 or image.shape.dim[1].dim_value not in (0, 3):
         return "does not take images of shape (N, 3, H, W)"
     return None
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
     """The graph of a model, those in its nodes, and its functions."""
-    waiting: list[Any] = [model.graph, *model.functions]
-    while waiting:
-        graph = waiting.pop()
+    stack: list[Any] = [model.graph, *model.functions]
+    while stack:
+        graph = stack.pop()
         yield graph
         for node in graph.node:
             for attribute in node.attribute:
-                waiting += [attribute.g] * attribute.HasField("g") + list(attribute.graphs)
+                stack += [attribute.g] * attribute.HasField("g") + list(attribute.graphs)
 
 
 def _tensors(attribute: onnx.AttributeProto) -> list[onnx.TensorProto]:
@@ -117,9 +117,11 @@ def onnx_upscaler(file: str | Path, scale: int) -> Callable[[Tensor], Tensor]:
         ValueError: If it cannot be run, takes images of one size only, or says that it is of another scale.
     """
     session = open_session(file)
-    told = session.get_modelmeta().custom_metadata_map.get("scale", "none")
-    if told != str(scale):
-        raise ValueError(f"{file}: is of scale {told[:20]}, asked for {scale}; was it written by examples.mren.export?")
+    stated = session.get_modelmeta().custom_metadata_map.get("scale", "none")
+    if stated != str(scale):
+        raise ValueError(
+            f"{file}: is of scale {stated[:20]}, asked for {scale}; was it written by examples.mren.export?"
+        )
     batch, _, *size = session.get_inputs()[0].shape
     if any(isinstance(side, int) for side in size) or (batch not in (None, 1) and isinstance(batch, int)):
         raise ValueError(f"{file}: takes images of one size only; examples.mren.export writes files for any size.")
@@ -160,12 +162,12 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if min(*args.size, args.rounds) < 1 or args.threads < 0:
         raise UsageError("--size and --rounds must be at least 1, --threads at least 0.")
-    taken = latencies(args.files, tuple(args.size), rounds=args.rounds, threads=args.threads)
+    measured = latencies(args.files, tuple(args.size), rounds=args.rounds, threads=args.threads)
     size = " x ".join(map(str, (1, 3, *args.size)))
     clock = "one thread, processor time" if args.threads == 1 else f"{args.threads or 'all'} threads, clock time"
     print(f"onnxruntime {onnxruntime.__version__}, {size}, {clock}")
-    for name, file in name_apart(args.files, suffixes=True).items():
-        seconds, times = summarise(taken[file]), ratio(taken[file], taken[args.files[0]])
+    for name, file in unique_names(args.files, suffixes=True).items():
+        seconds, times = summarise(measured[file]), ratio(measured[file], measured[args.files[0]])
         print(
             f"{name}: {file.stat().st_size / 1e6:.2f} MB, {1e3 * seconds.median:.0f} ms "
             f"({1e3 * seconds.q1:.0f} to {1e3 * seconds.q3:.0f}), ratio {times.median:.2f}"

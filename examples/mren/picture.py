@@ -59,7 +59,7 @@ def bleed(color: Tensor, alpha: Tensor) -> Tensor:
     return color[:, rows, columns]
 
 
-def lay_over(picture: Picture, background: tuple[int, int, int]) -> Picture:
+def composite(picture: Picture, background: tuple[int, int, int]) -> Picture:
     """A picture without transparency, as it looks over a background of one colour.
 
     Args:
@@ -68,14 +68,14 @@ def lay_over(picture: Picture, background: tuple[int, int, int]) -> Picture:
 
     Example:
         >>> half = Picture(torch.zeros(1, 1, 1), alpha=torch.full((1, 1, 1), 0.5))
-        >>> lay_over(half, (255, 255, 255)).color
+        >>> composite(half, (255, 255, 255)).color
         tensor([[[0.5000]]])
     """
     if picture.alpha is None:
         return picture
-    behind = torch.tensor(background).view(3, 1, 1) / 255
+    backdrop = torch.tensor(background).view(3, 1, 1) / 255
     if len(set(background)) == 1:
-        behind = behind[: picture.color.shape[0]]
-    color = picture.color * picture.alpha + behind * (1 - picture.alpha)
-    icc_profile = picture.icc_profile if color.shape == picture.color.shape else None  # of gray, and now in colour
+        backdrop = backdrop[: picture.color.shape[0]]
+    color = picture.color * picture.alpha + backdrop * (1 - picture.alpha)
+    icc_profile = picture.icc_profile if color.shape == picture.color.shape else None  # not one of gray for colours
     return replace(picture, color=color, alpha=None, icc_profile=icc_profile)

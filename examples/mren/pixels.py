@@ -35,7 +35,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
-def at_start(file: BinaryIO) -> BinaryIO:
+def rewind(file: BinaryIO) -> BinaryIO:
     """A file, to be read from its beginning."""
     file.seek(0)
     return file

@@ -1,8 +1,8 @@
 """Static quantisation of an exported network to int8, by onnxruntime; OpenVINO runs what comes out, too.
 
-Quantised are the inputs and weights of the convolutions that see features: weights for each output channel, maps as a
-whole. Left in float are the convolutions that read or write an image, bicubic among them, and the attention with its
-statistics: they are a small part of the work.
+The inputs and weights of the convolutions on features are quantised: weights per output channel, maps per tensor. The
+convolutions that read or write an image, bicubic among them, and the attention with its statistics stay in float: they
+are a small part of the work.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.engines import Engine, Runtime, engine_module, openvino
 
-MOST_IMAGES = 24
-LARGEST_SIDE = 96  # of a low-resolution image; more of them tells more than larger ones
-LEAST_PSNR = 38.0  # to the float network, in dB
+MAX_IMAGES = 24
+MAX_SIDE = 96  # of a low-resolution image; more of them tells more than larger ones
+MIN_PSNR = 38.0  # to the float network, in dB
 
-KEPT_PART = ".attention."  # of the names of weights that are left in float
+FLOAT_PART = ".attention."  # of the names of weights that are left in float
 
 
 def calibration_images(folder: Path, scale: int) -> list[Tensor]:
@@ -35,15 +35,15 @@ def calibration_images(folder: Path, scale: int) -> list[Tensor]:
         ValueError: If it holds no images, or one is unreadable or smaller than ``scale``.
     """
     files = list_images(folder)
-    step = -(-len(files) // MOST_IMAGES)
+    step = -(-len(files) // MAX_IMAGES)
     images: list[Tensor] = []
     for file in files[::step]:
         image = mod_crop(read_rgb(file), scale)
         if min(image.shape[1:]) < scale:
             raise ValueError(f"{file}: smaller than {scale} x {scale} pixels; nothing is left at low resolution.")
         low = imresize(image, 1 / scale).float() / 255
-        top, left = ((side - min(side, LARGEST_SIDE)) // 2 for side in low.shape[1:])
-        images.append(low[:, top : top + LARGEST_SIDE, left : left + LARGEST_SIDE])
+        top, left = ((side - min(side, MAX_SIDE)) // 2 for side in low.shape[1:])
+        images.append(low[:, top : top + MAX_SIDE, left : left + MAX_SIDE])
     return images
 
 
@@ -55,7 +55,7 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
         images: Low-resolution, between 0 and 1, each (3, H, W).
     """
     model = onnx.load(file)
-    in_float = _at_the_ends(model.graph)
+    in_float = _first_and_last_convs(model.graph)
     quantize_static(
         model,
         file,
@@ -65,10 +65,10 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
         nodes_to_quantize=[
             node.name
             for node in model.graph.node
-            if node.op_type == "Conv" and node.name not in in_float and KEPT_PART not in node.input[1]
+            if node.op_type == "Conv" and node.name not in in_float and FLOAT_PART not in node.input[1]
         ],
         per_channel=True,
-        # Seven bits: two products of eight overflow sixteen, in which processors without VNNI add them up.
+        # 7 bits: processors without VNNI add pairs of products in 16 bits, which products of 8 bits overflow.
         reduce_range=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
@@ -79,7 +79,7 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
     onnx.save(quantized, file)
 
 
-def _at_the_ends(graph: onnx.GraphProto) -> set[str]:
+def _first_and_last_convs(graph: onnx.GraphProto) -> set[str]:
     """The names of the convolutions that read the image, or write the result."""
     reading, writing = {graph.input[0].name}, {graph.output[0].name}
     for node in graph.node:
@@ -142,9 +142,9 @@ def check(engine: Engine, net: nn.Module, images: Sequence[Tensor]) -> float:
             expected = net(image[None]).clamp(0, 1)
         squares.append((engine(image[None]).clamp(0, 1) - expected).square().flatten())
     psnr = float(-10 * torch.cat(squares).mean().clamp_min(1e-12).log10())
-    if not psnr >= LEAST_PSNR:
+    if not psnr >= MIN_PSNR:
         raise ValueError(
-            f"not written: int8 is {psnr:.1f} dB from torch on the images of the calibration, {LEAST_PSNR:g} are "
+            f"not written: int8 is {psnr:.1f} dB from torch on the images of the calibration, {MIN_PSNR:g} are "
             "needed; calibrate on more images, and of the kind that the network was trained on."
         )
     return psnr

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -27,6 +28,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs" / "results"
 DATASETS = ("Set5", "Set14", "B100", "Urban100")
+MEASURES = ("PSNR, dB", "SSIM")
 # Run files of the tables that were made with another budget than the rest.
 OTHER_BUDGETS = {"beyond": "beyond.csv", "recipe": "recipe.csv"}
 NETWORKS = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}
@@ -54,24 +56,20 @@ def scored(scale: int) -> dict[str, dict[str, tuple[float, float]]]:
 def table5(scale: int) -> str:
     """The paper's table 5 for one scale, with bicubic and our weights as scored here."""
     ours = scored(scale)
-    rows = [["bicubic, scored here", "", *_cells(ours["bicubic"])]]
+    rows = [("bicubic, scored here", _cells(ours["bicubic"]), "")]
     for row in published(scale):
         name = f"{row['method']} ({row['year']})" if row["year"] else f"**{row['method']}, as the paper reports it**"
         parameters = f"{row['kiloparameters']}K" if row["kiloparameters"] else ""
-        rows.append([name, parameters, *_printed(row)])
+        rows.append((name, _published_cells(row), parameters))
         variant = {title: key for key, title in NETWORKS.items()}.get(row["method"])
         if variant in ours:
-            rows.append([f"**{row['method']}, our weights**", parameters, *_cells(ours[variant])])
+            rows.append((f"**{row['method']}, our weights**", _cells(ours[variant]), parameters))
         if variant == "mren" and "mren_s" in ours:  # MREN's trunk with a narrow tail; the paper has no such network
             count = f"{parameters_of(WEIGHTS / f'mren_s_x{scale}.safetensors') / 1000:.0f}K"
-            rows.append(["**MREN-S, ours, not the paper's**", count, *_cells(ours["mren_s"])])
-    # PSNR and SSIM in columns of their own, and the parameters last: on a narrow page the scores come into sight first.
+            rows.append(("**MREN-S, ours, not the paper's**", _cells(ours["mren_s"]), count))
+    # The parameters come last: on a narrow page the scores come into sight first.
     head = ["", *(title for name in DATASETS for title in (f"{name}, dB", "SSIM")), "parameters"]
-    lines = [
-        [name, *(part for cell in cells for part in (cell.split(" / ") if cell else ["", ""])), parameters]
-        for name, parameters, *cells in rows
-    ]
-    return table(head, lines)
+    return table(head, [[name, *chain.from_iterable(cells), parameters] for name, cells, parameters in rows])
 
 
 def published(scale: int) -> list[dict[str, str]]:
@@ -84,19 +82,20 @@ def parameters_of(file: Path) -> int:
     return sum(tensor.numel() for tensor in read_weights(file)[1].values())
 
 
-def scores_table() -> str:
-    """What the shipped weights score, beside bicubic and what the paper reports for the same network."""
+def scores_table(measure: str) -> str:
+    """What the shipped weights score by one of ``MEASURES``, beside bicubic and what the paper reports."""
     rows = []
     for scale in shipped_scales():
         ours = scored(scale)
-        rows.append([f"bicubic ×{scale}", *_cells(ours["bicubic"])])
+        rows.append((f"bicubic ×{scale}", _cells(ours["bicubic"])))
         for variant, name in NETWORKS.items():
             if variant in ours:
-                rows.append([f"**{name} ×{scale}, these weights**", *_cells(ours[variant])])
-                printed = [_printed(row) for row in published(scale) if row["method"] == name]
-                rows += [[f"{name} ×{scale}, as the paper reports it", *cells] for cells in printed]
-    head = ["PSNR / SSIM", *DATASETS]
-    return table(head, rows, text=head)
+                rows.append((f"**{name} ×{scale}, these weights**", _cells(ours[variant])))
+                paper = [_published_cells(row) for row in published(scale) if row["method"] == name]
+                rows += [(f"{name} ×{scale}, as the paper reports it", cells) for cells in paper]
+    which = MEASURES.index(measure)
+    lines = [[name, *(cell[which] for cell in cells)] for name, cells in rows]
+    return table([measure, *DATASETS], lines, text=(measure,))
 
 
 def files_table() -> str:
@@ -110,7 +109,8 @@ def files_table() -> str:
 
 def pages() -> dict[Path, str]:
     """The pages with generated parts: their text, with those parts generated again."""
-    parts = {README: scores_table(), CARD: f"{files_table()}\n{scores_table()}"}
+    psnr, ssim = map(scores_table, MEASURES)
+    parts = {README: psnr, CARD: f"{files_table()}\n{psnr}\n{ssim}"}
     return {page: with_part(page.read_text(), COMMAND, part) for page, part in parts.items()}
 
 
@@ -120,12 +120,14 @@ def _title(file: Path) -> str:
     return f"{NETWORKS[variant]} ×{rest[0]}" + ", for photographs" * rest[1:].startswith("_photo.")
 
 
-def _cells(scores: dict[str, tuple[float, float]]) -> list[str]:
-    return [f"{scores[d][0]:.2f} / {scores[d][1]:.4f}" if d in scores else "" for d in DATASETS]
+def _cells(scores: dict[str, tuple[float, float]]) -> list[tuple[str, str]]:
+    """PSNR and SSIM of each test set, as they are printed; empty where it was not scored."""
+    return [(f"{scores[d][0]:.2f}", f"{scores[d][1]:.4f}") if d in scores else ("", "") for d in DATASETS]
 
 
-def _printed(row: dict[str, str]) -> list[str]:
-    return [f"{row[f'{d}_psnr']} / {row[f'{d}_ssim']}" for d in DATASETS]
+def _published_cells(row: dict[str, str]) -> list[tuple[str, str]]:
+    """The same of a line of the paper's table 5."""
+    return [(row[f"{d}_psnr"], row[f"{d}_ssim"]) for d in DATASETS]
 
 
 def draw_curves(logs: dict[str, Path], target: Path, *, over: str) -> None:

@@ -114,11 +114,11 @@ def _build(
     pretrained_cfg_overlay: dict[str, Any] | None,
     options: dict[str, Any],
 ) -> MREN:
-    taken = inspect.signature(MREN).parameters.keys() - {"scale", "channels", "reconstruct_channels"}
-    unknown = options.keys() - taken
+    accepted = inspect.signature(MREN).parameters.keys() - {"scale", "channels", "reconstruct_channels"}
+    unknown = options.keys() - accepted
     if unknown:
         raise TypeError(
-            f"{variant}: no argument {', '.join(sorted(unknown))}; MREN takes scale, {', '.join(sorted(taken))}. "
+            f"{variant}: no argument {', '.join(sorted(unknown))}; MREN takes scale, {', '.join(sorted(accepted))}. "
             f"The widths are those of the name: {variant} has {VARIANTS[variant]}."
         )
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)

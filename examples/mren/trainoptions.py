@@ -19,7 +19,7 @@ from examples.mren.model import STAGES, VARIANTS
 from examples.mren.recipes import PRECISIONS, RECIPES, Training
 
 OPTIONS = "options"  # of run.json
-_OF_ONE_START = ("output", "resume", "dry_run", "max_minutes")  # and not of the run
+_PER_INVOCATION = ("output", "resume", "dry_run", "max_minutes")  # and not of the run
 VALIDATE_EVERY = 500  # steps
 
 
@@ -40,7 +40,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     another_length = given.steps is not None or given.minutes is not None
     saved_argv, saved = _read_options(given.output, without=("steps", "minutes") if another_length else ())
     args = parser.parse_args([*saved_argv, *argv])
-    for name in _OF_ONE_START:
+    for name in _PER_INVOCATION:
         setattr(args, name, getattr(given, name))
     contradicting = _contradicting(args, saved)
     if contradicting:
@@ -63,17 +63,15 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """What ``run.json`` keeps of the options, of types that JSON has."""
 
     def plain(value: Any) -> Any:
-        return [plain(each) for each in value] if isinstance(value, list) else _as_text(value)
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return str(value) if isinstance(value, Path) else value
 
-    return {name: plain(value) for name, value in vars(args).items() if name not in _OF_ONE_START}
-
-
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    return {name: plain(value) for name, value in vars(args).items() if name not in _PER_INVOCATION}
 
 
 def _read_options(output: Path, *, without: Collection[str]) -> tuple[list[str], argparse.Namespace]:
-    """The options that a run was begun with, as a command line and parsed, but for some."""
+    """The options that a run was started with, except some: as a command line, and parsed."""
     file = output / "run.json"
     if not file.exists():
         raise UsageError(f"{output}: holds no run to resume (no run.json); leave out --resume to start one.")

@@ -32,15 +32,15 @@ from examples.mren.cli import UsageError, describe, fail, note, positive_number,
 from examples.mren.compare import write_sample
 from examples.mren.engines import Engine, Runtime, compile_network
 from examples.mren.engines.program import PortableMREN
-from examples.mren.evaluate import LARGEST_WINDOW
+from examples.mren.evaluate import MAX_WINDOW
 from examples.mren.fold import fold_mren
 from examples.mren.imagefile import (
     FORMATS,
     Picture,
     bleed,
     check_writable,
+    composite,
     encode_picture,
-    lay_over,
     read_picture,
     read_size,
     write_picture,
@@ -53,7 +53,7 @@ from sc_blocks.tiling import tiled
 TILE = 256  # folded, MREN takes about 0.2 GB for it at x4
 OVERLAP = 32
 SAMPLE = "mren_sample.png"
-LONGEST_STREAM = 2**30  # bytes of standard input
+MAX_STREAM_BYTES = 2**30  # bytes of standard input
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ def upscale(
             if on_tile is not None:
                 on_tile(index * total + done, len(passes) * total)
 
-        model = net if image.shape[0] == 3 else _OnGray(net)
+        model = net if image.shape[0] == 3 else _GrayAdapter(net)
         large = tiled(model, image[None], scale=scale, tile=tile, overlap=OVERLAP, on_tile=report)
         results.append(large[0].clamp_(0, 1))
-    alpha = None if picture.alpha is None else _within_surroundings(results[1], picture.alpha, scale)
+    alpha = None if picture.alpha is None else _clamp_to_neighbourhood(results[1], picture.alpha, scale)
     return replace(picture, color=results[0], alpha=alpha)
 
 
@@ -114,7 +114,7 @@ def upscale_file(
     *,
     on_tile: Callable[[int, int], object] | None = None,
 ) -> None:
-    """Read, upscale and write one file, and say what became of it.
+    """Read, upscale and write one file, and print what was written.
 
     Raises:
         ValueError: If the file cannot be read, or the result not be written or would be too large.
@@ -135,7 +135,7 @@ def upscale_file(
     check_writable(target, picture, scale=scale, background=options.background is not None)
     large = upscale(net, picture, scale, tile=options.tile, on_tile=on_tile)
     if options.background is not None and not FORMATS[job.suffix.lower()].alpha:
-        large = lay_over(large, options.background)
+        large = composite(large, options.background)
     if job.target is None:
         encoded = io.BytesIO()
         left_out = encode_picture(encoded, large, job.suffix, quality=options.quality)
@@ -152,7 +152,7 @@ def upscale_file(
             note(f"{target}: cannot hold {each}; left out")
 
 
-class _OnGray(nn.Module):
+class _GrayAdapter(nn.Module):
     """An RGB network as one for gray images."""
 
     def __init__(self, net: Engine) -> None:
@@ -163,7 +163,7 @@ class _OnGray(nn.Module):
         return self.net(gray.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
 
 
-def _within_surroundings(large: Tensor, small: Tensor, scale: int) -> Tensor:
+def _clamp_to_neighbourhood(large: Tensor, small: Tensor, scale: int) -> Tensor:
     """Limit an upscaled map to the values near each pixel's origin, so that what is opaque stays exactly opaque."""
     highest, lowest = F.max_pool2d(small, 5, stride=1, padding=2), -F.max_pool2d(-small, 5, stride=1, padding=2)
     bounds = F.interpolate(torch.stack([lowest, highest]), scale_factor=scale, mode="nearest")
@@ -171,14 +171,14 @@ def _within_surroundings(large: Tensor, small: Tensor, scale: int) -> Tensor:
 
 
 def _standard_input() -> io.BytesIO:
-    content = sys.stdin.buffer.read(LONGEST_STREAM + 1)
-    if len(content) > LONGEST_STREAM:
-        raise ValueError(f"standard input: more than {LONGEST_STREAM} bytes; pass the name of a file.")
+    content = sys.stdin.buffer.read(MAX_STREAM_BYTES + 1)
+    if len(content) > MAX_STREAM_BYTES:
+        raise ValueError(f"standard input: more than {MAX_STREAM_BYTES} bytes; pass the name of a file.")
     return io.BytesIO(content)
 
 
 def _count_pixels(job: Job) -> int:
-    """How much work a file is; nothing if it will be refused."""
+    """The pixels of an input, which measure the work; 0 if it will be refused."""
     try:
         width, height = (1, 1) if job.source is None else read_size(job.source)
     except (OSError, ValueError):
@@ -187,9 +187,9 @@ def _count_pixels(job: Job) -> int:
 
 
 def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) -> int:
-    """Upscale files, with the time left on a terminal; one that fails does not stop the others.
+    """Upscale files, showing the time left on a terminal; one that fails does not stop the others.
 
-    Of several, such as the frames of a video, it says how many came out a second.
+    For several files, such as the frames of a video, it prints how many were done per second.
 
     Returns:
         The exit code: 1 if a file failed.
@@ -222,8 +222,8 @@ def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) 
     return code
 
 
-def _prepared(net: MREN, engine: str, threads: int) -> Engine:
-    """A network as it is run."""
+def _prepare(net: MREN, engine: str, threads: int) -> Engine:
+    """The network in the engine that runs it."""
     if engine == "torch":
         return fold_mren(net)
     note(f"converting the network for {engine}")
@@ -276,7 +276,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(describe(error)) from error
     if args.local is not None:
         to_local(net, torch.zeros(1, 3, args.local, args.local, device=device))
-    model = _prepared(net, args.engine, args.threads or 0)
+    model = _prepare(net, args.engine, args.threads or 0)
     if sample is not None:
         label = args.variant.upper().replace("_", "-") if args.weights is None else weights.stem
         write_sample(model, net.scale, sample, label=label)
@@ -329,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--local",
-        type=whole_number(1, LARGEST_WINDOW),
+        type=whole_number(1, MAX_WINDOW),
         metavar="SIDE",
         help="attend to windows, not to whole tiles; SIDE is that of the low-resolution patches it was trained on",
     )

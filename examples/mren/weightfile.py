@@ -22,7 +22,7 @@ from examples.mren.cli import is_out_of_memory, one_line
 from examples.mren.files import atomic_write, check_regular
 
 KEY = "mren"  # in the metadata
-_LONGEST_TEXT = 10_000  # of the arguments
+_MAX_TEXT = 10_000  # of the arguments
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -70,7 +70,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
         >>> parse_arguments('{"scale": 4, "channels": 60}')
         {'scale': 4, 'channels': 60}
     """
-    if len(text) > _LONGEST_TEXT:
+    if len(text) > _MAX_TEXT:
         raise ValueError(f"its arguments are {len(text)} characters long, more than any network needs")
     try:
         arguments = json.loads(text)
@@ -105,7 +105,7 @@ class WeightFile:
         self.path = path
         self.arguments = arguments
         self._opened = opened
-        self._stored = {own_name(name): name for name in opened.keys()}  # noqa: SIM118 (no dict)
+        self._stored = {unwrapped_name(name): name for name in opened.keys()}  # noqa: SIM118 (no dict)
 
     def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All tensors, if they are those of a network.
@@ -119,13 +119,13 @@ class WeightFile:
         missing, unknown = expected.keys() - self._stored.keys(), self._stored.keys() - expected.keys()
         if missing or unknown:
             found = [f"{verb} {_some(names)}" for verb, names in (("lacks", missing), ("has", unknown)) if names]
-            raise ValueError(f"{self._misfit()}: it {' and '.join(found)}.")
+            raise ValueError(f"{self._mismatch()}: it {' and '.join(found)}.")
         state: dict[str, Tensor] = {}
         for name, stored in self._stored.items():
             about = self._opened.get_slice(stored)
             shape, kind = tuple(about.get_shape()), about.get_dtype()
             if shape != tuple(expected[name].shape):
-                raise ValueError(f"{self._misfit()}: {name} is {shape}, not {tuple(expected[name].shape)}.")
+                raise ValueError(f"{self._mismatch()}: {name} is {shape}, not {tuple(expected[name].shape)}.")
             if kind not in _FLOATS:
                 raise ValueError(f"{self.path}: {name} is of type {one_line(kind)[:20]}; save it as floating-point.")
         for name, stored in self._stored.items():
@@ -134,7 +134,7 @@ class WeightFile:
                 raise ValueError(f"{self.path}: {name} holds NaN or infinite values; take earlier ones.")
         return state
 
-    def _misfit(self) -> str:
+    def _mismatch(self) -> str:
         return f"{self.path}: its weights do not fit its constructor arguments, {_quoted(self.arguments)}"
 
 
@@ -178,16 +178,18 @@ def save_weights(net: nn.Module, file: Path, config: dict[str, Any], *, degrade:
         net: The network.
         file: Where to.
         config: The constructor arguments.
-        degrade: How the images that it was trained on were degraded, for who looks into the file; nothing reads it.
+        degrade: How the images that it was trained on were degraded, for readers of the file; no code uses it.
     """
-    state = {own_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()}
+    state = {
+        unwrapped_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()
+    }
     with atomic_write(file) as scratch:
         about = {} if degrade is None else {"degrade": degrade}
         # Not save_file: it sets its own permissions, and its errors are not OSErrors.
         scratch.write_bytes(save(state, metadata={"format": "pt", KEY: json.dumps(config), **about}))
 
 
-def own_name(name: str) -> str:
+def unwrapped_name(name: str) -> str:
     """The name of a parameter without what ``torch.compile`` and ``DistributedDataParallel`` put into it."""
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 

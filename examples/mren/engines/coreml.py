@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from examples.mren.engines import Engine, install_hint
 
-LEAST, MOST = 16, 1024  # sides of the images; tiles for larger ones
+MIN_SIDE, MAX_SIDE = 16, 1024  # sides of the images; tiles for larger ones
 
 
 def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
     """Convert a network to a package for one image of 16 to 1024 pixels a side."""
     coremltools = _import()
-    sides = [coremltools.RangeDim(LEAST, MOST, default=256) for _ in range(2)]
+    sides = [coremltools.RangeDim(MIN_SIDE, MAX_SIDE, default=256) for _ in range(2)]
     with (
         warnings.catch_warnings(),
         torch.inference_mode(),
         contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),  # its progress
+        contextlib.redirect_stderr(io.StringIO()),  # it prints its progress
     ):
         warnings.simplefilter("ignore")
         model: Any = coremltools.convert(
@@ -54,7 +54,7 @@ def operators(path: Path) -> set[str]:
 def _import() -> Any:
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # that there is no macOS
+        with contextlib.redirect_stderr(io.StringIO()):  # it warns that this is not macOS
             import coremltools
     except ImportError as error:
         raise install_hint(error, "coreml") from error

@@ -22,7 +22,7 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
     except ImportError as error:
         raise install_hint(error, "litert") from error
     logging.getLogger().setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         litert_torch.convert(network, (example[:1],)).export(str(path))
 
 
@@ -34,14 +34,14 @@ def load(path: Path, *, threads: int = 0) -> Engine:
         raise install_hint(error, "litert") from error
     interpreter = Interpreter(str(path), num_threads=threads or os.cpu_count())
     interpreter.allocate_tensors()
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (input_,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run(x: Tensor) -> Tensor:
-        if list(x.shape) != taken["shape"].tolist():
-            raise ValueError(f"the file takes images of {tuple(taken['shape'])}, got {tuple(x.shape)}.")
-        interpreter.set_tensor(taken["index"], x.contiguous().numpy())
+        if list(x.shape) != input_["shape"].tolist():
+            raise ValueError(f"the file takes images of {tuple(input_['shape'])}, got {tuple(x.shape)}.")
+        interpreter.set_tensor(input_["index"], x.contiguous().numpy())
         interpreter.invoke()
-        return torch.from_numpy(interpreter.get_tensor(given["index"]))
+        return torch.from_numpy(interpreter.get_tensor(output["index"]))
 
     return run
 

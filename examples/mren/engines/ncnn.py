@@ -45,7 +45,7 @@ def write(
     height, width = example.shape[2:]
     path.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that checks of shapes are not traced
+        warnings.simplefilter("ignore")  # tracing warns about checks of shapes
         traced = Path(folder) / "network.pt"
         torch.jit.trace(network, example[:1], check_trace=False).save(str(traced))
         # pnnx.export would also execute the Python file that pnnx writes.
@@ -56,7 +56,7 @@ def write(
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if done.returncode != 0 or not (path / BIN).is_file():
         raise ValueError(f"pnnx cannot convert the network ({one_line(done.stderr)[-300:]}).")
-    # What pnnx has no layer of ncnn for stands there under its own name, such as F.adaptive_max_pool2d.
+    # Operators without a layer of ncnn keep their own names, such as F.adaptive_max_pool2d.
     kinds = {line.split()[0] for line in (path / PARAM).read_text().splitlines()[2:]}
     if unknown := sorted(kind for kind in kinds if "." in kind or ":" in kind):
         raise ValueError(f"ncnn has no layer for {', '.join(unknown)}, which the network has for images of any size.")
@@ -77,7 +77,7 @@ def load(path: Path, *, threads: int = 0) -> Engine:
     net = ncnn.Net()
     if threads:
         net.opt.num_threads = threads
-    # On processors that have them, ncnn would choose these by itself.
+    # ncnn enables these by default on processors that have them.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.opt.use_bf16_storage = False
     if net.load_param(str(path / PARAM)) != 0 or net.load_model(str(path / BIN)) != 0:

@@ -72,8 +72,8 @@ def _tidy(model: onnx.ModelProto, scale: int) -> None:
         node.doc_string = ""
     del model.graph.metadata_props[:]
     model.graph.name = "mren"
-    (taken,), (given,) = model.graph.input, model.graph.output
-    for value, factor in ((taken, ""), (given, f"{scale}*")):
+    (input_,), (output,) = model.graph.input, model.graph.output
+    for value, factor in ((input_, ""), (output, f"{scale}*")):
         value.doc_string = ""
         del value.metadata_props[:]
         for axis, name in ((0, "batch"), (2, f"{factor}height"), (3, f"{factor}width")):

@@ -19,8 +19,7 @@ Precision = Literal["f32", "bf16"]
 def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
     """Convert a network to a folder with ``model.xml`` and ``model.bin``, for images of any number, height and width.
 
-    OpenVINO reads ONNX itself, so that is what its files are made from; its own converter would report each use to its
-    makers.
+    The files are made from ONNX, which OpenVINO reads itself: its own converter sends telemetry.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
@@ -47,10 +46,10 @@ def load(path: Path, *, threads: int = 0, precision: Precision = "f32") -> Engin
         precision: ``"bf16"`` computes in bfloat16, which is faster on a processor that has it. OpenVINO would choose it
             there by itself.
     """
-    return _Static(_import().Core(), path / MODEL, threads, precision)
+    return _StaticShapeModel(_import().Core(), path / MODEL, threads, precision)
 
 
-class _Static:
+class _StaticShapeModel:
     """A model that is compiled for the size of the images whenever that changes.
 
     For a size that it knows, OpenVINO computes up to twice as fast, and images and tiles mostly come in one.

@@ -58,10 +58,10 @@ class PortableBicubic(nn.Module):
 
 def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
     """The graph of a network for any number, height and width of images."""
-    # With gradients, also where the caller has none: else a network that keeps tensors keeps those of the tracer.
+    # Gradients stay enabled: otherwise a network that caches tensors would cache those of the tracer.
     with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
         warnings.simplefilter("ignore")  # deprecations inside torch
-        # Of two images: a batch of one would be taken for a constant.
+        # Two images: a batch of one would become a constant of the graph.
         return torch.export.export(
             network,
             (torch.cat([example, example]),),
