@@ -284,6 +284,9 @@ def test_streams(tmp_path: Path, run, capsys, monkeypatch) -> None:
     with Image.open(io.BytesIO(sys.stdout.buffer.getvalue())) as result:
         assert (result.format, result.size) == ("WEBP", (18, 16))
     assert capsys.readouterr().err.splitlines()[-1] == "standard output.webp: 18 x 16"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(source, "-o", "-") == 2
+    assert "is a terminal" in capsys.readouterr().err
 
     monkeypatch.setattr(sys, "stdin", Stream(b"no image"))
     assert run("-", "-o", tmp_path / "x.png") == 1
