@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,21 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
         run_command(run, argparse.ArgumentParser().parse_args, [])
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error on Windows")
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert run_command(lambda _: sys.stdout.write("a line"), argparse.ArgumentParser().parse_args, []) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_command_can_be_run_in_a_thread() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_command, lambda _: 0, argparse.ArgumentParser().parse_args, []).result() == 0
+
+
 @needs_signals
 def test_a_signal_runs_what_cleans_up(capsys) -> None:
     done: list[str] = []
@@ -83,11 +99,13 @@ def test_handlers_of_signals_are_put_back() -> None:
 def test_what_is_not_there_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "link").symlink_to("gone")
+    (tmp_path / "file").touch()
     for path, words in {
         "photo": "has no photo; did you mean photos?",
         "photos/x/y.png": "photos has no x.",
         "other": f"{tmp_path} has no other.",
         "link": "it is a link to gone, which is not there.",
+        "file/y.png": "file: Not a directory.",
     }.items():
         monkeypatch.chdir(tmp_path)
         assert words in missing_path_hint(path)
@@ -204,6 +222,8 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a named pipe, a file is needed"):
         check_regular(tmp_path / "x.png")
     assert time.monotonic() - started < 5
+    with pytest.raises(ValueError, match="is a folder, a file is needed"):
+        check_regular(tmp_path)
 
 
 def test_files_of_one_name_are_told_apart() -> None:

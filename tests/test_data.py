@@ -92,6 +92,8 @@ def test_imresize_refuses_what_has_no_whole_size(scale: float, message: str) -> 
 def test_mod_crop_keeps_the_top_left() -> None:
     image = photo(11, 14)
     assert torch.equal(mod_crop(image, 4), image[:, :8, :12])
+    with pytest.raises(ValueError, match="at least 4 x 4, got 3 x 14"):
+        mod_crop(image[:, :3], 4)
 
 
 def test_reading_repeats_gray_and_names_a_broken_file(tmp_path) -> None:
@@ -117,7 +119,7 @@ def test_folders_without_images_say_where_and_what_was_looked_for(tmp_path) -> N
 
 def test_images_smaller_than_the_patch_are_named(tmp_path) -> None:
     files = write_photos(tmp_path, [(40, 40), (30, 50)])
-    with pytest.raises(ValueError, match=r"1\.png: 48 x 28 pixels, less than the patch of 32 x 32.*--patch-size 28"):
+    with pytest.raises(ValueError, match=r"1\.png: 50 x 30 pixels, less than the patch of 32 x 32.*--patch-size 28"):
         load_pairs(files, 4, min_size=32)
 
 

@@ -205,6 +205,23 @@ class TestFolders:
         assert (target / "thesis.txt").read_text() == "the only copy"
         assert list(tmp_path.iterdir()) == [target]
 
+    def test_one_that_cannot_be_replaced_is_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        target = tmp_path / "out"
+        export(self.net, target, "ncnn")
+        (target / "model.bin").write_text("old")
+        rename = Path.rename
+
+        def stop_before_the_second(source: Path, to: Path) -> Path:
+            if to == target and (source / "model.bin").read_text() == "new":
+                raise KeyboardInterrupt
+            return rename(source, to)
+
+        monkeypatch.setattr(Path, "rename", stop_before_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            export(self.net, target, "ncnn")
+        assert list(tmp_path.iterdir()) == [target]
+        assert (target / "model.bin").read_text() == "old"
+
 
 @pytest.mark.parametrize(
     "engine", ["ncnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "openvino"))]

@@ -93,13 +93,14 @@ def test_the_command_prints_a_table_and_writes_every_score(tmp_path: Path, weigh
     write_photos(tmp_path / "two", [(48, 48)])
     scores = tmp_path / "scores.csv"
     arguments = ["--data", str(tmp_path / "one"), str(tmp_path / "two"), "--scale", "2", "--weights", str(weights)]
-    assert main([*arguments, "--csv", str(scores), "--local", "8", "--device", "cpu"]) == 0
+    assert main([*arguments, "--csv", str(scores), "--local", "8", "--tile", "64", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["one", "two"]
-    assert [line.split("  ")[0] for line in printed[1:]] == ["bicubic", "small", "small, local statistics"]
+    networks = ["small", "small, tiles of 64", "small, local statistics", "small, local statistics, tiles of 64"]
+    assert [line.split("  ")[0] for line in printed[1:]] == ["bicubic", *networks]
     with scores.open() as opened:
         rows = list(csv.DictReader(opened))
-    assert [(row["dataset"], row["image"]) for row in rows[::3]] == [("one", "0"), ("one", "1"), ("two", "0")]
+    assert [(row["dataset"], row["image"]) for row in rows[::5]] == [("one", "0"), ("one", "1"), ("two", "0")]
     # Windows of 12 pixels on maps of 24 and more: the statistics differ, and so must the scores.
     network, local = ([r["psnr"] for r in rows if r["method"] == m] for m in ("small", "small, local statistics"))
     assert network != local
@@ -121,13 +122,14 @@ def test_folders_of_one_name_are_not_averaged(tmp_path: Path, weights: Path, cap
 
 
 def test_an_image_that_cannot_be_scored_costs_only_itself(tmp_path: Path, weights: Path, capsys) -> None:
-    good, damaged, tiny, small = write_photos(tmp_path / "set", [(48, 51), (48, 48), (2, 3), (12, 12)])
+    good, damaged, tiny, small = write_photos(tmp_path / "set", [(48, 51), (48, 48), (1, 3), (12, 12)])
     damaged.write_bytes(damaged.read_bytes()[:300])
     arguments = ["--data", str(tmp_path / "set"), "--scale", "2", "--weights", str(weights), "--device", "cpu"]
     assert main([*arguments, "--csv", str(tmp_path / "scores.csv")]) == 1
     output = capsys.readouterr()
     errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
     assert [str(path) in line for path, line in zip((damaged, tiny, small), errors, strict=True)] == [True] * 3
+    assert ["take larger ones" in line for line in errors] == [False, True, True]
     assert "1 of 4 images are scored" in output.err
     assert len(output.out.splitlines()) == 3
     with (tmp_path / "scores.csv").open() as opened:
@@ -263,6 +265,8 @@ def test_a_network_without_weights_says_which_there_are() -> None:
         FileNotFoundError, match=r"Shipped: .*mren_x2, mren_x3, mren_x4.*examples\.mren\.train.*--scale 3"
     ):
         load_mren(3, "mren_l")
+    with pytest.raises(ValueError, match=r"variant must be one of mren, .*; got 'mren_xl'"):
+        load_mren(3, "mren_xl")
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -9,10 +9,12 @@ import struct
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import pillow_heif
 import pytest
 import tifffile
 import torch
@@ -207,6 +209,12 @@ def test_a_deep_colour_that_stands_for_transparency(tmp_path: Path) -> None:
         (lambda p: rgb().save(p, format="EPS"), "a.png", "content is none of PNG"),
         (lambda p: rgb().save(p, format="ICO"), "a.png", "content is none of PNG"),
         (lambda p: p.write_bytes(b""), "a.png", "not a readable image"),
+        (lambda p: p.write_bytes(b"P5\n60000 60000\n255\n"), "a.pgm", "megapixels"),
+        (
+            lambda p: Image.fromarray(deep(1)).save(p, save_all=True, append_images=[Image.fromarray(deep(1)[::-1])]),
+            "a.png",
+            "an animation of 16 bits",
+        ),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(make, name: str, words: str, tmp_path: Path) -> None:
@@ -249,9 +257,7 @@ def test_the_first_picture_of_an_animation_is_taken_and_said(tmp_path: Path) -> 
 @pytest.mark.parametrize("suffix", [".gif", ".jfif", ".avif", ".heic", ".ppm", ".bmp", ".webp"])
 def test_formats_by_their_suffix(suffix: str, tmp_path: Path) -> None:
     if suffix == ".heic":
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
+        pillow_heif.register_heif_opener()
     file = tmp_path / f"a{suffix}"
     rgb().save(file, **({"format": "JPEG"} if suffix == ".jfif" else {}))
     assert suffix in IMAGE_SUFFIXES
@@ -259,6 +265,11 @@ def test_formats_by_their_suffix(suffix: str, tmp_path: Path) -> None:
     assert read_size(file) == (WIDTH, HEIGHT)
     difference = values_of(read_picture(file)).astype(int) - np.array(rgb())
     assert np.abs(difference).mean() < 40
+
+
+def test_bits_that_are_not_kept_are_said(tmp_path: Path) -> None:
+    pillow_heif.from_bytes("RGB;16", (WIDTH, HEIGHT), deep(3).tobytes()).save(tmp_path / "a.heic")
+    assert read_picture(tmp_path / "a.heic").notes == ("of its 10 bits per value 8 are taken",)
 
 
 def test_heic_without_its_package_says_which(tmp_path: Path, monkeypatch) -> None:
@@ -335,6 +346,7 @@ def camera_exif(orientation: int = 6) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     exif[0x010F], exif[0x0110], exif[0x8298] = "Maker", "Model", "Who made it"
+    exif[0x4746], exif[0x9C9B] = 4, "Title".encode("utf-16-le")
     exif[0x8769] = {0x829A: (1, 250), 0x9003: "2026:01:02 03:04:05", 0xA002: WIDTH, 0xA003: HEIGHT}
     exif[0x8825] = {1: "N", 2: (47.0, 30.0, 0.0)}
     return exif
@@ -343,6 +355,7 @@ def camera_exif(orientation: int = 6) -> Image.Exif:
 def check_exif(exif: Image.Exif) -> None:
     assert 0x0112 not in exif or exif[0x0112] == 1, "turned already"
     assert (exif[0x010F], exif[0x0110], exif[0x8298]) == ("Maker", "Model", "Who made it")
+    assert (exif[0x4746], bytes(exif[0x9C9B]).decode("utf-16-le").rstrip("\0")) == (4, "Title")
     camera = exif.get_ifd(0x8769)
     assert camera[0x9003] == "2026:01:02 03:04:05"
     assert 0xA002 not in camera, "the old width"
@@ -412,6 +425,13 @@ def test_text_of_a_png_is_kept_in_a_png_and_said_elsewhere(tmp_path: Path) -> No
     assert write_picture(tmp_path / "out.jpg", picture) == ("its PNG text",)
 
 
+def test_xmp_in_the_manner_of_older_programs_is_kept(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("XML:com.adobe.xmp", XMP.decode())
+    rgb().save(tmp_path / "in.png", pnginfo=info)
+    assert b"A title" in (read_picture(tmp_path / "in.png").metadata.xmp or b"")
+
+
 def test_damaged_metadata_does_not_cost_the_picture(tmp_path: Path) -> None:
     file = io.BytesIO()
     rgb().save(file, format="JPEG", exif=camera_exif(1))
@@ -420,6 +440,8 @@ def test_damaged_metadata_does_not_cost_the_picture(tmp_path: Path) -> None:
     content[start : start + 60] = bytes(range(200, 256)) + b"\xff" * 4
     (tmp_path / "a.jpg").write_bytes(content)
     assert read_picture(tmp_path / "a.jpg").color.shape == (3, HEIGHT, WIDTH)
+    rgb().save(tmp_path / "a.webp", exif=b"Exif\0\0nonsense")
+    assert read_picture(tmp_path / "a.webp").color.shape == (3, HEIGHT, WIDTH)
 
 
 def test_too_long_metadata_is_left_out_of_a_jpeg_and_said(tmp_path: Path) -> None:
@@ -516,6 +538,9 @@ def test_a_profile_of_gray_does_not_end_up_in_colour(tmp_path: Path) -> None:
         assert result.info["icc_profile"] == srgb_profile()
         # 55 of 255 of the light is 0.2157, in sRGB 0.502.
         assert abs(result.convert("RGB").getpixel((4, 4))[0] - 128) <= 2
+    write_picture(tmp_path / "transparent.webp", replace(gray, alpha=torch.zeros_like(gray.color)))
+    with Image.open(tmp_path / "transparent.webp") as result:
+        assert result.getchannel("A").getextrema() == (0, 0)
 
 
 def test_gamma_of_a_png_is_kept_or_converted(tmp_path: Path) -> None:
@@ -558,6 +583,7 @@ def test_transparency_over_a_background() -> None:
     assert red.color.shape == (3, 1, 3)
     assert red.icc_profile is None
     assert torch.equal(red.color[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+    assert lay_over(white, (255, 0, 0)) is white
 
 
 def test_webp_is_as_lossy_as_what_it_came_from(tmp_path: Path) -> None:

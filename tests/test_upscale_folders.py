@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
 from examples.mren import upscale as command
@@ -160,6 +161,11 @@ def test_what_was_done_to_a_file_is_said(tmp_path: Path, run, capsys) -> None:
     first.save(tmp_path / "in.gif", save_all=True, append_images=[second])
     assert run(tmp_path / "in.gif", "-o", tmp_path / "out.png") == 0
     assert capsys.readouterr().err == f"{tmp_path / 'in.gif'}: the first of its 2 pictures is taken\n"
+    text = PngInfo()
+    text.add_text("Author", "Someone")
+    first.save(tmp_path / "in.png", pnginfo=text)
+    assert run(tmp_path / "in.png", "-o", tmp_path / "out.jpg") == 0
+    assert capsys.readouterr().err == f"{tmp_path / 'out.jpg'}: cannot hold its PNG text; left out\n"
 
 
 def test_threads(tmp_path: Path, run) -> None:
@@ -284,10 +290,17 @@ def test_streams(tmp_path: Path, run, capsys, monkeypatch) -> None:
     with Image.open(io.BytesIO(sys.stdout.buffer.getvalue())) as result:
         assert (result.format, result.size) == ("WEBP", (18, 16))
     assert capsys.readouterr().err.splitlines()[-1] == "standard output.webp: 18 x 16"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(source, "-o", "-") == 2
+    assert "is a terminal" in capsys.readouterr().err
 
     monkeypatch.setattr(sys, "stdin", Stream(b"no image"))
     assert run("-", "-o", tmp_path / "x.png") == 1
     assert "standard input: not a readable image" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", Stream(source.read_bytes()))
+    monkeypatch.setattr("examples.mren.upscale.LONGEST_STREAM", 10)
+    assert run("-", "-o", tmp_path / "x.png") == 1
+    assert "more than 10 bytes; pass the name of a file" in capsys.readouterr().err
     assert run(tmp_path / "in", "-o", "-") == 2
     assert run("-", "-", "-o", tmp_path) == 2
 

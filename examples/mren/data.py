@@ -84,8 +84,14 @@ def _resize_last_axis(image: Tensor, factor: int, *, shrink: bool) -> Tensor:
 
 
 def mod_crop(image: Tensor, factor: int) -> Tensor:
-    """Cut height and width of a (C, H, W) image down to multiples of ``factor``, keeping the top left."""
+    """Cut height and width of a (C, H, W) image down to multiples of ``factor``, keeping the top left.
+
+    Raises:
+        ValueError: If nothing would be left.
+    """
     height, width = image.shape[1:]
+    if min(height, width) < factor:
+        raise ValueError(f"images must be at least {factor} x {factor}, got {height} x {width}; take larger ones.")
     return image[:, : height - height % factor, : width - width % factor]
 
 
@@ -156,12 +162,14 @@ def load_pairs(
     """
 
     def load(path: Path) -> ImagePair:
-        hr = mod_crop(read_rgb(path), scale)
-        if min(hr.shape[1:]) < min_size:
+        image = read_rgb(path)
+        side = min(image.shape[1:]) // scale * scale
+        if side < min_size:
             raise ValueError(
-                f"{path}: {hr.shape[2]} x {hr.shape[1]} pixels, less than the patch of {min_size} x {min_size}; take "
-                f"it out, or train with --patch-size {min(hr.shape[1:]) // scale * scale} or less."
+                f"{path}: {image.shape[2]} x {image.shape[1]} pixels, less than the patch of {min_size} x {min_size}; "
+                f"take it out, or train with --patch-size {side} or less."
             )
+        hr = mod_crop(image, scale)
         return ImagePair(path, hr.to(device), imresize(hr, 1 / scale).to(device))
 
     def load_good(path: Path) -> ImagePair | None:

@@ -179,6 +179,8 @@ def _atomic_folder(folder: Path, *, overwrite: bool = True) -> Iterator[Path]:
             raise FileExistsError(f"{folder}: came to be in the meantime.")
         scratch.rename(folder)
     finally:
+        if replaced.exists() and not folder.exists():  # interrupted between the two renames
+            replaced.rename(folder)
         for each in (scratch, replaced):
             shutil.rmtree(each, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -115,8 +115,7 @@ def _kept_exif(opened: Image.Image) -> bytes | None:
 
 
 def _kept_xmp(opened: Image.Image) -> bytes | None:
-    tags = getattr(opened, "tag_v2", {})
-    found = next((opened.info[key] for key in _XMP_KEYS if key in opened.info), tags.get(700))
+    found = next((opened.info[key] for key in _XMP_KEYS if key in opened.info), None)
     if isinstance(found, str):
         found = found.encode("utf-8", "surrogatepass")
     if not isinstance(found, bytes) or not found:
@@ -133,9 +132,7 @@ def _kept_dpi(found: Any) -> tuple[float, float] | None:
     return (across, down) if all(math.isfinite(d) and 0 < d <= 65_535 for d in (across, down)) else None
 
 
-def _kept_text(found: Any) -> tuple[tuple[str, str], ...]:
-    if not isinstance(found, dict):
-        return ()
+def _kept_text(found: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     # Without EXIF and XMP that older programs store as text: they are kept in fields of their own.
     return tuple(
         (str(key), str(value))

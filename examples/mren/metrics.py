@@ -92,8 +92,8 @@ def _cropped_luma(sr: Tensor, hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
     _check_images(sr, hr, f"; mod_crop(hr, {scale}) before the low-resolution image is made")
     if min(sr.shape[1:]) - 2 * scale < 11:
         raise ValueError(
-            f"score: images must be {11 + 2 * scale} x {11 + 2 * scale} (the window of SSIM and {scale} pixels "
-            f"cut off each side), got {sr.shape[1]} x {sr.shape[2]}."
+            f"score: images must be at least {11 + 2 * scale} x {11 + 2 * scale} (the window of SSIM and {scale} "
+            f"pixels cut off each side), got {sr.shape[1]} x {sr.shape[2]}; take larger ones."
         )
     inner = slice(scale, -scale)
     return luma(sr)[inner, inner], luma(hr)[inner, inner]

@@ -95,12 +95,12 @@ class Recipe:
 
     def locate(self, fraction: float) -> tuple[int, float]:
         """Number of the stage after a fraction of the run, and the fraction of that stage."""
-        before = 0.0
-        for number, stage in enumerate(self.stages):
-            if fraction < before + stage.share or number == len(self.stages) - 1:
-                return number, min(1.0, (fraction - before) / stage.share)
-            before += stage.share
-        raise ValueError("Recipe: stages must not be empty.")
+        number, before = 0, 0.0
+        for stage in self.stages[:-1]:
+            if fraction < before + stage.share:
+                break
+            number, before = number + 1, before + stage.share
+        return number, min(1.0, (fraction - before) / self.stages[number].share)
 
 
 RECIPES = {

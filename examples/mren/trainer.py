@@ -472,5 +472,5 @@ def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
     if differing:
         raise TrainingError(
             f"{folder} holds a run of other settings ({'; '.join(differing)}); take another --output, or the same "
-            "options as there."
+            "options and images as there."
         )
