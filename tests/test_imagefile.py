@@ -583,7 +583,7 @@ def test_transparency_over_a_background() -> None:
     assert red.color.shape == (3, 1, 3)
     assert red.icc_profile is None
     assert torch.equal(red.color[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
-    assert lay_over(white, (255, 0, 0)) is white
+    assert composite(white, (255, 0, 0)) is white
 
 
 def test_webp_is_as_lossy_as_what_it_came_from(tmp_path: Path) -> None:
