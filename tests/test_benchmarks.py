@@ -211,7 +211,7 @@ def test_blocks_that_are_compiled_one_by_one(form: str) -> None:
     net = MREN(4, num_blocks=2)
     if form == "folded":
         parts = list(blocks_of(fold_mren(net)))
-        assert len(parts) == 3, "two MREBs, and the reconstruction with the tail"
+        assert len(parts) == 4, "two MREBs, an RBWA, and an RBWA with the tail"
     else:
         assert list(blocks_of(net)) == [*net.body, *net.reconstruct]  # as the trainer does
     assert len(list(blocks_of(IMDN()))) == 6

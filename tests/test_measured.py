@@ -230,6 +230,14 @@ def test_the_tables_of_shipped_weights_are_the_committed_numbers(name: str) -> N
         assert (module.TABLES / file).read_text() == text, file
 
 
+def test_what_the_parts_of_trained_blocks_mix() -> None:
+    torch.manual_seed(0)
+    measured = plotting.read_numbers("receptive_field")["mixing"]
+    again = script("receptive_field").mixing(load_mren(4).requires_grad_(False))
+    for part, shares in measured.items():
+        assert again[part] == pytest.approx(shares, abs=0.03), part
+
+
 def test_the_times_on_a_gpu_are_those_of_the_results() -> None:
     rows = results.read(results.FOLDER / "cuda.json")["suites"]["gpu"]["rows"]
     by_form = {row["form"]: row for row in rows if row["name"] == "MREN ×4" and "seconds" in row}

@@ -99,12 +99,15 @@ def blocks(features: list[Tensor], trained: MREN) -> dict[str, dict[str, list[fl
         fields = []
         for number, (stage, seen) in enumerate(zip(stages, features, strict=True)):
             other = {"spatial": stage.channel, "channel": stage.spatial}.get(kind)
-            hook = other and other.register_forward_hook(lambda *args: [level.detach() for level in args[2]])
+            hooks = [
+                other[name].register_forward_hook(lambda *args: args[2].detach())
+                for name in (("conv1", "conv3", "conv5") if other else ())
+            ]
             for seed in range(4):
                 top, left = 8 + 20 * seed, 12 + 16 * seed
                 piece = seen[:, :, top : top + 11, left : left + 11]
                 fields.append(energy(lambda x, stage=stage: stage(x) - x, piece, 10 * number + seed))
-            if hook:
+            for hook in hooks:
                 hook.remove()
         table["trained"][kind] = shares(fields)
         table["trained"][f"{kind}, energy"] = [float(torch.stack(fields).sum())]
@@ -119,7 +122,8 @@ def mixing(trained: MREN) -> dict[str, list[float]]:
             for name, shares in own.items():
                 part, x = getattr(stage, name), torch.randn(1, 10, 11, 11, requires_grad=True)
                 levels = []
-                for level in part(x):
+                level3 = part["act"](part["conv3"](x))
+                for level in (part["act"](part["conv1"](x)), level3, part["act"](part["conv5"](level3))):
                     table = torch.stack(
                         [
                             torch.autograd.grad(level[0, c, 5, 5], x, retain_graph=True)[0][0].square().sum((1, 2))
