@@ -7,9 +7,8 @@ r"""RBWA rewritten: the enlargement after the convolution, and the last two conv
   faster if the second has few channels. It computes a square of pixels at once, as channels, because a few channels
   would leave most of a processor's vector unit idle.
 
-Neither holds for the outermost pixels of the result, where the convolutions read zeros and the rewritten ones do not.
-Those pixels are computed as the block is written, from narrow bands of the map. Each call computes the kernels from the
-parameters, so other weights may be loaded.
+Neither holds for the outermost pixels of the result, where the convolutions read zeros. They are computed as the block
+is written, from narrow bands of the map. Each call computes the kernels anew, so other weights may be loaded.
 """
 
 from __future__ import annotations
