@@ -298,7 +298,7 @@ def test_streams(tmp_path: Path, run, capsys, monkeypatch) -> None:
     assert run("-", "-o", tmp_path / "x.png") == 1
     assert "standard input: not a readable image" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", Stream(source.read_bytes()))
-    monkeypatch.setattr("examples.mren.upscale.LONGEST_STREAM", 10)
+    monkeypatch.setattr("examples.mren.upscale.MAX_STREAM_BYTES", 10)
     assert run("-", "-o", tmp_path / "x.png") == 1
     assert "more than 10 bytes; pass the name of a file" in capsys.readouterr().err
     assert run(tmp_path / "in", "-o", "-") == 2
