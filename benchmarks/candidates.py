@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.fixtures import CCA, IMDB, IMDN, RFDB, srcnn, vdsr
 from examples.mren.engines import Runtime
 from examples.mren.engines.program import PortableMREN
-from examples.mren.fold import fold_mren
+from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.model import MREN, mren, mren_l, mren_s
 from examples.mren.recipes import blocks_of
 from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILB, WSILBV, DRACBChain
@@ -266,6 +266,7 @@ STEPS: dict[str, Step] = {
     "channels_last": _channels_last,
     "bf16": lambda net, x: (net.bfloat16(), x.bfloat16()),
     "fp16": lambda net, x: (net.half(), x.half()),
+    "padded": lambda net, x: (pad_widths(net) if isinstance(net, MREN) else net, x),
     "folded": _folded,
     "compiled blocks": _compiled_blocks,
     "CUDA graph": _cuda_graph,

@@ -77,14 +77,18 @@ IN_ENGINES = ("MREN ×4", "MREN-S ×4", "IMDN ×4", "SAFMN ×4", "SPAN ×4")
 
 
 def engines(settings: Settings) -> list[Row]:
-    """Each network by each engine, MREN folded, beside IMDN by the same engine; in converted files unfolded, too."""
+    """Each network by each engine, MREN folded, beside IMDN by the same engine; in converted files unfolded, too.
+
+    Folded for OpenVINO, its widths are padded.
+    """
     size = (12, 16) if settings.quick else (120, 160)
     candidates: dict[str, Candidate] = {}
     for engine in filter(settings.allows, ENGINES):
         for name in _nets(settings) if settings.quick else settings.chosen(IN_ENGINES):
             forms = [engine]
             if name.startswith("MREN") and engine not in UNFOLDED_ENGINES:
-                folded = "folded" if engine == "eager" else f"folded, {engine}"
+                steps = ("padded", "folded") if engine.startswith("openvino") else ("folded",)
+                folded = ", ".join([*steps, *([engine] if engine != "eager" else [])])
                 forms = [engine, folded] if engine in CONVERTED else [folded]
             for form in forms:
                 candidates[f"{name} | {form}"] = Candidate(

@@ -7,6 +7,8 @@ import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +20,9 @@ from torch.export import Dim
 from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from examples.mren.fold import BicubicConv, fold_mren
+from examples.mren.fold import BicubicConv, fold_mren, pad_widths
 from examples.mren.model import MREN, load_mren
-from sc_blocks import MREB, RBWA, SCACB, WSILBV, GatedCommunication, to_local
+from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILBV, GatedCommunication, LearnableCommunication, to_local
 from sc_blocks.deploy import fold, fold_report
 from sc_blocks.deploy.rbwa import NarrowConv
 from sc_blocks.introspect import capture_attention
@@ -277,8 +279,8 @@ def test_containers_stay_containers() -> None:
     row = fold(build("tails"))
     assert isinstance(row, nn.Sequential)
     assert len(row) == 5
-    assert [type(part).__mro__[1] for part in row][1:] == [SCACB, RBWA, RBWA, nn.Conv2d]
-    assert isinstance(row[2], RBWA)
+    for part, cls in zip(row, (nn.Conv2d, SCACB, RBWA, RBWA, nn.Conv2d), strict=True):
+        assert isinstance(part, cls)
     assert row[2].size_multiple == 1
     x = sample("tails", 1, 20, 9)
     with torch.no_grad():
@@ -594,3 +596,34 @@ def test_bicubic_as_a_convolution(factor: int) -> None:
         x = torch.rand(2, 3, *size, dtype=torch.float64)
         expected = F.interpolate(x, scale_factor=factor, mode="bicubic", align_corners=False)
         in_range(BicubicConv(factor, dtype=torch.float64)(x), expected, 1e-14)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reconstruct_channels": (24, 16)},
+        {"channels": 84},
+        {"communication": "gated", "chain": "network"},
+        {"communication": partial(LearnableCommunication, per_channel=True)},
+        {"communication": None, "exchange": "inputs", "gate": False, "relay": "fused"},
+        {"parts": "spatial", "channels": 50},
+    ],
+)
+@pytest.mark.parametrize("scale", [2, 3])
+def test_padded_widths_change_nothing(options: dict[str, Any], scale: int) -> None:
+    x = torch.rand(1, 3, 14, 17, dtype=torch.float64)
+    net = to_local(lively(MREN(scale, num_blocks=2, **options)).double().eval(), x)
+    padded = pad_widths(net)
+    widths = {module.in_channels for module in padded.modules() if isinstance(module, (RBWA, DRACB))}
+    assert not any(width % 16 for width in widths)
+    with torch.no_grad():
+        in_range(padded(x), net(x), 1e-12)
+        in_range(fold_mren(padded)(x), net(x), 1e-12)
+
+
+def test_a_network_with_other_modules_is_not_padded() -> None:
+    net = MREN(2, channels=12, num_blocks=1)
+    net.body[0].attention.gate = nn.Hardsigmoid()
+    with pytest.raises(ValueError, match="pad_widths: net must be built of MREN's own modules"):
+        pad_widths(net)

@@ -32,7 +32,7 @@ from examples.mren.cli import UsageError, check_target, describe, run_command, w
 from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, engine_module
 from examples.mren.engines.program import PortableMREN
 from examples.mren.files import atomic_write
-from examples.mren.fold import fold_mren
+from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.model import (
     MREN,
     STAGES,
@@ -84,8 +84,9 @@ def export(
             - ``"float32"``;
             - ``"float16"``, for ONNX: weights and maps, with the statistics of the attention in float32;
             - ``"int8"``, for ONNX and OpenVINO: the products of most convolutions; see :mod:`examples.mren.quantize`.
-        fold: Whether to write the network as :func:`examples.mren.fold.fold_mren` rewrites it; for ONNX, OpenVINO and
-            pt2, and not for int8: ONNX Runtime quantises no transposed convolution.
+        fold: Whether to write the network as :func:`examples.mren.fold.fold_mren` rewrites it, for OpenVINO after
+            :func:`examples.mren.fold.pad_widths`; for ONNX, OpenVINO and pt2, and not for int8: ONNX Runtime quantises
+            no transposed convolution.
         size: Height and width of the images that a LiteRT file takes. The other formats take any.
         calibration: Low-resolution images between 0 and 1, each (3, H, W), from which ``"int8"`` takes the ranges of
             its maps. Images like those that the network will see.
@@ -104,7 +105,9 @@ def export(
     module = engine_module(format)
     _check_choices(format, precision, fold, calibration)
     net = copy.deepcopy(net).cpu().eval()
-    network: nn.Module = fold_mren(net) if fold else PortableMREN(net)
+    network: nn.Module = PortableMREN(net)
+    if fold:
+        network = fold_mren(pad_widths(net) if format == "openvino" else net)
     if precision == "float16":
         network = _HalfPrecision(network)
     write_atomically = _atomic_folder if format in FOLDERS else atomic_write

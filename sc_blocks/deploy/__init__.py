@@ -6,6 +6,8 @@ Blocks are written as their figures are drawn. This package is the only place wh
 - an :class:`~sc_blocks.RBWA` with a whole factor convolves before it enlarges, with a quarter of the multiplications;
 - an RBWA and the 3x3 convolution of few channels directly behind it in an ``torch.nn.Sequential`` share their last
   convolution, of 5x5;
+- the two weighing convolutions of an :class:`~sc_blocks.SCACB` with the paper's exchange, which read the same map, are
+  one;
 - on a CPU, outside of compiled and exported graphs, RBWA, :class:`~sc_blocks.SCACB` and the statistics of
   :class:`~sc_blocks.WSILBV` take large maps in strips of rows, which stay in its caches.
 

@@ -15,7 +15,7 @@ from sc_blocks._checks import check_module
 from sc_blocks._dry_run import tensors_in
 from sc_blocks.deploy.form import why_not, why_not_called_in_order
 from sc_blocks.deploy.rbwa import FACTORS, FoldedRBWA, FoldedSequential, NarrowConv, why_not_merged
-from sc_blocks.deploy.strips import StripSCACB, StripWSILBV
+from sc_blocks.deploy.strips import MergedSCACB, StripSCACB, StripWSILBV
 from sc_blocks.rbwa import RBWA
 from sc_blocks.scacb import SCACB
 from sc_blocks.wsilb import WSILBV
@@ -30,7 +30,7 @@ class FoldReport:
         >>> from sc_blocks.deploy import fold_report
         >>> print(fold_report(SCACB(24)))
         rewritten:
-          itself: in strips
+          itself: one weighing for both parts, and in strips
     """
 
     rewritten: dict[str, str]
@@ -135,7 +135,10 @@ def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldRep
         if isinstance(module, (FoldedRBWA, StripSCACB, StripWSILBV)):
             report.left[names[module]] = "is folded already"
         elif isinstance(module, SCACB):
-            consider(module, StripSCACB, "in strips", why_not(module, SCACB))
+            if module.exchange == "outputs" and repr(module.spatial["act"]) == repr(module.channel["act"]):
+                consider(module, MergedSCACB, "one weighing for both parts, and in strips", why_not(module, SCACB))
+            else:
+                consider(module, StripSCACB, "in strips", why_not(module, SCACB))
         elif isinstance(module, WSILBV):
             consider(module, StripWSILBV, "statistics in strips", why_not(module, WSILBV))
         elif isinstance(module, RBWA):

@@ -71,7 +71,7 @@ class FoldedRBWA(RBWA):
             return F.conv2d(spread, blur, self.expand.bias, groups=self.out_channels)
 
         inner = in_strips(commuted, x, NHWC, halo=1, scale=factor, values=self.strip_values)
-        return _with_frame(inner, x, plain, 2)
+        return self.with_frame(inner, x, plain, 2)
 
     def _last(
         self, x: Tensor, tail: nn.Conv2d | None, prepare: MapFunction, layout: torch.memory_format | None
@@ -93,7 +93,23 @@ class FoldedRBWA(RBWA):
             return laid_out(F.pixel_shuffle(F.conv2d(prepare(rows), weight, bias, stride=side, padding=2), side))
 
         inner = in_strips(merged, x, layout or NHWC, halo=side, values=self.strip_values)
-        return _with_frame(inner, x, lambda band: tail(projected(band)), 3)
+        return self.with_frame(inner, x, lambda band: tail(projected(band)), 3)
+
+    def with_frame(self, inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
+        """Give a fresh map the outermost pixels that ``plain`` makes of the ``band`` outermost pixels of ``x``."""
+        top, bottom = plain(x[:, :, :band])[:, :, :1], plain(x[:, :, -band:])[:, :, -1:]
+        left, right = plain(x[..., :band])[..., :1], plain(x[..., -band:])[..., -1:]
+        if runs_on_cpu(x):
+            inner[:, :, :1], inner[:, :, -1:], inner[..., :1], inner[..., -1:] = top, bottom, left, right
+            return inner
+        # By index: an inference engine writes all of them in one pass, where it would copy the map for each slice.
+        height, width = inner.shape[2:]
+        row = torch.arange(width, device=inner.device)
+        column = torch.arange(height, device=inner.device)[1:-1] * width
+        place = torch.cat([row, (height - 1) * width + row, column, column + width - 1])
+        sides = [top[:, :, 0], bottom[:, :, 0], left[:, :, 1:-1, 0], right[:, :, 1:-1, 0]]
+        frame = torch.cat(sides, dim=2)
+        return inner.flatten(2).scatter(2, place.expand_as(frame), frame).view_as(inner)
 
 
 class NarrowConv(nn.Conv2d):
@@ -155,20 +171,3 @@ def _merged(first: nn.Conv2d, second: nn.Conv2d, side: int) -> tuple[Tensor, Ten
     shape = (second.out_channels * side**2, first.in_channels, side + 4, side + 4)
     merged = torch.stack(squares, dim=1).reshape(shape)
     return merged.to(first.weight.dtype), bias.repeat_interleave(side * side).to(first.weight.dtype)
-
-
-def _with_frame(inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
-    """Give a fresh map the outermost pixels that ``plain`` makes of the ``band`` outermost pixels of ``x``."""
-    top, bottom = plain(x[:, :, :band])[:, :, :1], plain(x[:, :, -band:])[:, :, -1:]
-    left, right = plain(x[..., :band])[..., :1], plain(x[..., -band:])[..., -1:]
-    if runs_on_cpu(x):
-        inner[:, :, :1], inner[:, :, -1:], inner[..., :1], inner[..., -1:] = top, bottom, left, right
-        return inner
-    # By index: an inference engine writes all of them in one pass, where it would copy the map for each slice.
-    height, width = inner.shape[2:]
-    row = torch.arange(width, device=inner.device)
-    column = torch.arange(height, device=inner.device)[1:-1] * width
-    place = torch.cat([row, (height - 1) * width + row, column, column + width - 1])
-    sides = [top[:, :, 0], bottom[:, :, 0], left[:, :, 1:-1, 0], right[:, :, 1:-1, 0]]
-    frame = torch.cat(sides, dim=2)
-    return inner.flatten(2).scatter(2, place.expand_as(frame), frame).view_as(inner)

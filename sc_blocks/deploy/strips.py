@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -83,8 +84,33 @@ class StripSCACB(SCACB):
     def forward(self, x: Tensor) -> Tensor:
         _checks.check_feature_map("SCACB", x, self.channels)
         if not runs_on_cpu(x) or x.numel() < self.least_values:
-            return super().forward(x)
-        return in_strips(super().forward, x, memory_format(x), halo=2, values=self.strip_values)
+            return self.whole(x)
+        return in_strips(self.whole, x, memory_format(x), halo=2, values=self.strip_values)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The result for a map, or for a strip of one, in one go."""
+        return super().forward(x)
+
+
+class MergedSCACB(StripSCACB):
+    """A StripSCACB whose parts weigh the same map, the sum of their levels: the two convolutions that do it are one."""
+
+    def whole(self, x: Tensor) -> Tensor:
+        spatial, channel = self.spatial, self.channel
+        if spatial is None or channel is None or x.device.type != "cpu":
+            return super().whole(x)
+        act = spatial["act"]
+        compressed = self.act(self.compress(x))
+
+        level1 = act(spatial["conv1"](compressed)) + act(channel["conv1"](compressed))
+        own, other = act(spatial["conv3"](compressed)), act(channel["conv3"](compressed))
+        level5 = act(spatial["conv5"](own)) + act(channel["conv5"](other))
+        levels = torch.cat([level1, own + other, level5], dim=1)
+        first, second = spatial["weighing"], channel["weighing"]
+        bias = None if first.bias is None else torch.cat([first.bias, second.bias])
+        weighed = act(F.conv2d(levels, torch.cat([first.weight, second.weight]), bias))
+        fused = self.fuse(weighed)
+        return x + fused if self.residual else fused
 
 
 class StripWSILBV(WSILBV):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from examples.mren.engines import Engine, install_hint, onnx
+from sc_blocks.deploy.rbwa import FoldedRBWA
+from sc_blocks.deploy.strips import MapFunction
 
 MODEL = "model.xml"
 Precision = Literal["f32", "bf16"]
@@ -21,6 +24,10 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 
     The files are made from ONNX, which OpenVINO reads itself: its own converter sends telemetry.
     """
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, FoldedRBWA):
+            module.__class__ = _MaskedRBWA
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
         onnx.write(network, file, example)
@@ -47,6 +54,22 @@ def load(path: Path, *, threads: int = 0, precision: Precision = "f32") -> Engin
             there by itself.
     """
     return _StaticShapeModel(_import().Core(), path / MODEL, threads, precision)
+
+
+class _MaskedRBWA(FoldedRBWA):
+    """A folded RBWA that puts the outermost pixels in their place by masks.
+
+    OpenVINO merges that with what comes next. To write by index, it would reorder the memory of the whole map, twice.
+    """
+
+    def with_frame(self, inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
+        top, bottom = plain(x[:, :, :band])[:, :, :1], plain(x[:, :, -band:])[:, :, -1:]
+        left, right = plain(x[..., :band])[..., :1], plain(x[..., -band:])[..., -1:]
+        height, width = inner.shape[2:]
+        row = torch.arange(height).view(1, 1, -1, 1)  # with all axes, or it would still reorder
+        column = torch.arange(width).view(1, 1, 1, -1)
+        inner = torch.where(row == 0, top, torch.where(row == height - 1, bottom, inner))
+        return torch.where(column == 0, left, torch.where(column == width - 1, right, inner))
 
 
 class _StaticShapeModel:
