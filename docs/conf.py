@@ -46,6 +46,7 @@ exclude_patterns = ["_build", "browser", "results/*.md", "results/*/*.md"]  # th
 
 html_theme = "furo"
 html_title = f"sc_blocks {release}"
+pygments_dark_style = "a11y-high-contrast-dark"  # the pair of the theme's light one; its default underlines modules
 html_favicon = html_logo = "images/logo.svg"
 html_static_path = ["_static", "images/mren_sample.png"]
 html_css_files = ["site.css", "before_after.css", "try/try.css"]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from docs.figures.plotting import photograph
+from docs.figures.plotting import in_the_dark, photograph
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images"
@@ -39,17 +39,26 @@ def draw_details() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in DETAILS:
             Image.fromarray(photograph(name).permute(1, 2, 0).numpy()).save(Path(folder) / f"{name}.png")
-        output = str(IMAGES / "details.jpg")
-        module("examples.mren.compare", "--data", folder, "--crop", *DETAILS, "-o", output, "--overwrite")
+        drawn = Path(folder) / "details.png"
+        module("examples.mren.compare", "--data", folder, "--crop", *DETAILS, "-o", str(drawn))
+        save(drawn, "details.jpg", quality=88)
 
 
 def draw_attention() -> None:
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "attention.png"
         module("examples.mren.attention", "--max-side", "256", "--blocks", "1", "3", "6", "-o", str(drawn))
-        with Image.open(drawn) as image:
-            size = (1500, round(1500 * image.height / image.width))
-            image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(IMAGES / "attention.jpg", quality=82)
+        save(drawn, "attention.jpg", quality=82)
+
+
+def save(drawn: Path, name: str, *, quality: int) -> None:
+    """Save what was drawn on white for both themes, at most 1500 pixels wide."""
+    with Image.open(drawn) as image:
+        light = image.convert("RGB")
+    file = IMAGES / name
+    for theme, target in ((light, file), (in_the_dark(light), file.with_suffix(f".dark{file.suffix}"))):
+        theme.thumbnail((1500, 1500), Image.Resampling.LANCZOS)
+        theme.save(target, quality=quality)
 
 
 # The quick ones first.

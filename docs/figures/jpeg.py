@@ -1,8 +1,9 @@
 """What the weights for photographs gain on JPEGs: a table and a picture.
 
 ``python -m docs.figures.jpeg`` writes ``docs/results/shipped/jpeg.md`` from ``measured/jpeg.json`` and draws
-``docs/images/jpeg.webp``; with ``--measure`` the file is made anew, in about ten minutes on one core. The test sets are
-looked for in ``../shared/data``, or where ``SC_BLOCKS_DATA`` says. The picture is of a photograph of scikit-image.
+``docs/images/jpeg.webp``, for both themes; with ``--measure`` the file is made anew, in about ten minutes on one core.
+The test sets are looked for in ``../shared/data``, or where ``SC_BLOCKS_DATA`` says. The picture is of a photograph of
+scikit-image.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from docs.figures.plotting import command, photograph, read_numbers, write_numbers
+from docs.figures.plotting import command, in_the_dark, photograph, read_numbers, write_numbers
 from docs.figures.scores import DATA, ROOT, TABLES, lay_out
 from examples.mren.data import imresize, list_images, mod_crop
 from examples.mren.degradation import Degradation, degrade, make_generator
@@ -99,7 +100,9 @@ def picture() -> Image.Image:
 
 def draw() -> None:
     write_text(TABLES / f"{NAME}.md", table())
-    picture().save(PICTURE, quality=88)
+    light = picture()
+    light.save(PICTURE, quality=88)
+    in_the_dark(light).save(PICTURE.with_suffix(f".dark{PICTURE.suffix}"), quality=88)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

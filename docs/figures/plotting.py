@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from docs.figures.theme import FONT, SMALL, THEMES
@@ -116,6 +117,25 @@ def write(name: str, title: str, description: str, draw: Callable[[str], Figure]
         cut = text.index(">\n") + 2
         text = "\n".join(row.rstrip() for row in (text[:cut] + head + text[cut:]).splitlines()) + "\n"
         (folder / f"{name}.{theme}.svg").write_bytes(text.encode())
+
+
+def in_the_dark(drawing: Image.Image) -> Image.Image:
+    """Pictures with captions on a white page, with the page and the letters in the colours of the dark theme.
+
+    Whatever the page surrounds is a picture if it is larger than a letter.
+    """
+    from skimage.measure import label, regionprops  # here only: they take a second
+    from skimage.segmentation import flood
+
+    drawing = drawing.convert("RGB")
+    white = flood((np.asarray(drawing) == 255).all(axis=2), (0, 0))
+    page = np.ones_like(white)
+    for region in regionprops(label(~white)):
+        height, width = region.image.shape
+        if height >= 12 and width >= 40:
+            page[region.slice] &= ~region.image_convex  # white at the edge of a picture belongs to it
+    text, ground = (THEMES["dark"][kind][0] for kind in ("text", "page"))
+    return Image.composite(ImageOps.colorize(drawing.convert("L"), text, ground), drawing, Image.fromarray(page))
 
 
 def read_numbers(name: str) -> dict:

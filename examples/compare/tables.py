@@ -78,7 +78,7 @@ MATCHED = {"parameters": "parameters", "macs": "multiply-accumulates", "channels
 def comparison_table(
     runs: Sequence[Run], *, titles: Mapping[str, str] | None = None, paper: Mapping[str, float] | None = None
 ) -> str:
-    """A table in Markdown: for each row its cost, and for each test set mean, seeds and difference from the first row.
+    """A table in Markdown: for each row means, differences from the first row, the scores of the seeds, and the cost.
 
     Args:
         runs: What was measured.
@@ -106,25 +106,30 @@ def comparison_table(
         "minutes": first.paired,
     }
     shown = [column for column, show in wanted.items() if show]
-    head = ["", *(COLUMNS[column][0] for column in shown)]
-    lines = [[titles[name], *(COLUMNS[column][1](own) for column in shown)] for name, own in rows.items()]
-    if published:
-        head.append("paper, Set5")
-        lines = [[*line, published.get(name, "")] for line, name in zip(lines, rows, strict=True)]
+    # On a narrow page the first columns are seen without scrolling: the scores.
+    head, last = [""], []
+    lines = [[titles[name]] for name in rows]
+    details: list[list[str]] = [[] for _ in rows]
     sentences = []
     for dataset in dict.fromkeys(run.dataset for own in rows.values() for run in own):
         scores = [{run.seed: run.psnr for run in own if run.dataset == dataset} for own in rows.values()]
         differences, sentence = (paired if first.paired else pooled)(scores)
-        head += [f"{dataset}, dB", "seeds", "difference"]
+        head += [f"{dataset}, dB", "difference"]
+        last.append(f"seeds, {dataset}")
         # The margins of unpaired runs are in the sentence.
         cells = [
             f"{difference.mean:+.3f}"
             + ("" if difference.margin is None or not first.paired else f" ± {difference.margin:.3f}")
             for difference in differences
         ]
-        for line, own, difference in zip(lines, scores, ["", *cells], strict=True):
-            line += [f"{mean(own.values()):.2f}", ", ".join(f"{own[seed]:.2f}" for seed in sorted(own)), difference]
+        for line, detail, own, difference in zip(lines, details, scores, ["", *cells], strict=True):
+            line += [f"{mean(own.values()):.2f}", difference]
+            detail.append(", ".join(f"{own[seed]:.2f}" for seed in sorted(own)))
         sentences.append(f"\n{dataset}: {sentence}\n")
+    head += [*last, *(COLUMNS[column][0] for column in shown), *(["paper, Set5"] if published else [])]
+    for name, line, detail in zip(rows, lines, details, strict=True):
+        line += [*detail, *(COLUMNS[column][1](rows[name]) for column in shown)]
+        line += [published.get(name, "")] if published else []
     if first.matched:
         costs = [getattr(run, first.matched) for run in runs]
         off = 100 * max(abs(cost / costs[0] - 1) for cost in costs)
