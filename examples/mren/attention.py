@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
+from tabulate import tabulate
 from torch import Tensor
 
 from examples.mren.cli import UsageError, check_target, run_command
@@ -111,8 +112,7 @@ def correlation_table(attention: Attention, blocks: Sequence[int]) -> str:
     for block, *rows in zip(blocks, attention.maps, attention.fused, strict=True):
         cells = [f"{correlation(row[pair], row[pair + 1]):+.2f}" for row in rows for pair in pairs]
         lines.append([f"{block + 1}", *cells])
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return tabulate(lines, tablefmt="plain", disable_numparse=True, stralign="right")
 
 
 def draw(

@@ -9,24 +9,26 @@ The low-resolution images are made by MATLAB's bicubic, or given with ``--lr``: 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.mren.cli import UsageError, check_target, describe, fail, note, run_command, whole_number
 from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
 from examples.mren.degradation import Degradation, degrade, make_generator
-from examples.mren.files import unique_names, write_text
+from examples.mren.files import unique_names
 from examples.mren.imagepairs import dataset_name, match_lr
 from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import DEVICES, STAGES, VARIANTS, find_weights, load_mren, pick_device
+from examples.records import write_rows
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
@@ -124,32 +126,23 @@ def _describe(degradation: Degradation) -> str:
 
 def mean_score(rows: Sequence[Row]) -> Score:
     """Mean over images, of PSNR and SSIM each."""
-    return Score(
-        psnr=sum(row.score.psnr for row in rows) / len(rows),
-        ssim=sum(row.score.ssim for row in rows) / len(rows),
-    )
+    return Score(psnr=fmean(row.score.psnr for row in rows), ssim=fmean(row.score.ssim for row in rows))
 
 
 def table(rows: Sequence[Row]) -> str:
     """The means as a table: a line for each method, a column for each data set."""
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     methods = list(dict.fromkeys(row.method for row in rows))
-    cells = [["", *datasets]]
+    lines = [["", *datasets]]
     for method in methods:
         means = [mean_score([r for r in rows if (r.dataset, r.method) == (dataset, method)]) for dataset in datasets]
-        cells.append([method, *(f"{mean.psnr:.2f} / {mean.ssim:.4f}" for mean in means)])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+        lines.append([method, *(f"{mean.psnr:.2f} / {mean.ssim:.4f}" for mean in means)])
+    return tabulate(lines, tablefmt="plain", disable_numparse=True)
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """One line for each image and method."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "image", "method", "psnr", "ssim"])
-    for row in rows:
-        writer.writerow([row.dataset, row.image, row.method, f"{row.score.psnr:.4f}", f"{row.score.ssim:.5f}"])
-    return text.getvalue()
+def _csv_line(row: Row) -> dict[str, str]:
+    scores = {"psnr": f"{row.score.psnr:.4f}", "ssim": f"{row.score.ssim:.5f}"}
+    return {"dataset": row.dataset, "image": row.image, "method": row.method, **scores}
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -235,20 +228,22 @@ def run(args: argparse.Namespace) -> int:
     lr_files, problems = (None, 0) if args.lr is None else _partners(list(found.values()), args.lr, args.scale)
     to_score = files if lr_files is None else list(lr_files)
     degradation = Degradation(quality=args.jpeg, noise=args.noise) if args.jpeg or args.noise else None
-    rows, failed = score_all(
-        to_score,
-        args.scale,
-        methods,
+    score_files = partial(
+        evaluate,
+        scale=args.scale,
+        methods=methods,
         max_pixels=args.max_megapixels * 10**6,
         lr_files=lr_files,
         degradation=degradation,
     )
+    rows, failed = score_all(to_score, score_files, title=f"x{args.scale}")
     if failed or problems:
         note(f"{len(to_score) - failed} of {len(files)} images are scored; means are theirs.")
     if rows:
         print(table(rows))
     if rows and args.csv is not None:
-        write_text(args.csv, to_csv(rows), overwrite=args.overwrite)
+        lines = [_csv_line(row) for row in rows]
+        write_rows(args.csv, lines, list(lines[0]), overwrite=args.overwrite)
     return 1 if failed or problems else 0
 
 
@@ -268,26 +263,23 @@ def _partners(hr_files: Sequence[list[Path]], folders: Sequence[Path], scale: in
 
 
 def score_all(
-    files: Sequence[Path],
-    scale: int,
-    methods: dict[str, Upscale],
-    *,
-    max_pixels: int = MAX_PIXELS,
-    lr_files: Mapping[Path, Path] | None = None,
-    degradation: Degradation | None = None,
+    files: Sequence[Path], score_files: Callable[[list[Path]], Iterable[Row]], *, title: str
 ) -> tuple[list[Row], int]:
-    """Score images; one that cannot be scored is named, and the others are.
+    """Score images one by one; one that cannot be scored is named, and the others are.
+
+    Args:
+        files: The images.
+        score_files: Scores some of them, as :func:`evaluate` does.
+        title: What the progress is shown under.
 
     Returns:
         The scores, and how many images have none.
     """
     rows: list[Row] = []
     failed = 0
-    for path in tqdm(files, unit="image", desc=f"x{scale}", disable=None):
+    for path in tqdm(files, unit="image", desc=title, disable=None):
         try:
-            rows += list(
-                evaluate([path], scale, methods, max_pixels=max_pixels, lr_files=lr_files, degradation=degradation)
-            )
+            rows += list(score_files([path]))
         # RuntimeError: no memory, or a fault of the device.
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failed += 1
