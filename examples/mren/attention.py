@@ -31,8 +31,9 @@ from torch import Tensor
 from examples.mren.cli import UsageError, check_target, run_command
 from examples.mren.data import imresize, mod_crop
 from examples.mren.files import atomic_write
-from examples.mren.imagefile import bleed, read_picture
-from examples.mren.model import DEVICES, MREN, STAGES, VARIANTS, Scale, load_mren, pick_device
+from examples.mren.imageread import read_picture
+from examples.mren.model import DEVICES, MREN, NETWORKS, STAGES, VARIANTS, Scale, load_mren, pick_device
+from examples.mren.picture import bleed
 from sc_blocks import DRACB, NoCommunication
 from sc_blocks.introspect import capture_attention
 
@@ -220,7 +221,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--max-side: must be at least 1, got {args.max_side}.")
     image = _read(args.input, args.max_side)
     full, ablated = (collect_attention(each, image.to(device), blocks) for each in (net, without_communication(net)))
-    label = args.variant.upper().replace("_", "-") if args.weights is None else args.weights.stem
+    label = NETWORKS[args.variant] if args.weights is None else args.weights.stem
     name = "chelsea, from scikit-image" if args.input is None else args.input.name
     title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
     figure = draw(image, full, ablated, blocks, title=title, channel=_describe_channel(net))

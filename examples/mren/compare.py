@@ -23,14 +23,13 @@ from examples.mren.cli import UsageError, check_target, run_command
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.evaluate import network_upscaler
 from examples.mren.files import unique_names
-from examples.mren.imagefile import FORMATS, save_image
+from examples.mren.imagewrite import FORMATS, save_image
 from examples.mren.metrics import psnr, score, to_uint8
-from examples.mren.model import DEVICES, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
+from examples.mren.model import DEVICES, NETWORKS, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
 from sc_blocks.tiling import tiled
 
 PANEL = 288  # height of a drawn panel in pixels
 OVERVIEW = 432  # width of the one that shows the whole image
-TITLES = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}
 
 
 @dataclass(frozen=True)
@@ -225,7 +224,7 @@ def run(args: argparse.Namespace) -> None:
         }
     else:
         networks = {
-            TITLES[variant]: load_mren(args.scale, variant, device=device)
+            NETWORKS[variant]: load_mren(args.scale, variant, device=device)
             for variant in VARIANTS
             if variant == "mren" or weights_path(args.scale, variant).exists()
         }

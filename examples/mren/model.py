@@ -33,6 +33,7 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
     "mren_s": {"channels": 60, "reconstruct_channels": [24, 16]},
     "mren_l": {"channels": 84},
 }
+NETWORKS: dict[Variant, str] = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}  # names to print
 # Channels that a weight file can name.
 COMMUNICATIONS = {"learnable": LearnableCommunication, "gated": GatedCommunication}
 

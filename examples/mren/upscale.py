@@ -18,7 +18,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO, get_args
 
@@ -34,19 +34,11 @@ from examples.mren.engines import Engine, Runtime, compile_network
 from examples.mren.engines.program import PortableMREN
 from examples.mren.evaluate import MAX_WINDOW
 from examples.mren.fold import fold_mren
-from examples.mren.imagefile import (
-    FORMATS,
-    Picture,
-    bleed,
-    check_writable,
-    composite,
-    encode_picture,
-    read_picture,
-    read_size,
-    write_picture,
-)
+from examples.mren.imageread import read_picture, read_size
+from examples.mren.imagewrite import FORMATS, check_writable, encode_picture, write_picture
 from examples.mren.jobs import Job, check_targets, file_target, plan
-from examples.mren.model import DEVICES, MREN, STAGES, VARIANTS, find_weights, load_mren, pick_device
+from examples.mren.model import DEVICES, MREN, NETWORKS, STAGES, VARIANTS, find_weights, load_mren, pick_device
+from examples.mren.picture import Picture, bleed, composite
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
@@ -278,16 +270,9 @@ def run(args: argparse.Namespace) -> int:
         to_local(net, torch.zeros(1, 3, args.local, args.local, device=device))
     model = _prepare(net, args.engine, args.threads or 0)
     if sample is not None:
-        label = args.variant.upper().replace("_", "-") if args.weights is None else weights.stem
+        label = NETWORKS[args.variant] if args.weights is None else weights.stem
         write_sample(model, net.scale, sample, label=label)
-    options = Options(
-        tile=args.tile,
-        max_megapixels=args.max_megapixels,
-        overwrite=args.overwrite,
-        strip_metadata=args.strip_metadata,
-        quality=args.quality,
-        background=args.background,
-    )
+    options = Options(**{each.name: getattr(args, each.name) for each in fields(Options)})
     return upscale_all(model, jobs, net.scale, options)
 
 
