@@ -413,15 +413,11 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
 }
 
 
-def rows_table(name: str) -> Callable[[Suite, Results], str]:
-    """The table of :data:`COLUMNS` for a suite."""
+def rows_table(name: str, suite: Suite, _: Results) -> str:
+    """The table of :data:`COLUMNS` for a suite of that name."""
     columns = COLUMNS[name]
-
-    def draw(suite: Suite, _: Results) -> str:
-        rows = [row for row in suite.rows if row.get("mode") != BACKWARD]
-        return table(list(columns), [[cell(row, suite) for cell in columns.values()] for row in rows])
-
-    return draw
+    rows = [row for row in suite.rows if row.get("mode") != BACKWARD]
+    return table(list(columns), [[cell(row, suite) for cell in columns.values()] for row in rows])
 
 
 def gpu_table(suite: Suite, results: Results) -> str:
@@ -431,7 +427,7 @@ def gpu_table(suite: Suite, results: Results) -> str:
     why = [row["skipped"] for row in suite.rows if "skipped" in row]
     counts = Counter(short[0] if reason.startswith(short) else reason for reason in why)
     others = "; ".join(f"{count}, because {reason}" for reason, count in counts.items())
-    return rows_table("gpu")(ran, results) + (f"\nForms that were not run: {others}.\n" if others else "")
+    return rows_table("gpu", ran, results) + (f"\nForms that were not run: {others}.\n" if others else "")
 
 
 def tables(results: Results) -> dict[str, str]:
@@ -444,7 +440,8 @@ def tables(results: Results) -> dict[str, str]:
         "forms.md": forms_tables(results),
         "precision.md": precision_table(),
     }
-    drawn = {name: rows_table(name) for name in COLUMNS} | {"fold": fold_table, "costs": costs_table, "gpu": gpu_table}
+    drawn: dict[str, Callable[[Suite, Results], str]] = {name: partial(rows_table, name) for name in COLUMNS}
+    drawn |= {"fold": fold_table, "costs": costs_table, "gpu": gpu_table}
     for name, draw in drawn.items():
         suites = results.get("blocks" if name == "costs" else name, [])
         texts[f"{name}.md"] = "\n".join(f"{each.title}\n\n{draw(each, results)}" for each in suites) or NOT_MEASURED
