@@ -390,15 +390,11 @@ class Trainer:
 
     def _any_process(self, flag: bool) -> bool:
         """Whether a flag is set in any process: all must stop at the same step, and their clocks differ."""
-        if self.accelerator.num_processes == 1:
-            return flag
         raised = torch.tensor(float(flag), device=self.device)
         return self.accelerator.reduce(raised, reduction="sum").item() > 0
 
     def _agreed(self, steps: int) -> int:
         """The mean of a number of steps over all processes."""
-        if self.accelerator.num_processes == 1:
-            return steps
         return max(1, int(self.accelerator.reduce(torch.tensor(float(steps), device=self.device), "mean").item()))
 
     def _log(self) -> float:
