@@ -175,11 +175,6 @@ def _draw_grid(
     )
 
 
-def _describe_channel(net: MREN) -> str:
-    channel = net.body[0].refine.links[1].communication  # the first link has none
-    return f"{type(channel).__name__}({channel.extra_repr()})"
-
-
 def _read(source: Path | None, max_side: int) -> Tensor:
     """The picture as RGB, shape (3, H, W), shrunk by a whole factor if it is too large."""
     if source is None:
@@ -224,7 +219,9 @@ def run(args: argparse.Namespace) -> None:
     label = NETWORKS[args.variant] if args.weights is None else args.weights.stem
     name = "chelsea, from scikit-image" if args.input is None else args.input.name
     title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
-    figure = draw(image, full, ablated, blocks, title=title, channel=_describe_channel(net))
+    channel = net.body[0].refine.links[1].communication  # the first link has none
+    about = f"{type(channel).__name__}({channel.extra_repr()})"
+    figure = draw(image, full, ablated, blocks, title=title, channel=about)
     with atomic_write(args.output, overwrite=args.overwrite) as scratch:
         figure.savefig(scratch, format=args.output.suffix[1:].lower(), dpi=150)
     print("Correlation between the maps of neighbouring DRACBs, as each made its own and after communication:")

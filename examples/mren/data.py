@@ -145,7 +145,6 @@ def load_pairs(
     scale: int,
     *,
     min_size: int = 1,
-    device: torch.device | str = "cpu",
     on_bad: Callable[[str], object] | None = None,
 ) -> list[ImagePair]:
     """Read images and make their low-resolution twins, once, to be kept in memory.
@@ -154,7 +153,6 @@ def load_pairs(
         files: The high-resolution images.
         scale: How much smaller the low-resolution images are.
         min_size: Smallest height and width allowed, in high-resolution pixels: the patch.
-        device: Where the images go.
         on_bad: Called with what is wrong, for each file that is left out because it is unreadable or too small.
 
     Raises:
@@ -176,7 +174,7 @@ def load_pairs(
             on_bad(describe(error, path))
             return None
         hr = mod_crop(image, scale)
-        return ImagePair(path, hr.to(device), imresize(hr, 1 / scale).to(device))
+        return ImagePair(path, hr, imresize(hr, 1 / scale))
 
     # Threads suffice: decoding and resizing release the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -21,21 +21,18 @@ from examples.mren.model import MREN, VARIANTS, Scale, Variant, load_mren, weigh
 __all__ = ["mren", "mren_l", "mren_s"]
 
 
-def _cfg() -> PretrainedCfg:
-    """What timm's data pipeline reads: RGB between 0 and 1 as it is, and no classes."""
-    return PretrainedCfg(
-        input_size=(3, 48, 48),  # the paper's training patches at x4; any size will do
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        crop_pct=1.0,
-        num_classes=0,
-        first_conv="head",
-        license="mit",
-    )
-
-
+# What timm's data pipeline reads: RGB between 0 and 1 as it is, and no classes.
+_CFG = PretrainedCfg(
+    input_size=(3, 48, 48),  # the paper's training patches at x4; any size will do
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    crop_pct=1.0,
+    num_classes=0,
+    first_conv="head",
+    license="mit",
+)
 # Without a weight file: which one it is depends on the scale.
-default_cfgs = generate_default_cfgs({variant: _cfg() for variant in VARIANTS})
+default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
 @register_model

@@ -286,7 +286,9 @@ class Trainer:
         validated = sum(pair.lr[0].numel() for pairs in self.held_out.values() for pair in pairs)
         left = deadline.steps_left(validated / trained)
         if left is not None:
-            self.steps = self.progress.step + self._agreed(left)
+            # All processes must stop at the same step.
+            agreed = self.accelerator.reduce(torch.tensor(float(left), device=self.device), reduction="mean")
+            self.steps = self.progress.step + max(1, int(agreed.item()))
 
     def _advance(self) -> None:
         """Move the schedule on by the step that was taken."""
@@ -392,10 +394,6 @@ class Trainer:
         """Whether a flag is set in any process: all must stop at the same step, and their clocks differ."""
         raised = torch.tensor(float(flag), device=self.device)
         return self.accelerator.reduce(raised, reduction="sum").item() > 0
-
-    def _agreed(self, steps: int) -> int:
-        """The mean of a number of steps over all processes."""
-        return max(1, int(self.accelerator.reduce(torch.tensor(float(steps), device=self.device), "mean").item()))
 
     def _log(self) -> float:
         """Validate, and add a row to the log; returns the PSNR by which the best weights are chosen."""
