@@ -77,7 +77,9 @@ def comparisons(results: Results) -> Iterator[Comparison]:
             if row["form"] == "eager" and row["name"].endswith("×4") and not row["name"].startswith("MREN"):
                 yield from _compare(suite, best, row)
     for suite in results.get("memory", []):
-        ran = [row for row in suite.rows if row.get("peak_bytes") and not {"onnx", "bf16"} & set(_steps(row))]
+        ran = [
+            row for row in suite.rows if row.get("peak_bytes") and not {"onnx", "bf16"} & set(row["form"].split(", "))
+        ]
         mine = [row for row in ran if row["name"] == OURS]
         reference = suite.row(REFERENCE_NET, "eager")
         if mine and reference:
@@ -264,13 +266,9 @@ def _rows(results: Results, suite: str, place: str | None = None) -> list[Row]:
     return [row for each in results.get(suite, []) if place in (None, each.place) for row in each.rows]
 
 
-def _steps(row: Row) -> list[str]:
-    return row["form"].split(", ")
-
-
 def _times_reference(row: Row, suite: Suite) -> str:
     """Times the reference in the same engine: eager torch, compiled torch or ONNX Runtime."""
-    engine = next((step for step in ("onnx", "compiled") if step in _steps(row)), None)
+    engine = next((step for step in ("onnx", "compiled") if step in row["form"].split(", ")), None)
     return _times(row, suite.row(REFERENCE_NET, engine)) if engine else _median(row)
 
 
