@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.mren.weightfile import open_weights
+from examples.mren.weightfile import read_network
 from examples.mren.weightfile import save_weights as save_weights  # part of what this module offers
 from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, _checks
 from sc_blocks.communication import CommunicationLike
@@ -304,10 +304,4 @@ def read_weights(file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ValueError: If the file is unreadable, is not one of ours, or holds other tensors than its arguments ask for.
         OSError: If it is not there.
     """
-    with open_weights(file) as opened:
-        try:
-            # On meta: tensors are allocated only if the file holds them.
-            expected = MREN(**opened.arguments, device="meta").state_dict()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}: no network can be built of its arguments ({error})") from error
-        return opened.arguments, opened.read(expected)
+    return read_network(file, MREN)
