@@ -23,6 +23,7 @@ from benchmarks.results import Row
 from benchmarks.runner import Settings
 from benchmarks.suites import SUITES
 from examples.mren.cli import positive_number, whole_number
+from examples.mren.files import write_text
 
 CUDA_SECONDS = 75.0
 AS_GIVEN = ("threads", "repeats", "seed", "quick")  # options that are settings, and stand in the results
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             | {name: getattr(given, name) for name in AS_GIVEN},
             "rows": rows,
         }
-        results.write(output, found)
+        write_text(output, results.dumps(found))
         for row in rows:
             print("  " + describe(row))
     print(output)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -228,15 +227,17 @@ def run(args: argparse.Namespace) -> int:
     lr_files, problems = (None, 0) if args.lr is None else _partners(list(found.values()), args.lr, args.scale)
     to_score = files if lr_files is None else list(lr_files)
     degradation = Degradation(quality=args.jpeg, noise=args.noise) if args.jpeg or args.noise else None
-    score_files = partial(
-        evaluate,
-        scale=args.scale,
-        methods=methods,
-        max_pixels=args.max_megapixels * 10**6,
-        lr_files=lr_files,
-        degradation=degradation,
-    )
-    rows, failed = score_all(to_score, score_files, title=f"x{args.scale}")
+    given = {"max_pixels": args.max_megapixels * 10**6, "lr_files": lr_files, "degradation": degradation}
+    rows: list[Row] = []
+    failed = 0
+    for path in tqdm(to_score, unit="image", desc=f"x{args.scale}", disable=None):
+        try:
+            rows += list(evaluate([path], args.scale, methods, **given))
+        # RuntimeError: no memory, or a fault of the device.
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            failed += 1
+            with tqdm.external_write_mode():
+                fail(describe(error, path))
     if failed or problems:
         note(f"{len(to_score) - failed} of {len(files)} images are scored; means are theirs.")
     if rows:
@@ -260,32 +261,6 @@ def _partners(hr_files: Sequence[list[Path]], folders: Sequence[Path], scale: in
         for problem in problems:
             fail(problem)
     return partners, count
-
-
-def score_all(
-    files: Sequence[Path], score_files: Callable[[list[Path]], Iterable[Row]], *, title: str
-) -> tuple[list[Row], int]:
-    """Score images one by one; one that cannot be scored is named, and the others are.
-
-    Args:
-        files: The images.
-        score_files: Scores some of them, as :func:`evaluate` does.
-        title: What the progress is shown under.
-
-    Returns:
-        The scores, and how many images have none.
-    """
-    rows: list[Row] = []
-    failed = 0
-    for path in tqdm(files, unit="image", desc=title, disable=None):
-        try:
-            rows += list(score_files([path]))
-        # RuntimeError: no memory, or a fault of the device.
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            failed += 1
-            with tqdm.external_write_mode():
-                fail(describe(error, path))
-    return rows, failed
 
 
 def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscale]:

@@ -39,8 +39,6 @@ from examples.mren.weightfile import parse_arguments
 # The tensor that holds the constructor's arguments: JSON, one character an element. ASCII outlives a cast to fp16.
 ARGUMENTS = "mren_arguments"
 ID = "MREN"
-# Tensor and axis whose size is each of the two widths of a narrow reconstruction.
-_RECONSTRUCTION = (("reduce.weight", 0), ("tail.weight", 1))
 
 
 class MRENArch(Architecture[MREN]):
@@ -143,8 +141,8 @@ def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_blocks": get_seq_len(state_dict, "body"),
         "parts": _parts(state_dict),
     }
-    if "reduce.weight" in state_dict:  # MREN-S
-        arguments["reconstruct_channels"] = [state_dict[name].shape[axis] for name, axis in _RECONSTRUCTION]
+    if "reduce.weight" in state_dict:  # the narrow reconstruction of MREN-S
+        arguments["reconstruct_channels"] = [state_dict["reduce.weight"].shape[0], state_dict["tail.weight"].shape[1]]
     channel = "body.0.refine.links.1.communication."
     if f"{channel}weight" in state_dict:
         arguments["communication"] = "learnable"
