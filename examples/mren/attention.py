@@ -202,12 +202,7 @@ def _check_target(target: Path, source: Path | None, *, overwrite: bool) -> None
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command.
-
-    Raises:
-        ValueError: If a file is not what is needed, or the output would replace one.
-        OSError: If a file is missing or cannot be written.
-    """
+    """Run the command."""
     _check_target(args.output, args.input, overwrite=args.overwrite)
     device = pick_device(args.device)
     net = load_mren(cast(Scale, args.scale), args.variant, device=device, path=args.weights)
@@ -238,7 +233,8 @@ def _pick_blocks(numbers: Sequence[int] | None, count: int) -> list[int]:
     return [number - 1 for number in numbers]
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m examples.mren.attention",
@@ -257,12 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists; never the input")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return run_command(run, _parser().parse_args, argv)
+    return run_command(run, parser.parse_args, argv)
 
 
 if __name__ == "__main__":

@@ -189,29 +189,6 @@ def _overview(hr: Tensor, left: int, top: int, side: int) -> Image.Image:
     return box
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.mren.compare",
-        description="Draw details as MREN enlarges them, next to bicubic and the original.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of high-resolution images")
-    parser.add_argument(
-        "--crop",
-        type=Detail.parse,
-        nargs="+",
-        required=True,
-        metavar="DETAIL",
-        help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for the square where bicubic is worst",
-    )
-    parser.add_argument("-o", "--output", type=Path, default=Path("details.png"), help="image file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
-    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
-    parser.add_argument("--weights", type=Path, nargs="+", help="weight files of your own, instead of the shipped ones")
-    parser.add_argument("--device", choices=DEVICES, default="auto")
-    return parser.parse_args(argv)
-
-
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     check_target(args.output, overwrite=args.overwrite)
@@ -235,7 +212,26 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run_command(run, _parse, argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.mren.compare",
+        description="Draw details as MREN enlarges them, next to bicubic and the original.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of high-resolution images")
+    parser.add_argument(
+        "--crop",
+        type=Detail.parse,
+        nargs="+",
+        required=True,
+        metavar="DETAIL",
+        help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for the square where bicubic is worst",
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("details.png"), help="image file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
+    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
+    parser.add_argument("--weights", type=Path, nargs="+", help="weight files of your own, instead of the shipped ones")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    return run_command(run, parser.parse_args, argv)
 
 
 if __name__ == "__main__":

@@ -144,71 +144,8 @@ def _csv_line(row: Row) -> dict[str, str]:
     return {"dataset": row.dataset, "image": row.image, "method": row.method, **scores}
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.mren.evaluate",
-        description="Score MREN on folders of high-resolution images, next to bicubic.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of high-resolution images")
-    parser.add_argument(
-        "--lr",
-        type=Path,
-        nargs="+",
-        help="folders of low-resolution images, one for each of --data; without it, images are shrunk. Pairs have "
-        "one name, or are named like baby.png and babyx4.png",
-    )
-    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4, help="upscaling factor")
-    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="which shipped network")
-    parser.add_argument("--weights", type=Path, help="a weight file of your own, instead of the shipped one; or photo")
-    parser.add_argument(
-        "--jpeg",
-        type=whole_number(1, 100),
-        metavar="Q",
-        help="compress the low-resolution images first, with quality Q and 4:2:0",
-    )
-    parser.add_argument(
-        "--noise",
-        type=whole_number(0, 255),
-        default=0,
-        metavar="S",
-        help="add Gaussian noise to them, before --jpeg; S is its standard deviation, of 255",
-    )
-    parser.add_argument(
-        "--local",
-        type=whole_number(1, MAX_WINDOW),
-        metavar="SIDE",
-        help="score with windowed statistics, too; SIDE is that of the low-resolution patches it was trained on",
-    )
-    parser.add_argument(
-        "--tile",
-        type=whole_number(MIN_TILE),
-        nargs="+",
-        default=[],
-        metavar="N",
-        help="score in tiles of N low-resolution pixels, too",
-    )
-    parser.add_argument("--onnx", type=Path, nargs="+", default=[], metavar="FILE", help="score exported files, too")
-    parser.add_argument("--csv", type=Path, help="file for the scores of every image")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --csv if it is there")
-    parser.add_argument(
-        "--max-megapixels",
-        type=whole_number(1),
-        default=64,
-        metavar="N",
-        help="of an image",
-    )
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="what the network runs on")
-    return parser.parse_args(argv)
-
-
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code.
-
-    Raises:
-        UsageError: If an option is out of range, or the file for the scores could not be written.
-        ValueError: If weights or folders are not what is needed.
-    """
+    """Run the command; returns the exit code."""
     if args.csv is not None:
         check_target(args.csv, overwrite=args.overwrite)
     if args.lr is not None and len(args.lr) != len(args.data):
@@ -285,7 +222,61 @@ def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscal
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run_command(run, _parse, argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.mren.evaluate",
+        description="Score MREN on folders of high-resolution images, next to bicubic.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of high-resolution images")
+    parser.add_argument(
+        "--lr",
+        type=Path,
+        nargs="+",
+        help="folders of low-resolution images, one for each of --data; without it, images are shrunk. Pairs have "
+        "one name, or are named like baby.png and babyx4.png",
+    )
+    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4, help="upscaling factor")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="which shipped network")
+    parser.add_argument("--weights", type=Path, help="a weight file of your own, instead of the shipped one; or photo")
+    parser.add_argument(
+        "--jpeg",
+        type=whole_number(1, 100),
+        metavar="Q",
+        help="compress the low-resolution images first, with quality Q and 4:2:0",
+    )
+    parser.add_argument(
+        "--noise",
+        type=whole_number(0, 255),
+        default=0,
+        metavar="S",
+        help="add Gaussian noise to them, before --jpeg; S is its standard deviation, of 255",
+    )
+    parser.add_argument(
+        "--local",
+        type=whole_number(1, MAX_WINDOW),
+        metavar="SIDE",
+        help="score with windowed statistics, too; SIDE is that of the low-resolution patches it was trained on",
+    )
+    parser.add_argument(
+        "--tile",
+        type=whole_number(MIN_TILE),
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="score in tiles of N low-resolution pixels, too",
+    )
+    parser.add_argument("--onnx", type=Path, nargs="+", default=[], metavar="FILE", help="score exported files, too")
+    parser.add_argument("--csv", type=Path, help="file for the scores of every image")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --csv if it is there")
+    parser.add_argument(
+        "--max-megapixels",
+        type=whole_number(1),
+        default=64,
+        metavar="N",
+        help="of an image",
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="what the network runs on")
+    return run_command(run, parser.parse_args, argv)
 
 
 if __name__ == "__main__":

@@ -229,11 +229,7 @@ def _explain(error: BaseException, job: Job) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code.
-
-    Raises:
-        UsageError: If nothing can be done.
-    """
+    """Run the command; returns the exit code."""
     if args.inputs and args.output is None:
         raise UsageError("-o is needed: a file for a single image, otherwise a folder.")
     if args.engine != "torch" and (args.device not in ("auto", "cpu") or args.local is not None):
@@ -278,10 +274,6 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 if files failed, or 2 if nothing was done because of how it was called."""
-    return run_command(run, _parser().parse_args, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m examples.mren.upscale",
@@ -339,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strip-metadata", action="store_true", help="leave out EXIF, GPS, XMP, resolution and text; not the profile"
     )
-    return parser
+    return run_command(run, parser.parse_args, argv)
 
 
 def _color(text: str) -> tuple[int, int, int]:
