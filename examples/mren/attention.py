@@ -193,44 +193,36 @@ def _read(source: Path | None, max_side: int) -> Tensor:
     return imresize(mod_crop(image, factor), 1 / factor).clamp(0, 1)
 
 
-def _check_target(target: Path, source: Path | None, *, overwrite: bool) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    source, target = args.input, args.output
     if target.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{target}: must end in one of {', '.join(SUFFIXES)}.")
     if source is not None and target.exists() and source.exists() and target.samefile(source):
         raise UsageError(f"{target}: is the input, which is never overwritten; choose another output.")
-    check_target(target, overwrite=overwrite)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Run the command."""
-    _check_target(args.output, args.input, overwrite=args.overwrite)
+    check_target(target, overwrite=args.overwrite)
     device = pick_device(args.device)
     net = load_mren(cast(Scale, args.scale), args.variant, device=device, path=args.weights)
-    blocks = _pick_blocks(args.blocks, len(net.body))
+    count = len(net.body)
+    numbers = range(1, count + 1) if args.blocks is None else args.blocks
+    if not all(1 <= number <= count for number in numbers):
+        raise UsageError(f"--blocks: must be numbers from 1 to {count}, got {' '.join(map(str, numbers))}.")
+    blocks = [number - 1 for number in numbers]
     if args.max_side < 1:
         raise UsageError(f"--max-side: must be at least 1, got {args.max_side}.")
-    image = _read(args.input, args.max_side)
+    image = _read(source, args.max_side)
     full, ablated = (collect_attention(each, image.to(device), blocks) for each in (net, without_communication(net)))
     label = NETWORKS[args.variant] if args.weights is None else args.weights.stem
-    name = "chelsea, from scikit-image" if args.input is None else args.input.name
+    name = "chelsea, from scikit-image" if source is None else source.name
     title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
     channel = net.body[0].refine.links[1].communication  # the first link has none
     about = f"{type(channel).__name__}({channel.extra_repr()})"
     figure = draw(image, full, ablated, blocks, title=title, channel=about)
-    with atomic_write(args.output, overwrite=args.overwrite) as scratch:
-        figure.savefig(scratch, format=args.output.suffix[1:].lower(), dpi=150)
+    with atomic_write(target, overwrite=args.overwrite) as scratch:
+        figure.savefig(scratch, format=target.suffix[1:].lower(), dpi=150)
     print("Correlation between the maps of neighbouring DRACBs, as each made its own and after communication:")
     print(correlation_table(full, blocks))
-    print(f"{args.output}: masks of {len(blocks)} MREBs, and what communication changes about them")
-
-
-def _pick_blocks(numbers: Sequence[int] | None, count: int) -> list[int]:
-    """Which MREBs to show, from 0, for numbers from 1."""
-    if numbers is None:
-        return list(range(count))
-    if not all(1 <= number <= count for number in numbers):
-        raise UsageError(f"--blocks: must be numbers from 1 to {count}, got {' '.join(map(str, numbers))}.")
-    return [number - 1 for number in numbers]
+    print(f"{target}: masks of {len(blocks)} MREBs, and what communication changes about them")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,7 +37,7 @@ from examples.mren.fold import fold_mren
 from examples.mren.imageread import read_picture, read_size
 from examples.mren.imagewrite import FORMATS, check_writable, encode_picture, write_picture
 from examples.mren.jobs import Job, check_targets, file_target, plan
-from examples.mren.model import DEVICES, MREN, NETWORKS, STAGES, VARIANTS, find_weights, load_mren, pick_device
+from examples.mren.model import DEVICES, NETWORKS, STAGES, VARIANTS, find_weights, load_mren, pick_device
 from examples.mren.picture import Picture, bleed, composite
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
@@ -214,14 +214,6 @@ def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) 
     return code
 
 
-def _prepare(net: MREN, engine: str, threads: int) -> Engine:
-    """The network in the engine that runs it."""
-    if engine == "torch":
-        return fold_mren(net)
-    note(f"converting the network for {engine}")
-    return compile_network(PortableMREN(net), engine, torch.zeros(1, 3, 24, 20), threads=threads)
-
-
 def _explain(error: BaseException, job: Job) -> str:
     if isinstance(error, FileExistsError):
         return f"{job.target}: came to be in the meantime and is left as it is; pass --overwrite to replace it."
@@ -264,7 +256,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(describe(error)) from error
     if args.local is not None:
         to_local(net, torch.zeros(1, 3, args.local, args.local, device=device))
-    model = _prepare(net, args.engine, args.threads or 0)
+    if args.engine == "torch":
+        model: Engine = fold_mren(net)
+    else:
+        note(f"converting the network for {args.engine}")
+        example = torch.zeros(1, 3, 24, 20)
+        model = compile_network(PortableMREN(net), args.engine, example, threads=args.threads or 0)
     if sample is not None:
         label = NETWORKS[args.variant] if args.weights is None else weights.stem
         write_sample(model, net.scale, sample, label=label)
