@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from examples.mren.files import atomic_write, check_regular
 
 KEY = "mren"  # in the metadata
 _MAX_TEXT = 10_000  # of the arguments
-_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def _is_int(value: object, least: int, most: int) -> bool:
