@@ -224,7 +224,7 @@ def engine_precision_table(results: Results) -> str:
     rows = read_rows(PRECISION)
     exact = {row["network"]: float(row["psnr"]) for row in rows if row["form"] == "float64"}
     # All times are of one run, so that they can be compared.
-    timed = next((suite.rows for suite in results.get("engines", []) if suite.has("openvino int8")), [])
+    timed = next((suite.rows for suite in results.get("engines", []) if suite.row(OURS, "openvino int8")), [])
     times = {(row["name"], row["engine"]): _ms(row) for row in timed if "seconds" in row}
     lines = []
     for row in rows:
@@ -247,7 +247,7 @@ def engine_tables(results: Results) -> dict[str, str]:
     texts = {"precision.md": engine_precision_table(results)}
     for suite in results.get("engines", [])[:1]:
         texts["times.md"] = pivot_table(suite, suite.rows, "engine")
-        if all(map(suite.has, CONVERTED)):
+        if all(suite.row(OURS, form) for form in CONVERTED):
             ours = [row for row in suite.rows if row["name"].startswith("MREN") and row["engine"] in CONVERTED]
             texts["folded.md"] = pivot_table(suite, ours, "form")
     return texts

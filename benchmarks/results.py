@@ -30,10 +30,6 @@ class Suite:
                 return row
         return None
 
-    def has(self, form: str) -> bool:
-        """Whether MREN was timed in a form."""
-        return any(row["name"] == "MREN ×4" and row["form"] == form and "seconds" in row for row in self.rows)
-
     def best(self, name: str, *, onnx: bool = False) -> Row | None:
         """The fastest form of a network in single precision, in PyTorch or in ONNX Runtime."""
         ran = [
