@@ -337,8 +337,8 @@ class Trainer:
             mine.copy_(current)
         if timed:
             clock.append(self._clock())
-            for name, begun, ended in zip(("input", "network", "update"), clock, clock[1:], strict=False):
-                setattr(self.timing, name, getattr(self.timing, name) + ended - begun)
+            for part, begun, ended in zip(self.timing.seconds, clock, clock[1:], strict=False):
+                self.timing.seconds[part] += ended - begun
             self.timing.steps += 1
         return torch.stack(losses).sum()
 
