@@ -74,9 +74,8 @@ def methods() -> dict[str, Callable[[Tensor], Tensor]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a table of Markdown; returns the exit code."""
-    argparse.ArgumentParser("python -m benchmarks.flicker", description=(__doc__ or "").partition("\n")[0]).parse_args(
-        argv
-    )
+    parser = argparse.ArgumentParser("python -m benchmarks.flicker", description=__doc__.partition("\n")[0])
+    parser.parse_args(argv)
     pans = {(name, step): pan(name, step) for step in STEPS for name in PHOTOGRAPHS}
     head = ["", *(f"{name}, steps of {step}" for name, step in pans)]
     rows = [

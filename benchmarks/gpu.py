@@ -47,7 +47,7 @@ def gpu(settings: Settings) -> list[Row]:
         for name in names:
             for each in filter(settings.allows, (form, f"{form}, {GRAPH}")):
                 key = (f"{name} ×{scale}", each, batch)
-                row = entry(key[0], each, _input(scale, settings))
+                row = entry(key[0], each, (12, 16) if settings.quick else (OUTPUT[0] // scale, OUTPUT[1] // scale))
                 row["size"][0] = batch
                 reference = f"IMDN ×{scale} | {each} | {batch}"
                 candidates[" | ".join(map(str, key))] = Candidate(row, _frames(key, ready, settings), reference)
@@ -207,7 +207,3 @@ def convolutions(name: str, size: tuple[int, int], num_blocks: int | None = None
     with torch.no_grad():
         net(x.to("meta"))
     return macs, 2 * numbers
-
-
-def _input(scale: int, settings: Settings) -> tuple[int, int]:
-    return (12, 16) if settings.quick else (OUTPUT[0] // scale, OUTPUT[1] // scale)

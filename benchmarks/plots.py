@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.results import Results, Suite
@@ -38,54 +39,44 @@ def points(suite: Suite, over: str) -> list[tuple[str, float, float]]:
     return found
 
 
-def _psnr_over(over: str, label: str) -> Callable[[Results, Path], None]:
-    def draw(results: Results, target: Path) -> None:
-        with svg_plot(target) as axes:
-            for suite in results.get("nets", [])[:1]:
-                for name, cost, psnr in points(suite, over):
-                    ours = name.startswith("MREN")
-                    axes.scatter(
-                        [cost], [psnr], color="tab:orange" if ours else "tab:blue", marker="D" if ours else "o"
-                    )
-                    # A second form of a network lies at the same height as the first: its name goes below.
-                    place = (5, -12) if name.count(",") > 1 else (5, 4)
-                    axes.annotate(name, (cost, psnr), xytext=place, textcoords="offset points", fontsize=8)
-            axes.set_xscale("log")
-            axes.margins(x=0.2, y=0.15)
-            axes.set_xlabel(label)
-            axes.set_ylabel("PSNR on Set5 ×4, dB")
-
-    return draw
+def _psnr_over(over: str, label: str, results: Results, target: Path) -> None:
+    with svg_plot(target) as axes:
+        for suite in results.get("nets", [])[:1]:
+            for name, cost, psnr in points(suite, over):
+                ours = name.startswith("MREN")
+                axes.scatter([cost], [psnr], color="tab:orange" if ours else "tab:blue", marker="D" if ours else "o")
+                # A second form of a network lies at the same height as the first: its name goes below.
+                place = (5, -12) if name.count(",") > 1 else (5, 4)
+                axes.annotate(name, (cost, psnr), xytext=place, textcoords="offset points", fontsize=8)
+        axes.set_xscale("log")
+        axes.margins(x=0.2, y=0.15)
+        axes.set_xlabel(label)
+        axes.set_ylabel("PSNR on Set5 ×4, dB")
 
 
-def _growth(values: str, label: str, *, output: bool) -> Callable[[Results, Path], None]:
-    def draw(results: Results, target: Path) -> None:
-        with svg_plot(target) as axes:
-            for suite in results.get("growth", [])[:1]:
-                curves: dict[str, list[tuple[float, float]]] = {}
-                for row in suite.rows:
-                    if "seconds" not in row or row["peak_bytes"] is None:
-                        continue
-                    height, width = row["size"][-2:]
-                    pixels = height * width * (16 if output else 1) / 1e6
-                    value = row["seconds"]["median"] if values == "seconds" else row["peak_bytes"] / 2**20
-                    tiles = f", tiles of {row['tile']}" if row["tile"] else ""
-                    curves.setdefault(f"{row['name']}, {row['form']}{tiles}", []).append((pixels, value))
-                for name, curve in curves.items():
-                    axes.plot(
-                        *zip(*curve, strict=True), marker=".", linestyle="--" if "tiles" in name else "-", label=name
-                    )
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            axes.set_xlabel(f"megapixels of the {'result' if output else 'input'}")
-            axes.set_ylabel(label)
-
-    return draw
+def _growth(values: str, label: str, results: Results, target: Path, *, output: bool) -> None:
+    with svg_plot(target) as axes:
+        for suite in results.get("growth", [])[:1]:
+            curves: dict[str, list[tuple[float, float]]] = {}
+            for row in suite.rows:
+                if "seconds" not in row or row["peak_bytes"] is None:
+                    continue
+                height, width = row["size"][-2:]
+                pixels = height * width * (16 if output else 1) / 1e6
+                value = row["seconds"]["median"] if values == "seconds" else row["peak_bytes"] / 2**20
+                tiles = f", tiles of {row['tile']}" if row["tile"] else ""
+                curves.setdefault(f"{row['name']}, {row['form']}{tiles}", []).append((pixels, value))
+            for name, curve in curves.items():
+                axes.plot(*zip(*curve, strict=True), marker=".", linestyle="--" if "tiles" in name else "-", label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(f"megapixels of the {'result' if output else 'input'}")
+        axes.set_ylabel(label)
 
 
 PLOTS: dict[str, Callable[[Results, Path], None]] = {
-    "psnr_latency.svg": _psnr_over("seconds", "ms for an input of 160 × 120"),
-    "psnr_macs.svg": _psnr_over("macs", "GMACs for a result of 1280 × 720"),
-    "memory.svg": _growth("memory", "peak memory of a forward, MiB", output=True),
-    "latency.svg": _growth("seconds", "seconds of a forward", output=False),
+    "psnr_latency.svg": partial(_psnr_over, "seconds", "ms for an input of 160 × 120"),
+    "psnr_macs.svg": partial(_psnr_over, "macs", "GMACs for a result of 1280 × 720"),
+    "memory.svg": partial(_growth, "memory", "peak memory of a forward, MiB", output=True),
+    "latency.svg": partial(_growth, "seconds", "seconds of a forward", output=False),
 }

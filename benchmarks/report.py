@@ -45,9 +45,12 @@ CHOICES = (
     (OURS, "folded", "MREN ×4, folded"),
     (OURS, "folded, compiled", "MREN ×4, folded, compiled"),
     (OURS, "folded, onnx", "MREN ×4, folded, in ONNX Runtime"),
+    (OURS, "padded, folded, openvino", "MREN ×4, folded, in OpenVINO"),
     ("MREN-S ×4", "folded", "MREN-S ×4, folded"),
+    ("MREN-S ×4", "padded, folded, openvino", "MREN-S ×4, folded, in OpenVINO"),
     (REFERENCE_NET, "eager", "IMDN ×4"),
     (REFERENCE_NET, "onnx", "IMDN ×4, in ONNX Runtime"),
+    (REFERENCE_NET, "openvino", "IMDN ×4, in OpenVINO"),
     ("SPAN ×4", "eager", "SPAN ×4"),
     ("SAFMN ×4", "eager", "SAFMN ×4"),
     ("SwinIR-light ×4", "eager", "SwinIR-light ×4"),
@@ -77,7 +80,9 @@ def comparisons(results: Results) -> Iterator[Comparison]:
             if row["form"] == "eager" and row["name"].endswith("×4") and not row["name"].startswith("MREN"):
                 yield from _compare(suite, best, row)
     for suite in results.get("memory", []):
-        ran = [row for row in suite.rows if row.get("peak_bytes") and not {"onnx", "bf16"} & set(_steps(row))]
+        ran = [
+            row for row in suite.rows if row.get("peak_bytes") and not {"onnx", "bf16"} & set(row["form"].split(", "))
+        ]
         mine = [row for row in ran if row["name"] == OURS]
         reference = suite.row(REFERENCE_NET, "eager")
         if mine and reference:
@@ -131,17 +136,20 @@ def choices_table(results: Results, *, memory: bool = True) -> str:
     suite = next(iter(results.get("nets", [])), None)
     if suite is None:
         return NOT_MEASURED
+    # OpenVINO runs in the suite of the engines, at the same size.
+    suites = [suite, *(each for each in results.get("engines", []) if each.place == suite.place)]
     peaks = {(row["name"], row["form"]): row.get("peak_bytes") for row in _rows(results, "memory", suite.place)}
     lines = [
         [
             label,
             _parameters(row),
             _ms(row),
-            _times_reference(row, suite),
+            _times_reference(row, found),
             mib(peaks.get((name, form))) if memory else "",
         ]
         for name, form, label in CHOICES
-        if (row := suite.row(name, form)) and "rounds" in row
+        for found in [each for each in suites if (each.row(name, form) or {}).get("rounds")][:1]
+        if (row := found.row(name, form))
     ]
     title = f"An image of {_size(suite.row(OURS, 'eager') or suite.rows[0])}. {suite.title}"
     return f"{title}\n\n{table(['', 'parameters', 'ms', 'times IMDN, same engine', 'peak, MiB'], lines)}"
@@ -222,7 +230,7 @@ def engine_precision_table(results: Results) -> str:
     rows = read_rows(PRECISION)
     exact = {row["network"]: float(row["psnr"]) for row in rows if row["form"] == "float64"}
     # All times are of one run, so that they can be compared.
-    timed = next((suite.rows for suite in results.get("engines", []) if suite.has("openvino int8")), [])
+    timed = next((suite.rows for suite in results.get("engines", []) if suite.row(OURS, "openvino int8")), [])
     times = {(row["name"], row["engine"]): _ms(row) for row in timed if "seconds" in row}
     lines = []
     for row in rows:
@@ -245,7 +253,7 @@ def engine_tables(results: Results) -> dict[str, str]:
     texts = {"precision.md": engine_precision_table(results)}
     for suite in results.get("engines", [])[:1]:
         texts["times.md"] = pivot_table(suite, suite.rows, "engine")
-        if all(map(suite.has, CONVERTED)):
+        if all(suite.row(OURS, form) for form in CONVERTED):
             ours = [row for row in suite.rows if row["name"].startswith("MREN") and row["engine"] in CONVERTED]
             texts["folded.md"] = pivot_table(suite, ours, "form")
     return texts
@@ -264,13 +272,9 @@ def _rows(results: Results, suite: str, place: str | None = None) -> list[Row]:
     return [row for each in results.get(suite, []) if place in (None, each.place) for row in each.rows]
 
 
-def _steps(row: Row) -> list[str]:
-    return row["form"].split(", ")
-
-
 def _times_reference(row: Row, suite: Suite) -> str:
-    """Times the reference in the same engine: eager torch, compiled torch or ONNX Runtime."""
-    engine = next((step for step in ("onnx", "compiled") if step in _steps(row)), None)
+    """Times the reference in the same engine: eager or compiled torch, ONNX Runtime or OpenVINO."""
+    engine = next((step for step in ("onnx", "openvino", "compiled") if step in row["form"].split(", ")), None)
     return _times(row, suite.row(REFERENCE_NET, engine)) if engine else _median(row)
 
 
@@ -413,15 +417,11 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
 }
 
 
-def rows_table(name: str) -> Callable[[Suite, Results], str]:
-    """The table of :data:`COLUMNS` for a suite."""
+def rows_table(name: str, suite: Suite, _: Results) -> str:
+    """The table of :data:`COLUMNS` for a suite of that name."""
     columns = COLUMNS[name]
-
-    def draw(suite: Suite, _: Results) -> str:
-        rows = [row for row in suite.rows if row.get("mode") != BACKWARD]
-        return table(list(columns), [[cell(row, suite) for cell in columns.values()] for row in rows])
-
-    return draw
+    rows = [row for row in suite.rows if row.get("mode") != BACKWARD]
+    return table(list(columns), [[cell(row, suite) for cell in columns.values()] for row in rows])
 
 
 def gpu_table(suite: Suite, results: Results) -> str:
@@ -431,7 +431,7 @@ def gpu_table(suite: Suite, results: Results) -> str:
     why = [row["skipped"] for row in suite.rows if "skipped" in row]
     counts = Counter(short[0] if reason.startswith(short) else reason for reason in why)
     others = "; ".join(f"{count}, because {reason}" for reason, count in counts.items())
-    return rows_table("gpu")(ran, results) + (f"\nForms that were not run: {others}.\n" if others else "")
+    return rows_table("gpu", ran, results) + (f"\nForms that were not run: {others}.\n" if others else "")
 
 
 def tables(results: Results) -> dict[str, str]:
@@ -444,7 +444,8 @@ def tables(results: Results) -> dict[str, str]:
         "forms.md": forms_tables(results),
         "precision.md": precision_table(),
     }
-    drawn = {name: rows_table(name) for name in COLUMNS} | {"fold": fold_table, "costs": costs_table, "gpu": gpu_table}
+    drawn: dict[str, Callable[[Suite, Results], str]] = {name: partial(rows_table, name) for name in COLUMNS}
+    drawn |= {"fold": fold_table, "costs": costs_table, "gpu": gpu_table}
     for name, draw in drawn.items():
         suites = results.get("blocks" if name == "costs" else name, [])
         texts[f"{name}.md"] = "\n".join(f"{each.title}\n\n{draw(each, results)}" for each in suites) or NOT_MEASURED

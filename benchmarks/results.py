@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.mren.files import write_text
 from examples.records import read_json
 
 FORMAT = 1
@@ -30,10 +29,6 @@ class Suite:
             if (row["name"], row["form"], row.get("mode")) == (name, form, mode) and "skipped" not in row:
                 return row
         return None
-
-    def has(self, form: str) -> bool:
-        """Whether MREN was timed in a form."""
-        return any(row["name"] == "MREN ×4" and row["form"] == form and "seconds" in row for row in self.rows)
 
     def best(self, name: str, *, onnx: bool = False) -> Row | None:
         """The fastest form of a network in single precision, in PyTorch or in ONNX Runtime."""
@@ -75,11 +70,6 @@ def read(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("suites"), dict):
         raise ValueError(f"{file}: not written by benchmarks.run, or by another version; name another file.")
     return found
-
-
-def write(file: Path, found: dict[str, Any]) -> None:
-    """Write a file of results, whole or not at all."""
-    write_text(file, dumps(found))
 
 
 def dumps(found: dict[str, Any]) -> str:

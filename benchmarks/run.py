@@ -23,8 +23,10 @@ from benchmarks.results import Row
 from benchmarks.runner import Settings
 from benchmarks.suites import SUITES
 from examples.mren.cli import positive_number, whole_number
+from examples.mren.files import write_text
 
 CUDA_SECONDS = 75.0
+AS_GIVEN = ("threads", "repeats", "seed", "quick")  # options that are settings, and stand in the results
 WRITE_SECONDS = 4.0  # seconds that are kept for writing the results and ending
 # Share of the time that a suite gets; 1 for the others. On a GPU, "nets" repeats a part of "gpu" at another size.
 WEIGHTS = {"gpu": 12, "blocks": 8}
@@ -87,15 +89,12 @@ def settings_from(given: argparse.Namespace) -> Settings:
     running = time.time() - psutil.Process().create_time()
     return Settings(
         device=torch.device(given.device),
-        threads=given.threads,
-        repeats=given.repeats,
-        seed=given.seed,
         limit=60 * given.limit,
         deadline=time.monotonic() + budget - running - WRITE_SECONDS,
-        quick=given.quick,
         without=frozenset(given.without),
         only=frozenset(given.only),
         against=given.against.resolve() if given.against else None,
+        **{name: getattr(given, name) for name in AS_GIVEN},
     )
 
 
@@ -117,14 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = machine.describe(settings.device)
         suite_settings = replace(settings, deadline=deadline_of(suites[number:], settings.deadline))
         rows = SUITES[name](suite_settings)
-        kept = ("threads", "repeats", "seed", "quick")
         found["suites"][name] = {
             "machine": about,
             "settings": {"device": settings.device.type, "without": sorted(settings.without), "budget": given.budget}
-            | {key: getattr(settings, key) for key in kept},
+            | {name: getattr(given, name) for name in AS_GIVEN},
             "rows": rows,
         }
-        results.write(output, found)
+        write_text(output, results.dumps(found))
         for row in rows:
             print("  " + describe(row))
     print(output)

@@ -127,17 +127,18 @@ def entry(name: str, form: str, size: tuple[int, int], **more: object) -> Row:
 
 
 def timed_form(
-    name: str, form: str, size: tuple[int, int], settings: Settings, mode: str = FORWARD
-) -> Callable[[Row], Callable[[], float]]:
-    """The ``build`` of a candidate that is a network or block in a form."""
+    name: str, form: str, size: tuple[int, int], settings: Settings, reference: str, **more: object
+) -> Candidate:
+    """A candidate that is a network or block in a form; ``more`` goes into its row, ``mode=BACKWARD`` among it."""
 
     def build(row: Row) -> Callable[[], float]:
         net, x = settings.make(name, size)
         row |= cost(name, size, settings.num_blocks)
         call, x = prepare(net, x, form)
-        return stopwatch(forward(call, x) if mode == FORWARD else backward(call, x), settings.device)
+        run = backward(call, x) if more.get("mode") == BACKWARD else forward(call, x)
+        return stopwatch(run, settings.device)
 
-    return build
+    return Candidate(entry(name, form, size, **more), build, reference, late="compiled" in form)
 
 
 def forward(call: Call, x: Tensor) -> Callable[[], object]:

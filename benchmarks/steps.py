@@ -66,11 +66,8 @@ class Worker:
 
     def step(self) -> float:
         """Seconds of one training step."""
-        requests = self.process.stdin
-        if requests is None:
-            raise RuntimeError("the worker was closed.")
-        requests.write("step\n")
-        requests.flush()
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
         return self._answer()["seconds"]
 
     def close(self) -> None:
@@ -78,10 +75,10 @@ class Worker:
         self.process.communicate()
 
     def _answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline() if self.process.stdout else ""
+        line = self.process.stdout.readline()
         if not line:
-            errors = self.process.stderr.read() if self.process.stderr else ""
-            raise RuntimeError((errors.strip().splitlines() or ["the process ended without a message"])[-1])
+            errors = self.process.stderr.read().strip().splitlines()
+            raise RuntimeError((errors or ["the process ended without a message"])[-1])
         return json.loads(line)
 
 

@@ -46,11 +46,9 @@ def blocks(settings: Settings) -> list[Row]:
         folded = ["folded"] if name in FOLDED_BLOCKS and settings.device.type == "cpu" else []
         for form in (*layouts, *folded):
             for mode in (FORWARD,) if form == "folded" else (FORWARD, BACKWARD):
-                candidates[f"{name} | {form} | {mode}"] = Candidate(
-                    entry(name, form, size, mode=mode),
-                    timed_form(name, form, size, settings, mode),
-                    f"{CONVOLUTION} | eager | {mode}",
-                )
+                reference = f"{CONVOLUTION} | eager | {mode}"
+                candidate = timed_form(name, form, size, settings, reference, mode=mode)
+                candidates[f"{name} | {form} | {mode}"] = candidate
     return measure(candidates, settings)
 
 
@@ -60,12 +58,7 @@ def nets(settings: Settings) -> list[Row]:
     wanted = [(CONVOLUTION, form, wide) for form in ("eager", "channels_last")]
     wanted += [(name, form, size) for name in _nets(settings) for form in NETS[name].forms if settings.allows(form)]
     candidates = {
-        f"{name} | {form}": Candidate(
-            entry(name, form, given),
-            timed_form(name, form, given, settings),
-            f"{REFERENCE_NET} | eager",
-            late="compiled" in form,
-        )
+        f"{name} | {form}": timed_form(name, form, given, settings, f"{REFERENCE_NET} | eager")
         for name, form, given in wanted
     }
     return measure(candidates, settings)
@@ -91,11 +84,8 @@ def engines(settings: Settings) -> list[Row]:
                 folded = ", ".join([*steps, *([engine] if engine != "eager" else [])])
                 forms = [engine, folded] if engine in CONVERTED else [folded]
             for form in forms:
-                candidates[f"{name} | {form}"] = Candidate(
-                    entry(name, form, size, engine=engine),
-                    timed_form(name, form, size, settings),
-                    f"{REFERENCE_NET} | {engine}",
-                )
+                reference = f"{REFERENCE_NET} | {engine}"
+                candidates[f"{name} | {form}"] = timed_form(name, form, size, settings, reference, engine=engine)
     return measure(candidates, settings)
 
 
@@ -113,10 +103,7 @@ def fold(settings: Settings) -> list[Row]:
         for size in sizes:
             limited = replace(settings, limit=settings.limit * math.sqrt(math.prod(size)) / sides)
             # Each pair on its own: the two stand close together, and small sizes do not wait for large ones.
-            pair = {
-                form: Candidate(entry(name, form, size), timed_form(name, form, size, settings), "eager")
-                for form in ("eager", "folded")
-            }
+            pair = {form: timed_form(name, form, size, settings, "eager") for form in ("eager", "folded")}
             for row in measure(pair, limited):
                 if math.prod(size) >= FOLDING_MEMORY or settings.quick:
                     row["peak_bytes"] = _isolated(name, row["form"], size, settings).get("peak_bytes")

@@ -22,13 +22,15 @@ def read_rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def write_rows(file: Path, rows: Iterable[Mapping[str, object]], names: Sequence[str]) -> None:
+def write_rows(
+    file: Path, rows: Iterable[Mapping[str, object]], names: Sequence[str], *, overwrite: bool = True
+) -> None:
     """Write a CSV file with these columns."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(file, text.getvalue())
+    write_text(file, text.getvalue(), overwrite=overwrite)
 
 
 def read_records(file: Path, kind: type[Record], *, renamed: Mapping[str, str] | None = None) -> list[Record]:

@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from examples.mren import train, upscale
-from examples.mren.imagefile import read_picture
+from examples.mren.imageread import read_picture
 from examples.mren.model import MREN, save_weights
 from examples.mren.weightfile import KEY
 from tests.images import photo, write_photos
@@ -54,7 +54,7 @@ from pathlib import Path
 import torch
 import examples.mren.onnxfile
 from examples.mren.data import PatchSampler, load_pairs, read_rgb
-from examples.mren.imagefile import read_picture, read_size
+from examples.mren.imageread import read_picture, read_size
 from examples.mren.model import MREN, load_mren
 from examples.mren.onnxfile import onnx_upscaler
 from examples.mren.recipes import Training

@@ -22,8 +22,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from examples.mren.colorprofile import srgb_profile
 from examples.mren.data import list_images, read_rgb
-from examples.mren.imagefile import Picture, check_writable, composite, read_picture, read_size, write_picture
-from examples.mren.imageread import IMAGE_SUFFIXES
+from examples.mren.imageread import IMAGE_SUFFIXES, read_picture, read_size
+from examples.mren.imagewrite import check_writable, write_picture
+from examples.mren.picture import Picture, composite
 from tests.images import photo
 
 HEIGHT, WIDTH = 12, 17

@@ -18,7 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
 from examples.mren import upscale as command
-from examples.mren.imagefile import read_picture, write_picture
+from examples.mren.imageread import read_picture
+from examples.mren.imagewrite import write_picture
 from examples.mren.model import MREN, save_weights
 from examples.mren.picture import Picture
 from tests.images import photo, write_photos

@@ -102,8 +102,3 @@ class Skips(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(features)
-
-
-def identity(channels: int) -> nn.Module:
-    """No attention."""
-    return nn.Identity()

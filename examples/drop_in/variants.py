@@ -15,14 +15,7 @@ from benchmarks.fixtures import IMDN
 from examples.compare.cost import cost_of, count_parameters, nearest_width
 from examples.compare.runner import Row
 from examples.drop_in.distillation import DistillationNet
-from examples.drop_in.plain import (
-    ChannelAttention,
-    ContrastAttention,
-    Distillation,
-    ShallowResidual,
-    Skips,
-    identity,
-)
+from examples.drop_in.plain import ChannelAttention, ContrastAttention, Distillation, ShallowResidual, Skips
 from examples.drop_in.residual import ResidualNet
 from examples.drop_in.tails import narrow_rbwa, pixel_shuffle
 from examples.drop_in.unet import ChainedSkips, UNet
@@ -89,7 +82,7 @@ HOSTS = {
         "Residual network, in the manner of EDSR",
         partial(ResidualNet, num_blocks=6),
         24,
-        {"block": identity, "tail": pixel_shuffle},
+        {"block": nn.Identity, "tail": pixel_shuffle},
         {
             "cca": {"block": ContrastAttention},
             "wsilbv": {"block": WSILBV},
@@ -101,7 +94,7 @@ HOSTS = {
         "U-Net, in the manner of NAFNet",
         partial(UNet, num_levels=2),
         20,
-        {"attention": identity, "skips": Skips},
+        {"attention": nn.Identity, "skips": Skips},
         {
             "sca": {"attention": ChannelAttention},
             "wsilbv": {"attention": WSILBV},

@@ -25,13 +25,15 @@ import torch.nn.functional as F
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
+from tabulate import tabulate
 from torch import Tensor
 
 from examples.mren.cli import UsageError, check_target, run_command
 from examples.mren.data import imresize, mod_crop
 from examples.mren.files import atomic_write
-from examples.mren.imagefile import bleed, read_picture
-from examples.mren.model import DEVICES, MREN, STAGES, VARIANTS, Scale, load_mren, pick_device
+from examples.mren.imageread import read_picture
+from examples.mren.model import DEVICES, MREN, NETWORKS, STAGES, VARIANTS, Scale, load_mren, pick_device
+from examples.mren.picture import bleed
 from sc_blocks import DRACB, NoCommunication
 from sc_blocks.introspect import capture_attention
 
@@ -111,8 +113,7 @@ def correlation_table(attention: Attention, blocks: Sequence[int]) -> str:
     for block, *rows in zip(blocks, attention.maps, attention.fused, strict=True):
         cells = [f"{correlation(row[pair], row[pair + 1]):+.2f}" for row in rows for pair in pairs]
         lines.append([f"{block + 1}", *cells])
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return tabulate(lines, tablefmt="plain", disable_numparse=True, stralign="right")
 
 
 def draw(
@@ -174,11 +175,6 @@ def _draw_grid(
     )
 
 
-def _describe_channel(net: MREN) -> str:
-    channel = net.body[0].refine.links[1].communication  # the first link has none
-    return f"{type(channel).__name__}({channel.extra_repr()})"
-
-
 def _read(source: Path | None, max_side: int) -> Tensor:
     """The picture as RGB, shape (3, H, W), shrunk by a whole factor if it is too large."""
     if source is None:
@@ -197,50 +193,40 @@ def _read(source: Path | None, max_side: int) -> Tensor:
     return imresize(mod_crop(image, factor), 1 / factor).clamp(0, 1)
 
 
-def _check_target(target: Path, source: Path | None, *, overwrite: bool) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    source, target = args.input, args.output
     if target.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{target}: must end in one of {', '.join(SUFFIXES)}.")
     if source is not None and target.exists() and source.exists() and target.samefile(source):
         raise UsageError(f"{target}: is the input, which is never overwritten; choose another output.")
-    check_target(target, overwrite=overwrite)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Run the command.
-
-    Raises:
-        ValueError: If a file is not what is needed, or the output would replace one.
-        OSError: If a file is missing or cannot be written.
-    """
-    _check_target(args.output, args.input, overwrite=args.overwrite)
+    check_target(target, overwrite=args.overwrite)
     device = pick_device(args.device)
     net = load_mren(cast(Scale, args.scale), args.variant, device=device, path=args.weights)
-    blocks = _pick_blocks(args.blocks, len(net.body))
-    if args.max_side < 1:
-        raise UsageError(f"--max-side: must be at least 1, got {args.max_side}.")
-    image = _read(args.input, args.max_side)
-    full, ablated = (collect_attention(each, image.to(device), blocks) for each in (net, without_communication(net)))
-    label = args.variant.upper().replace("_", "-") if args.weights is None else args.weights.stem
-    name = "chelsea, from scikit-image" if args.input is None else args.input.name
-    title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
-    figure = draw(image, full, ablated, blocks, title=title, channel=_describe_channel(net))
-    with atomic_write(args.output, overwrite=args.overwrite) as scratch:
-        figure.savefig(scratch, format=args.output.suffix[1:].lower(), dpi=150)
-    print("Correlation between the maps of neighbouring DRACBs, as each made its own and after communication:")
-    print(correlation_table(full, blocks))
-    print(f"{args.output}: masks of {len(blocks)} MREBs, and what communication changes about them")
-
-
-def _pick_blocks(numbers: Sequence[int] | None, count: int) -> list[int]:
-    """Which MREBs to show, from 0, for numbers from 1."""
-    if numbers is None:
-        return list(range(count))
+    count = len(net.body)
+    numbers = range(1, count + 1) if args.blocks is None else args.blocks
     if not all(1 <= number <= count for number in numbers):
         raise UsageError(f"--blocks: must be numbers from 1 to {count}, got {' '.join(map(str, numbers))}.")
-    return [number - 1 for number in numbers]
+    blocks = [number - 1 for number in numbers]
+    if args.max_side < 1:
+        raise UsageError(f"--max-side: must be at least 1, got {args.max_side}.")
+    image = _read(source, args.max_side)
+    full, ablated = (collect_attention(each, image.to(device), blocks) for each in (net, without_communication(net)))
+    label = NETWORKS[args.variant] if args.weights is None else args.weights.stem
+    name = "chelsea, from scikit-image" if source is None else source.name
+    title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
+    channel = net.body[0].refine.links[1].communication  # the first link has none
+    about = f"{type(channel).__name__}({channel.extra_repr()})"
+    figure = draw(image, full, ablated, blocks, title=title, channel=about)
+    with atomic_write(target, overwrite=args.overwrite) as scratch:
+        figure.savefig(scratch, format=target.suffix[1:].lower(), dpi=150)
+    print("Correlation between the maps of neighbouring DRACBs, as each made its own and after communication:")
+    print(correlation_table(full, blocks))
+    print(f"{target}: masks of {len(blocks)} MREBs, and what communication changes about them")
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m examples.mren.attention",
@@ -259,12 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists; never the input")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return run_command(run, _parser().parse_args, argv)
+    return run_command(run, parser.parse_args, argv)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,13 @@ from examples.mren.cli import UsageError, check_target, run_command
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.evaluate import network_upscaler
 from examples.mren.files import unique_names
-from examples.mren.imagefile import FORMATS, save_image
+from examples.mren.imagewrite import FORMATS, save_image
 from examples.mren.metrics import psnr, score, to_uint8
-from examples.mren.model import DEVICES, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
+from examples.mren.model import DEVICES, NETWORKS, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
 from sc_blocks.tiling import tiled
 
 PANEL = 288  # height of a drawn panel in pixels
 OVERVIEW = 432  # width of the one that shows the whole image
-TITLES = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,29 @@ def _overview(hr: Tensor, left: int, top: int, side: int) -> Image.Image:
     return box
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    check_target(args.output, overwrite=args.overwrite)
+    if args.output.suffix.lower() not in FORMATS:
+        raise UsageError(f"{args.output}: the name must end in one of {', '.join(FORMATS)}.")
+    device = pick_device(args.device)
+    if args.weights is not None:
+        networks = {
+            name: load_mren(args.scale, path=file, device=device) for name, file in unique_names(args.weights).items()
+        }
+    else:
+        networks = {
+            NETWORKS[variant]: load_mren(args.scale, variant, device=device)
+            for variant in VARIANTS
+            if variant == "mren" or weights_path(args.scale, variant).exists()
+        }
+    files = unique_names(list_images(args.data))
+    save_image(draw_details(files, args.crop, args.scale, networks), args.output, overwrite=args.overwrite)
+    print(f"{args.output}: {len(args.crop)} details at x{args.scale}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.mren.compare",
         description="Draw details as MREN enlarges them, next to bicubic and the original.",
@@ -210,33 +231,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
     parser.add_argument("--weights", type=Path, nargs="+", help="weight files of your own, instead of the shipped ones")
     parser.add_argument("--device", choices=DEVICES, default="auto")
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Run the command."""
-    check_target(args.output, overwrite=args.overwrite)
-    if args.output.suffix.lower() not in FORMATS:
-        raise UsageError(f"{args.output}: the name must end in one of {', '.join(FORMATS)}.")
-    device = pick_device(args.device)
-    if args.weights is not None:
-        networks = {
-            name: load_mren(args.scale, path=file, device=device) for name, file in unique_names(args.weights).items()
-        }
-    else:
-        networks = {
-            TITLES[variant]: load_mren(args.scale, variant, device=device)
-            for variant in VARIANTS
-            if variant == "mren" or weights_path(args.scale, variant).exists()
-        }
-    files = unique_names(list_images(args.data))
-    save_image(draw_details(files, args.crop, args.scale, networks), args.output, overwrite=args.overwrite)
-    print(f"{args.output}: {len(args.crop)} details at x{args.scale}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return run_command(run, _parse, argv)
+    return run_command(run, parser.parse_args, argv)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,6 @@ def load_pairs(
     scale: int,
     *,
     min_size: int = 1,
-    device: torch.device | str = "cpu",
     on_bad: Callable[[str], object] | None = None,
 ) -> list[ImagePair]:
     """Read images and make their low-resolution twins, once, to be kept in memory.
@@ -154,38 +153,32 @@ def load_pairs(
         files: The high-resolution images.
         scale: How much smaller the low-resolution images are.
         min_size: Smallest height and width allowed, in high-resolution pixels: the patch.
-        device: Where the images go.
         on_bad: Called with what is wrong, for each file that is left out because it is unreadable or too small.
 
     Raises:
         ValueError: If a file is unreadable or an image is smaller than ``min_size``, and there is no ``on_bad``.
     """
 
-    def load(path: Path) -> ImagePair:
-        image = read_rgb(path)
-        side = min(image.shape[1:]) // scale * scale
-        if side < min_size:
-            raise ValueError(
-                f"{path}: {image.shape[2]} x {image.shape[1]} pixels, less than the patch of {min_size} x {min_size}; "
-                f"take it out, or train with --patch-size {side} or less."
-            )
-        hr = mod_crop(image, scale)
-        return ImagePair(path, hr.to(device), imresize(hr, 1 / scale).to(device))
-
-    def load_good(path: Path) -> ImagePair | None:
+    def load(path: Path) -> ImagePair | None:
         try:
-            return load(path)
+            image = read_rgb(path)
+            side = min(image.shape[1:]) // scale * scale
+            if side < min_size:
+                raise ValueError(
+                    f"{path}: {image.shape[2]} x {image.shape[1]} pixels, less than the patch of {min_size} x "
+                    f"{min_size}; take it out, or train with --patch-size {side} or less."
+                )
         except (ValueError, OSError) as error:
             if on_bad is None or is_out_of_memory(error):
                 raise
             on_bad(describe(error, path))
             return None
+        hr = mod_crop(image, scale)
+        return ImagePair(path, hr, imresize(hr, 1 / scale))
 
     # Threads suffice: decoding and resizing release the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        loaded = tqdm(
-            pool.map(load_good, files), total=len(files), desc="images", unit="image", leave=False, disable=None
-        )
+        loaded = tqdm(pool.map(load, files), total=len(files), desc="images", unit="image", leave=False, disable=None)
         return [pair for pair in loaded if pair is not None]
 
 

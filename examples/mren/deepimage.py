@@ -97,11 +97,7 @@ def tiff_bits(tiff: tifffile.TiffFile) -> int:
         raise RefusedError(f"{bits} bits per pixel and colour, {_SAMPLE_KINDS[kind]}; save it with 8 bits")
     if bits not in (1, 2, 4, 8, 16):
         raise RefusedError(f"{bits} bits per pixel and colour; save it with 8 or 16")
-    if bits == 16 and len(tiff.pages) > 1 and _has_several_pictures(tiff):
+    # Further pictures may be previews of the first.
+    if bits == 16 and any(not getattr(page, "is_reduced", False) for page in tiff.pages[1:3]):
         raise RefusedError(f"holds {len(tiff.pages)} pictures; save the one that you mean as a file of its own")
     return 16 if bits == 16 else 8
-
-
-def _has_several_pictures(tiff: tifffile.TiffFile) -> bool:
-    """Whether the further pictures are more than previews of the first."""
-    return any(not getattr(page, "is_reduced", False) for page in tiff.pages[1:3])

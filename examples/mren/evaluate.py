@@ -9,24 +9,25 @@ The low-resolution images are made by MATLAB's bicubic, or given with ``--lr``: 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.mren.cli import UsageError, check_target, describe, fail, note, run_command, whole_number
 from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
 from examples.mren.degradation import Degradation, degrade, make_generator
-from examples.mren.files import unique_names, write_text
+from examples.mren.files import unique_names
 from examples.mren.imagepairs import dataset_name, match_lr
 from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import DEVICES, STAGES, VARIANTS, find_weights, load_mren, pick_device
+from examples.records import write_rows
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
@@ -124,35 +125,103 @@ def _describe(degradation: Degradation) -> str:
 
 def mean_score(rows: Sequence[Row]) -> Score:
     """Mean over images, of PSNR and SSIM each."""
-    return Score(
-        psnr=sum(row.score.psnr for row in rows) / len(rows),
-        ssim=sum(row.score.ssim for row in rows) / len(rows),
-    )
+    return Score(psnr=fmean(row.score.psnr for row in rows), ssim=fmean(row.score.ssim for row in rows))
 
 
 def table(rows: Sequence[Row]) -> str:
     """The means as a table: a line for each method, a column for each data set."""
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     methods = list(dict.fromkeys(row.method for row in rows))
-    cells = [["", *datasets]]
+    lines = [["", *datasets]]
     for method in methods:
         means = [mean_score([r for r in rows if (r.dataset, r.method) == (dataset, method)]) for dataset in datasets]
-        cells.append([method, *(f"{mean.psnr:.2f} / {mean.ssim:.4f}" for mean in means)])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+        lines.append([method, *(f"{mean.psnr:.2f} / {mean.ssim:.4f}" for mean in means)])
+    return tabulate(lines, tablefmt="plain", disable_numparse=True)
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """One line for each image and method."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "image", "method", "psnr", "ssim"])
-    for row in rows:
-        writer.writerow([row.dataset, row.image, row.method, f"{row.score.psnr:.4f}", f"{row.score.ssim:.5f}"])
-    return text.getvalue()
+def _csv_line(row: Row) -> dict[str, str]:
+    scores = {"psnr": f"{row.score.psnr:.4f}", "ssim": f"{row.score.ssim:.5f}"}
+    return {"dataset": row.dataset, "image": row.image, "method": row.method, **scores}
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    if args.csv is not None:
+        check_target(args.csv, overwrite=args.overwrite)
+    if args.lr is not None and len(args.lr) != len(args.data):
+        raise UsageError(f"--lr: must be as many folders as --data, {len(args.data)}; got {len(args.lr)}.")
+    device = pick_device(args.device)
+    names = [dataset_name(folder) for folder in args.data]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--data: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
+    methods = _methods(args, device)
+    found = {dataset_name(folder): list_images(folder) for folder in args.data}
+    for name, images in found.items():
+        if len(images) != IMAGES.get(name, len(images)):
+            number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
+            note(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.")
+    files = [path for images in found.values() for path in images]
+    lr_files, problems = (None, 0) if args.lr is None else _partners(list(found.values()), args.lr, args.scale)
+    to_score = files if lr_files is None else list(lr_files)
+    degradation = Degradation(quality=args.jpeg, noise=args.noise) if args.jpeg or args.noise else None
+    given = {"max_pixels": args.max_megapixels * 10**6, "lr_files": lr_files, "degradation": degradation}
+    rows: list[Row] = []
+    failed = 0
+    for path in tqdm(to_score, unit="image", desc=f"x{args.scale}", disable=None):
+        try:
+            rows += list(evaluate([path], args.scale, methods, **given))
+        # RuntimeError: no memory, or a fault of the device.
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            failed += 1
+            with tqdm.external_write_mode():
+                fail(describe(error, path))
+    if failed or problems:
+        note(f"{len(to_score) - failed} of {len(files)} images are scored; means are theirs.")
+    if rows:
+        print(table(rows))
+    if rows and args.csv is not None:
+        lines = [_csv_line(row) for row in rows]
+        write_rows(args.csv, lines, list(lines[0]), overwrite=args.overwrite)
+    return 1 if failed or problems else 0
+
+
+def _partners(hr_files: Sequence[list[Path]], folders: Sequence[Path], scale: int) -> tuple[dict[Path, Path], int]:
+    """The low-resolution image of each high-resolution one; those without are named and counted."""
+    partners: dict[Path, Path] = {}
+    count = 0
+    for files, folder in zip(hr_files, folders, strict=True):
+        if folder.resolve() == files[0].parent.resolve():
+            raise UsageError(f"--lr: {folder} is the folder of the high-resolution images; give one of its own.")
+        found, problems = match_lr(files, list_images(folder), scale)
+        partners |= found
+        count += len(problems)
+        for problem in problems:
+            fail(problem)
+    return partners, count
+
+
+def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscale]:
+    label = args.variant if args.weights is None else find_weights(args.scale, args.variant, args.weights).stem
+    nets = {label: load_mren(args.scale, args.variant, device=device, path=args.weights)}
+    if args.local is not None:
+        local = load_mren(args.scale, args.variant, device=device, path=args.weights)
+        to_local(local, torch.zeros(1, 3, args.local, args.local, device=device))
+        nets[f"{label}, local statistics"] = local
+    methods: dict[str, Upscale] = {"bicubic": lambda lr: imresize(lr, args.scale)}
+    for name, net in nets.items():
+        methods[name] = network_upscaler(net, device)
+        for tile in args.tile:
+            methods[f"{name}, tiles of {tile}"] = network_upscaler(net, device, tile=tile, scale=args.scale)
+    if args.onnx:
+        from examples.mren.onnxfile import onnx_upscaler  # here only: scoring weights needs no onnxruntime
+
+        files = unique_names(args.onnx, suffixes=True)
+        methods |= {name: onnx_upscaler(file, args.scale) for name, file in files.items()}
+    return methods
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.mren.evaluate",
         description="Score MREN on folders of high-resolution images, next to bicubic.",
@@ -207,118 +276,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of an image",
     )
     parser.add_argument("--device", choices=DEVICES, default="auto", help="what the network runs on")
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code.
-
-    Raises:
-        UsageError: If an option is out of range, or the file for the scores could not be written.
-        ValueError: If weights or folders are not what is needed.
-    """
-    if args.csv is not None:
-        check_target(args.csv, overwrite=args.overwrite)
-    if args.lr is not None and len(args.lr) != len(args.data):
-        raise UsageError(f"--lr: must be as many folders as --data, {len(args.data)}; got {len(args.lr)}.")
-    device = pick_device(args.device)
-    names = [dataset_name(folder) for folder in args.data]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--data: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
-    methods = _methods(args, device)
-    found = {dataset_name(folder): list_images(folder) for folder in args.data}
-    for name, images in found.items():
-        if len(images) != IMAGES.get(name, len(images)):
-            number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
-            note(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.")
-    files = [path for images in found.values() for path in images]
-    lr_files, problems = (None, 0) if args.lr is None else _partners(list(found.values()), args.lr, args.scale)
-    to_score = files if lr_files is None else list(lr_files)
-    degradation = Degradation(quality=args.jpeg, noise=args.noise) if args.jpeg or args.noise else None
-    rows, failed = score_all(
-        to_score,
-        args.scale,
-        methods,
-        max_pixels=args.max_megapixels * 10**6,
-        lr_files=lr_files,
-        degradation=degradation,
-    )
-    if failed or problems:
-        note(f"{len(to_score) - failed} of {len(files)} images are scored; means are theirs.")
-    if rows:
-        print(table(rows))
-    if rows and args.csv is not None:
-        write_text(args.csv, to_csv(rows), overwrite=args.overwrite)
-    return 1 if failed or problems else 0
-
-
-def _partners(hr_files: Sequence[list[Path]], folders: Sequence[Path], scale: int) -> tuple[dict[Path, Path], int]:
-    """The low-resolution image of each high-resolution one; those without are named and counted."""
-    partners: dict[Path, Path] = {}
-    count = 0
-    for files, folder in zip(hr_files, folders, strict=True):
-        if folder.resolve() == files[0].parent.resolve():
-            raise UsageError(f"--lr: {folder} is the folder of the high-resolution images; give one of its own.")
-        found, problems = match_lr(files, list_images(folder), scale)
-        partners |= found
-        count += len(problems)
-        for problem in problems:
-            fail(problem)
-    return partners, count
-
-
-def score_all(
-    files: Sequence[Path],
-    scale: int,
-    methods: dict[str, Upscale],
-    *,
-    max_pixels: int = MAX_PIXELS,
-    lr_files: Mapping[Path, Path] | None = None,
-    degradation: Degradation | None = None,
-) -> tuple[list[Row], int]:
-    """Score images; one that cannot be scored is named, and the others are.
-
-    Returns:
-        The scores, and how many images have none.
-    """
-    rows: list[Row] = []
-    failed = 0
-    for path in tqdm(files, unit="image", desc=f"x{scale}", disable=None):
-        try:
-            rows += list(
-                evaluate([path], scale, methods, max_pixels=max_pixels, lr_files=lr_files, degradation=degradation)
-            )
-        # RuntimeError: no memory, or a fault of the device.
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            failed += 1
-            with tqdm.external_write_mode():
-                fail(describe(error, path))
-    return rows, failed
-
-
-def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscale]:
-    label = args.variant if args.weights is None else find_weights(args.scale, args.variant, args.weights).stem
-    nets = {label: load_mren(args.scale, args.variant, device=device, path=args.weights)}
-    if args.local is not None:
-        local = load_mren(args.scale, args.variant, device=device, path=args.weights)
-        to_local(local, torch.zeros(1, 3, args.local, args.local, device=device))
-        nets[f"{label}, local statistics"] = local
-    methods: dict[str, Upscale] = {"bicubic": lambda lr: imresize(lr, args.scale)}
-    for name, net in nets.items():
-        methods[name] = network_upscaler(net, device)
-        for tile in args.tile:
-            methods[f"{name}, tiles of {tile}"] = network_upscaler(net, device, tile=tile, scale=args.scale)
-    if args.onnx:
-        from examples.mren.onnxfile import onnx_upscaler  # here only: scoring weights needs no onnxruntime
-
-        files = unique_names(args.onnx, suffixes=True)
-        methods |= {name: onnx_upscaler(file, args.scale) for name, file in files.items()}
-    return methods
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return run_command(run, _parse, argv)
+    return run_command(run, parser.parse_args, argv)
 
 
 if __name__ == "__main__":

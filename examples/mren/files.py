@@ -9,7 +9,6 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -128,16 +127,12 @@ def unique_names(files: Sequence[Path], *, suffixes: bool = False) -> dict[str, 
             raise ValueError(f"{file}: is given twice.")
     forms: list[Callable[[Path], str]] = [] if suffixes else [lambda path: path.stem]
     longest = max((len(path.parts) for path in paths), default=0)
-    forms += [partial(_last_parts, count=count) for count in range(1, longest + 1)]
+    forms += [lambda path, count=count: "/".join(path.parts[-count:]) for count in range(1, longest + 1)]
     names: dict[str, Path] = {}
     for file, path in zip(files, paths, strict=True):
         name = next(form(path) for form in forms if sum(form(other) == form(path) for other in paths) == 1)
         names[name] = file
     return names
-
-
-def _last_parts(path: Path, count: int) -> str:
-    return "/".join(path.parts[-count:])
 
 
 def _rename_to_new(scratch: Path, file: Path) -> None:

@@ -28,18 +28,6 @@ class HubMREN(
     The constructor is that of :class:`~examples.mren.model.MREN`, except that it takes only what a configuration file
     can hold: no channel of your own, and neither ``device`` nor ``dtype``, which belong to the machine; call ``.to()``.
 
-    Args:
-        scale: 2, 3 or 4.
-        channels: Width of the features.
-        num_blocks: Number of MREBs.
-        reconstruct_channels: Widths of the reconstruction, see :class:`~examples.mren.model.MREN`.
-        parts: Of the SCACBs, see :class:`sc_blocks.SCACB`.
-        exchange: Of the SCACBs, see there.
-        residual: Of the SCACBs, see there.
-        communication: Of the DRACBs: a number, ``"learnable"``, ``"gated"`` or ``None``.
-        gate: Of the DRACBs, see :class:`sc_blocks.DRACB`.
-        relay: Of the DRACBs, see there.
-
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If an argument is of another type.

@@ -193,7 +193,7 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
     bits = _deep_bits(opened, file)
     if bits > 8:
         notes.append(f"of its {bits} bits per value 8 are taken")
-    is_lossy = opened.format in _LOSSY or (opened.format == "WEBP" and not _is_lossless_webp(file))
+    is_lossy = opened.format in _LOSSY or (opened.format == "WEBP" and b"VP8L" not in rewind(file).read(4096))
     chunks = read_color_chunks(rewind(file)) if opened.format == "PNG" else ()
     icc_profile = opened.info.get("icc_profile") or None
     if opened.mode in _REFUSED and not (opened.mode == "CMYK" and profile_space(icc_profile) == b"CMYK"):
@@ -207,7 +207,8 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
         notes.append(f"{upright.mode.replace('LAB', 'Lab')} is converted to sRGB by its profile")
         upright = to_srgb(upright, icc_profile)
         icc_profile = srgb_profile()
-    mode = _target_mode(upright)
+    is_gray = upright.mode in ("1", "L", "LA", "La")
+    mode = ("L" if is_gray else "RGB") + ("A" if upright.has_transparency_data else "")
     if icc_profile is not None and mode.startswith("RGB") and profile_space(icc_profile) != b"RGB ":
         notes.append("its colour profile is not one of RGB, and left out")
         icc_profile = None
@@ -238,12 +239,3 @@ def _silenced_libtiff() -> Iterator[None]:
             os.dup2(saved, 2)
             os.close(saved)
             os.close(devnull)
-
-
-def _is_lossless_webp(file: BinaryIO) -> bool:
-    return b"VP8L" in rewind(file).read(4096)
-
-
-def _target_mode(image: Image.Image) -> str:
-    gray = image.mode in ("1", "L", "LA", "La")
-    return ("L" if gray else "RGB") + ("A" if image.has_transparency_data else "")

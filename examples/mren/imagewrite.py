@@ -130,7 +130,8 @@ def encode_picture(file: BinaryIO, picture: Picture, suffix: str, *, quality: in
     levels, kind = (65535, np.uint16) if picture.bits == 16 else (255, np.uint8)
     values = channels.clamp(0, 1).mul_(levels).round_().permute(1, 2, 0).numpy().astype(kind)
     values = values[:, :, 0] if values.shape[2] == 1 else values
-    metadata, icc_profile, left_out = _supported_metadata(fmt, picture)
+    metadata, left_out = _supported_metadata(fmt, picture.metadata)
+    icc_profile = picture.icc_profile
     if fmt is _TIFF:
         _write_tiff(file, np.ascontiguousarray(values), metadata, icc_profile)
         return left_out
@@ -154,9 +155,9 @@ def save_image(image: Image.Image, path: str | Path, *, overwrite: bool = True) 
         image.save(scratch, format=fmt.name, **fmt.options)
 
 
-def _supported_metadata(fmt: Format, picture: Picture) -> tuple[Metadata, bytes | None, tuple[str, ...]]:
+def _supported_metadata(fmt: Format, metadata: Metadata) -> tuple[Metadata, tuple[str, ...]]:
     """What of a picture's metadata a format takes, and what it does not, in words."""
-    metadata, left_out = picture.metadata, []
+    left_out: list[str] = []
     if fmt is not _PNG:
         if metadata.text:
             left_out.append("its PNG text")
@@ -166,7 +167,7 @@ def _supported_metadata(fmt: Format, picture: Picture) -> tuple[Metadata, bytes 
             if len(getattr(metadata, name) or b"") > _MAX_JPEG_SEGMENT:
                 left_out.append(f"{name.upper()} of more than 64 KiB")
                 metadata = replace(metadata, **{name: None})
-    return metadata, picture.icc_profile, tuple(left_out)
+    return metadata, tuple(left_out)
 
 
 def _pillow_options(fmt: Format, metadata: Metadata, icc_profile: bytes | None) -> dict[str, Any]:
@@ -201,23 +202,10 @@ def _write_deep_png(file: BinaryIO, values: np.ndarray, metadata: Metadata, icc_
     one_pixel = io.BytesIO()
     mode = {2: "LA", 3: "RGB", 4: "RGBA"}[values.shape[2]]
     Image.new(mode, (1, 1)).save(one_pixel, format="PNG", **_pillow_options(_PNG, metadata, icc_profile))
+    encoded = one_pixel.getvalue()
     header = 8 + 25  # the signature and IHDR
-    file.write(pixels[:header])
-    for kind, chunk in _split_png(one_pixel.getvalue()):
-        if kind not in (b"IHDR", b"IDAT", b"IEND"):
-            file.write(chunk)
-    file.write(pixels[header:])
-
-
-def _split_png(png: bytes) -> list[tuple[bytes, bytes]]:
-    """The chunks of a PNG by their kind, each with its length and checksum."""
-    chunks: list[tuple[bytes, bytes]] = []
-    start = 8
-    while start < len(png):
-        end = start + 12 + int.from_bytes(png[start : start + 4], "big")
-        chunks.append((png[start + 4 : start + 8], png[start:end]))
-        start = end
-    return chunks
+    end = encoded.rindex(b"IDAT") - 4  # the last chunk but IEND; its length stands before its name
+    file.write(pixels[:header] + encoded[header:end] + pixels[header:])
 
 
 def _write_tiff(file: BinaryIO, values: np.ndarray, metadata: Metadata, icc_profile: bytes | None) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from examples.mren.cli import UsageError, check_target, note
 from examples.mren.files import check_regular, missing_path_hint
-from examples.mren.imagefile import FORMATS, IMAGE_SUFFIXES, is_image
+from examples.mren.imageread import IMAGE_SUFFIXES, is_image
+from examples.mren.imagewrite import FORMATS
 
 STREAM = "-"  # standard input, or output
 
@@ -67,7 +68,7 @@ def plan(
         return [Job(source, None, suffix or (own if own in FORMATS else ".png"))]
     if single:
         source, relative = found[0]
-        targets = [_file_target(output, _target_name(relative, suffix), suffix)]
+        targets = [file_target(output, _target_name(relative, suffix), suffix)]
     else:
         folder = Path(output)
         if folder.is_file() or (not folder.exists() and folder.suffix.lower() in FORMATS):
@@ -84,9 +85,20 @@ def plan(
     return jobs
 
 
-def file_target(output: str, name: str) -> Path:
-    """Where one result goes: ``output``, or a file of that name in it if it is a folder."""
-    return _file_target(output, Path(name), None)
+def file_target(output: str, name: str | Path, suffix: str | None = None) -> Path:
+    """Where one result goes: ``output``, or a file of that name in it if it is a folder.
+
+    Raises:
+        UsageError: If the name of a file is not that of an image, or of another format than that of the suffix.
+    """
+    path = Path(output)
+    if path.is_dir() or output.endswith(("/", os.sep)):
+        return path / name
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{output}: must end in one of {', '.join(FORMATS)}, or in / for a folder.")
+    if suffix is not None and FORMATS[path.suffix.lower()] is not FORMATS[suffix]:
+        raise UsageError(f"{output}: is not the name of a {suffix[1:]} file, which --format asks for.")
+    return path
 
 
 def check_targets(targets: Sequence[Path], *, overwrite: bool) -> None:
@@ -156,17 +168,6 @@ def _target_name(relative: Path, suffix: str | None) -> Path:
     if suffix is None:
         suffix = relative.suffix if relative.suffix.lower() in FORMATS else ".png"
     return relative.with_suffix(suffix)
-
-
-def _file_target(output: str, name: Path, suffix: str | None) -> Path:
-    path = Path(output)
-    if path.is_dir() or output.endswith(("/", os.sep)):
-        return path / name
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{output}: must end in one of {', '.join(FORMATS)}, or in / for a folder.")
-    if suffix is not None and FORMATS[path.suffix.lower()] is not FORMATS[suffix]:
-        raise UsageError(f"{output}: is not the name of a {suffix[1:]} file, which --format asks for.")
-    return path
 
 
 def _refuse_collisions(jobs: Sequence[Job]) -> None:

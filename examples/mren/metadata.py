@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -82,21 +82,19 @@ def read_orientation(opened: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """The chunks of a PNG up to the pixels, of which only those that are short are read."""
+def read_color_chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
+    """The chunks of a PNG that say what its colours mean; of a long one only the name."""
+    chunks: list[tuple[bytes, bytes]] = []
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         if kind in (b"IDAT", b"IEND"):
-            return
+            break
         content = file.read(length) if length <= 1024 else b""
         file.seek(length - len(content) + 4, 1)
-        yield kind, content
-
-
-def read_color_chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
-    """The chunks of a PNG that say what its colours mean."""
-    return tuple((kind, content) for kind, content in png_chunks(file) if kind in _COLOR_CHUNKS)
+        if kind in _COLOR_CHUNKS:
+            chunks.append((kind, content))
+    return tuple(chunks)
 
 
 def _kept_exif(opened: Image.Image) -> bytes | None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.mren.weightfile import open_weights
+from examples.mren.weightfile import read_network
 from examples.mren.weightfile import save_weights as save_weights  # part of what this module offers
 from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, _checks
 from sc_blocks.communication import CommunicationLike
@@ -33,6 +33,7 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
     "mren_s": {"channels": 60, "reconstruct_channels": [24, 16]},
     "mren_l": {"channels": 84},
 }
+NETWORKS: dict[Variant, str] = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}  # names to print
 # Channels that a weight file can name.
 COMMUNICATIONS = {"learnable": LearnableCommunication, "gated": GatedCommunication}
 
@@ -107,8 +108,7 @@ class MREN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if scale not in STAGES:
-            raise ValueError(f"MREN: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
+        _checks.check_choice("MREN", "scale", scale, tuple(STAGES))
         _checks.check_int("MREN", "num_blocks", num_blocks)
         if isinstance(communication, str):
             _checks.check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
@@ -303,10 +303,4 @@ def read_weights(file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ValueError: If the file is unreadable, is not one of ours, or holds other tensors than its arguments ask for.
         OSError: If it is not there.
     """
-    with open_weights(file) as opened:
-        try:
-            # On meta: tensors are allocated only if the file holds them.
-            expected = MREN(**opened.arguments, device="meta").state_dict()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}: no network can be built of its arguments ({error})") from error
-        return opened.arguments, opened.read(expected)
+    return read_network(file, MREN)

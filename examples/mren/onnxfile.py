@@ -176,10 +176,6 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run_command(run, _parser().parse_args, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m examples.mren.onnxfile",
@@ -191,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", nargs=2, type=int, default=(120, 160), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1, help="0 for as many as there are cores (%(default)s)")
-    return parser
+    return run_command(run, parser.parse_args, argv)
 
 
 if __name__ == "__main__":

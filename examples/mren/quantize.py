@@ -38,10 +38,10 @@ def calibration_images(folder: Path, scale: int) -> list[Tensor]:
     step = -(-len(files) // MAX_IMAGES)
     images: list[Tensor] = []
     for file in files[::step]:
-        image = mod_crop(read_rgb(file), scale)
+        image = read_rgb(file)
         if min(image.shape[1:]) < scale:
             raise ValueError(f"{file}: smaller than {scale} x {scale} pixels; nothing is left at low resolution.")
-        low = imresize(image, 1 / scale).float() / 255
+        low = imresize(mod_crop(image, scale), 1 / scale).float() / 255
         top, left = ((side - min(side, MAX_SIDE)) // 2 for side in low.shape[1:])
         images.append(low[:, top : top + MAX_SIDE, left : left + MAX_SIDE])
     return images

@@ -20,7 +20,7 @@ from examples.markdown import table, with_part
 from examples.mren.ablate import TABLES
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
-from examples.mren.model import WEIGHTS, read_weights
+from examples.mren.model import NETWORKS, WEIGHTS, read_weights
 from examples.mren.plots import svg_plot
 from examples.records import read_rows
 
@@ -31,7 +31,6 @@ DATASETS = ("Set5", "Set14", "B100", "Urban100")
 MEASURES = ("PSNR, dB", "SSIM")
 # Run files of the tables that were made with another budget than the rest.
 OTHER_BUDGETS = {"beyond": "beyond.csv", "recipe": "recipe.csv"}
-NETWORKS = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}
 README, CARD = HERE.parents[1] / "README.md", WEIGHTS / "README.md"
 COMMAND = "examples.mren.report"
 

@@ -39,8 +39,6 @@ from examples.mren.weightfile import parse_arguments
 # The tensor that holds the constructor's arguments: JSON, one character an element. ASCII outlives a cast to fp16.
 ARGUMENTS = "mren_arguments"
 ID = "MREN"
-# Tensor and axis whose size is each of the two widths of a narrow reconstruction.
-_RECONSTRUCTION = (("reduce.weight", 0), ("tail.weight", 1))
 
 
 class MRENArch(Architecture[MREN]):
@@ -137,14 +135,15 @@ def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         )
     else:
         scale = 2
+    parts = [part for part in ("spatial", "channel") if f"body.0.stages.0.{part}.conv1.weight" in state_dict]
     arguments = {
         "scale": scale,
         "channels": state_dict["head.weight"].shape[0],
         "num_blocks": get_seq_len(state_dict, "body"),
-        "parts": _parts(state_dict),
+        "parts": parts[0] if len(parts) == 1 else "both",
     }
-    if "reduce.weight" in state_dict:  # MREN-S
-        arguments["reconstruct_channels"] = [state_dict[name].shape[axis] for name, axis in _RECONSTRUCTION]
+    if "reduce.weight" in state_dict:  # the narrow reconstruction of MREN-S
+        arguments["reconstruct_channels"] = [state_dict["reduce.weight"].shape[0], state_dict["tail.weight"].shape[1]]
     channel = "body.0.refine.links.1.communication."
     if f"{channel}weight" in state_dict:
         arguments["communication"] = "learnable"
@@ -198,11 +197,6 @@ def register_spandrel(registry: ArchRegistry = MAIN_REGISTRY) -> None:
     known = registry.get(ID)
     if known is None or not isinstance(known.architecture, MRENArch):
         registry.add(ArchSupport.from_architecture(MRENArch()))
-
-
-def _parts(state_dict: Mapping[str, Tensor]) -> str:
-    present = [part for part in ("spatial", "channel") if f"body.0.stages.0.{part}.conv1.weight" in state_dict]
-    return present[0] if len(present) == 1 else "both"
 
 
 def _tags(state_dict: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MEASURED_STEPS = 50  # after which a run of given minutes decides how many steps fit
 SAVE_EVERY = 60.0  # seconds between validations of a run of given minutes
@@ -15,21 +15,16 @@ MARGIN = 2.0  # seconds that such a run keeps for writing its last files
 class Timing:
     """Where the time of a step goes, in seconds, summed over the steps that were timed."""
 
-    input: float = 0.0
-    """Drawing the patches."""
-    network: float = 0.0
-    """Forward, loss and backward."""
-    update: float = 0.0
-    """Clipping, optimizer and average of the weights."""
+    seconds: dict[str, float] = field(default_factory=lambda: {"input": 0.0, "network": 0.0, "update": 0.0})
+    """Of drawing the patches; of forward, loss and backward; of clipping, optimizer and average of the weights."""
     steps: int = 0
 
     def describe(self, batch_size: int) -> str:
         """One line on the speed, and on what share of it is which part's."""
-        total = self.input + self.network + self.update
+        total = sum(self.seconds.values())
         if not (self.steps and total):
             return "no step was timed"
-        parts = {"input": self.input, "network": self.network, "update": self.update}
-        shares = ", ".join(f"{name} {seconds / total:.1%}".replace("%", " %") for name, seconds in parts.items())
+        shares = ", ".join(f"{part} {taken / total:.1%}".replace("%", " %") for part, taken in self.seconds.items())
         speed = self.steps / total
         return f"{speed:.4g} steps/s, {speed * batch_size:.4g} images/s; of a step: {shares}"
 

@@ -21,43 +21,30 @@ from examples.mren.model import MREN, VARIANTS, Scale, Variant, load_mren, weigh
 __all__ = ["mren", "mren_l", "mren_s"]
 
 
-def _cfg() -> PretrainedCfg:
-    """What timm's data pipeline reads: RGB between 0 and 1 as it is, and no classes."""
-    return PretrainedCfg(
-        input_size=(3, 48, 48),  # the paper's training patches at x4; any size will do
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        crop_pct=1.0,
-        num_classes=0,
-        first_conv="head",
-        license="mit",
-    )
-
-
+# What timm's data pipeline reads: RGB between 0 and 1 as it is, and no classes.
+_CFG = PretrainedCfg(
+    input_size=(3, 48, 48),  # the paper's training patches at x4; any size will do
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    crop_pct=1.0,
+    num_classes=0,
+    first_conv="head",
+    license="mit",
+)
 # Without a weight file: which one it is depends on the scale.
-default_cfgs = generate_default_cfgs({variant: _cfg() for variant in VARIANTS})
+default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
 @register_model
-def mren(
-    pretrained: bool = False,
-    *,
-    scale: Scale = 4,
-    pretrained_cfg: PretrainedCfg | dict[str, Any] | str | None = None,
-    pretrained_cfg_overlay: dict[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
-    **options: Any,
-) -> MREN:
+def mren(pretrained: bool = False, **options: Any) -> MREN:
     """The paper's MREN, 60 channels wide.
 
     Args:
         pretrained: Whether to load trained weights: the shipped ones of that scale, or the file that
             ``pretrained_cfg_overlay={"file": ...}`` names. They bring their options with them.
-        scale: 2, 3 or 4.
-        pretrained_cfg: As for timm's networks; of the places of weights it can name, ``file`` is read.
-        pretrained_cfg_overlay: Entries that replace those of ``pretrained_cfg``.
-        cache_dir: Accepted because timm passes it; nothing is downloaded.
-        **options: Further arguments of :class:`~examples.mren.model.MREN`.
+        **options: The arguments of :class:`~examples.mren.model.MREN`, with ×4 where no ``scale`` is given; timm's
+            ``pretrained_cfg``, of whose places of weights ``file`` is read, and ``pretrained_cfg_overlay``, entries
+            that replace those of the former; and ``cache_dir``, which timm passes, but nothing is downloaded.
 
     Returns:
         The network; with trained weights in eval mode.
@@ -75,44 +62,31 @@ def mren(
         >>> timm.create_model("mren", scale=3, num_blocks=1)(torch.rand(1, 3, 12, 17)).shape
         torch.Size([1, 3, 36, 51])
     """
-    return _build("mren", pretrained, scale, pretrained_cfg, pretrained_cfg_overlay, options)
+    return _build("mren", pretrained, **options)
 
 
 @register_model
-def mren_s(
-    pretrained: bool = False,
-    *,
-    scale: Scale = 4,
-    pretrained_cfg: PretrainedCfg | dict[str, Any] | str | None = None,
-    pretrained_cfg_overlay: dict[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
-    **options: Any,
-) -> MREN:
+def mren_s(pretrained: bool = False, **options: Any) -> MREN:
     """MREN-S, ours: MREN with a narrow reconstruction; arguments, result and errors as :func:`mren`."""
-    return _build("mren_s", pretrained, scale, pretrained_cfg, pretrained_cfg_overlay, options)
+    return _build("mren_s", pretrained, **options)
 
 
 @register_model
-def mren_l(
-    pretrained: bool = False,
-    *,
-    scale: Scale = 4,
-    pretrained_cfg: PretrainedCfg | dict[str, Any] | str | None = None,
-    pretrained_cfg_overlay: dict[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
-    **options: Any,
-) -> MREN:
+def mren_l(pretrained: bool = False, **options: Any) -> MREN:
     """The paper's MREN-L, 84 channels wide; arguments, result and errors as :func:`mren`."""
-    return _build("mren_l", pretrained, scale, pretrained_cfg, pretrained_cfg_overlay, options)
+    return _build("mren_l", pretrained, **options)
 
 
 def _build(
     variant: Variant,
     pretrained: bool,
-    scale: Scale,
-    pretrained_cfg: PretrainedCfg | dict[str, Any] | str | None,
-    pretrained_cfg_overlay: dict[str, Any] | None,
-    options: dict[str, Any],
+    /,
+    *,
+    scale: Scale = 4,
+    pretrained_cfg: PretrainedCfg | dict[str, Any] | str | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **options: Any,
 ) -> MREN:
     accepted = inspect.signature(MREN).parameters.keys() - {"scale", "channels", "reconstruct_channels"}
     unknown = options.keys() - accepted

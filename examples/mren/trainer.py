@@ -286,7 +286,9 @@ class Trainer:
         validated = sum(pair.lr[0].numel() for pairs in self.held_out.values() for pair in pairs)
         left = deadline.steps_left(validated / trained)
         if left is not None:
-            self.steps = self.progress.step + self._agreed(left)
+            # All processes must stop at the same step.
+            agreed = self.accelerator.reduce(torch.tensor(float(left), device=self.device), reduction="mean")
+            self.steps = self.progress.step + max(1, int(agreed.item()))
 
     def _advance(self) -> None:
         """Move the schedule on by the step that was taken."""
@@ -335,8 +337,8 @@ class Trainer:
             mine.copy_(current)
         if timed:
             clock.append(self._clock())
-            for name, begun, ended in zip(("input", "network", "update"), clock, clock[1:], strict=False):
-                setattr(self.timing, name, getattr(self.timing, name) + ended - begun)
+            for part, begun, ended in zip(self.timing.seconds, clock, clock[1:], strict=False):
+                self.timing.seconds[part] += ended - begun
             self.timing.steps += 1
         return torch.stack(losses).sum()
 
@@ -390,16 +392,8 @@ class Trainer:
 
     def _any_process(self, flag: bool) -> bool:
         """Whether a flag is set in any process: all must stop at the same step, and their clocks differ."""
-        if self.accelerator.num_processes == 1:
-            return flag
         raised = torch.tensor(float(flag), device=self.device)
         return self.accelerator.reduce(raised, reduction="sum").item() > 0
-
-    def _agreed(self, steps: int) -> int:
-        """The mean of a number of steps over all processes."""
-        if self.accelerator.num_processes == 1:
-            return steps
-        return max(1, int(self.accelerator.reduce(torch.tensor(float(steps), device=self.device), "mean").item()))
 
     def _log(self) -> float:
         """Validate, and add a row to the log; returns the PSNR by which the best weights are chosen."""

@@ -61,13 +61,8 @@ def training_of(args: argparse.Namespace) -> Training:
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """What ``run.json`` keeps of the options, of types that JSON has."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return [plain(each) for each in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {name: plain(value) for name, value in vars(args).items() if name not in _PER_INVOCATION}
+    options = {name: value for name, value in vars(args).items() if name not in _PER_INVOCATION}
+    return json.loads(json.dumps(options, default=str))  # paths become text
 
 
 def _read_options(output: Path, *, without: Collection[str]) -> tuple[list[str], argparse.Namespace]:

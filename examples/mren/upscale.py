@@ -18,7 +18,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO, get_args
 
@@ -34,19 +34,11 @@ from examples.mren.engines import Engine, Runtime, compile_network
 from examples.mren.engines.program import PortableMREN
 from examples.mren.evaluate import MAX_WINDOW
 from examples.mren.fold import fold_mren, pad_widths
-from examples.mren.imagefile import (
-    FORMATS,
-    Picture,
-    bleed,
-    check_writable,
-    composite,
-    encode_picture,
-    read_picture,
-    read_size,
-    write_picture,
-)
+from examples.mren.imageread import read_picture, read_size
+from examples.mren.imagewrite import FORMATS, check_writable, encode_picture, write_picture
 from examples.mren.jobs import Job, check_targets, file_target, plan
-from examples.mren.model import DEVICES, MREN, STAGES, VARIANTS, find_weights, load_mren, pick_device
+from examples.mren.model import DEVICES, NETWORKS, STAGES, VARIANTS, find_weights, load_mren, pick_device
+from examples.mren.picture import Picture, bleed, composite
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
@@ -222,15 +214,6 @@ def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) 
     return code
 
 
-def _prepare(net: MREN, engine: str, threads: int) -> Engine:
-    """The network in the engine that runs it."""
-    if engine == "torch":
-        return fold_mren(net)
-    note(f"converting the network for {engine}")
-    network = fold_mren(pad_widths(net)) if engine == "openvino" else PortableMREN(net)  # the faster one
-    return compile_network(network, engine, torch.zeros(1, 3, 24, 20), threads=threads)
-
-
 def _explain(error: BaseException, job: Job) -> str:
     if isinstance(error, FileExistsError):
         return f"{job.target}: came to be in the meantime and is left as it is; pass --overwrite to replace it."
@@ -238,11 +221,7 @@ def _explain(error: BaseException, job: Job) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code.
-
-    Raises:
-        UsageError: If nothing can be done.
-    """
+    """Run the command; returns the exit code."""
     if args.inputs and args.output is None:
         raise UsageError("-o is needed: a file for a single image, otherwise a folder.")
     if args.engine != "torch" and (args.device not in ("auto", "cpu") or args.local is not None):
@@ -277,27 +256,21 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(describe(error)) from error
     if args.local is not None:
         to_local(net, torch.zeros(1, 3, args.local, args.local, device=device))
-    model = _prepare(net, args.engine, args.threads or 0)
+    if args.engine == "torch":
+        model: Engine = fold_mren(net)
+    else:
+        note(f"converting the network for {args.engine}")
+        faster = fold_mren(pad_widths(net)) if args.engine == "openvino" else PortableMREN(net)
+        model = compile_network(faster, args.engine, torch.zeros(1, 3, 24, 20), threads=args.threads or 0)
     if sample is not None:
-        label = args.variant.upper().replace("_", "-") if args.weights is None else weights.stem
+        label = NETWORKS[args.variant] if args.weights is None else weights.stem
         write_sample(model, net.scale, sample, label=label)
-    options = Options(
-        tile=args.tile,
-        max_megapixels=args.max_megapixels,
-        overwrite=args.overwrite,
-        strip_metadata=args.strip_metadata,
-        quality=args.quality,
-        background=args.background,
-    )
+    options = Options(**{each.name: getattr(args, each.name) for each in fields(Options)})
     return upscale_all(model, jobs, net.scale, options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 if files failed, or 2 if nothing was done because of how it was called."""
-    return run_command(run, _parser().parse_args, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m examples.mren.upscale",
@@ -355,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strip-metadata", action="store_true", help="leave out EXIF, GPS, XMP, resolution and text; not the profile"
     )
-    return parser
+    return run_command(run, parser.parse_args, argv)
 
 
 def _color(text: str) -> tuple[int, int, int]:

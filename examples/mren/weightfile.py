@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ from examples.mren.files import atomic_write, check_regular
 
 KEY = "mren"  # in the metadata
 _MAX_TEXT = 10_000  # of the arguments
-_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def _is_int(value: object, least: int, most: int) -> bool:
@@ -98,52 +96,16 @@ def check_arguments(arguments: object) -> None:
         raise ValueError("its arguments have no scale")
 
 
-class WeightFile:
-    """A weight file that is open: its arguments, and the shapes of tensors that are not read yet."""
+def read_network(file: str | Path, build: Callable[..., nn.Module]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The constructor's arguments and the tensors that a weight file holds, which fit each other.
 
-    def __init__(self, path: Path, opened: Any, arguments: dict[str, Any]) -> None:
-        self.path = path
-        self.arguments = arguments
-        self._opened = opened
-        self._stored = {unwrapped_name(name): name for name in opened.keys()}  # noqa: SIM118 (no dict)
-
-    def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All tensors, if they are those of a network.
-
-        Args:
-            expected: The network's state dict, which may be on the device ``meta``.
-
-        Raises:
-            ValueError: If names, shapes or types differ, or a value is not finite.
-        """
-        missing, unknown = expected.keys() - self._stored.keys(), self._stored.keys() - expected.keys()
-        if missing or unknown:
-            found = [f"{verb} {_some(names)}" for verb, names in (("lacks", missing), ("has", unknown)) if names]
-            raise ValueError(f"{self._mismatch()}: it {' and '.join(found)}.")
-        state: dict[str, Tensor] = {}
-        for name, stored in self._stored.items():
-            about = self._opened.get_slice(stored)
-            shape, kind = tuple(about.get_shape()), about.get_dtype()
-            if shape != tuple(expected[name].shape):
-                raise ValueError(f"{self._mismatch()}: {name} is {shape}, not {tuple(expected[name].shape)}.")
-            if kind not in _FLOATS:
-                raise ValueError(f"{self.path}: {name} is of type {one_line(kind)[:20]}; save it as floating-point.")
-        for name, stored in self._stored.items():
-            state[name] = self._opened.get_tensor(stored)
-            if not state[name].isfinite().all():
-                raise ValueError(f"{self.path}: {name} holds NaN or infinite values; take earlier ones.")
-        return state
-
-    def _mismatch(self) -> str:
-        return f"{self.path}: its weights do not fit its constructor arguments, {_quoted(self.arguments)}"
-
-
-@contextmanager
-def open_weights(file: str | Path) -> Iterator[WeightFile]:
-    """Open a weight file and parse its arguments; no tensor is read.
+    Args:
+        file: The file.
+        build: Called with the arguments, and ``device="meta"``, to build the network that the tensors must fit.
 
     Raises:
-        ValueError: If it is unreadable, or holds no valid arguments; the message names the file.
+        ValueError: If the file is unreadable, holds no valid arguments, or holds other tensors than the network has;
+            the message names the file.
         OSError: If it is not there.
     """
     file = Path(file)
@@ -166,7 +128,34 @@ def open_weights(file: str | Path) -> Iterator[WeightFile]:
             arguments = parse_arguments(metadata[KEY])
         except ValueError as error:
             raise ValueError(f"{file}: {error}; was it written by examples.mren.train?") from error
-        yield WeightFile(file, opened, arguments)
+        try:
+            # On meta: tensors are allocated only if the file holds them.
+            expected = build(**arguments, device="meta").state_dict()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: no network can be built of its arguments ({error})") from error
+        mismatch = f"{file}: its weights do not fit its constructor arguments, {_quoted(arguments)}"
+        return arguments, _read_tensors(opened, expected, file, mismatch)
+
+
+def _read_tensors(opened: Any, expected: Mapping[str, Tensor], file: Path, mismatch: str) -> dict[str, Tensor]:
+    stored_names = {unwrapped_name(name): name for name in opened.keys()}  # noqa: SIM118 (no dict)
+    missing, unknown = expected.keys() - stored_names.keys(), stored_names.keys() - expected.keys()
+    if missing or unknown:
+        found = [f"{verb} {_some(names)}" for verb, names in (("lacks", missing), ("has", unknown)) if names]
+        raise ValueError(f"{mismatch}: it {' and '.join(found)}.")
+    for name, stored in stored_names.items():
+        about = opened.get_slice(stored)
+        shape, kind = tuple(about.get_shape()), about.get_dtype()
+        if shape != tuple(expected[name].shape):
+            raise ValueError(f"{mismatch}: {name} is {shape}, not {tuple(expected[name].shape)}.")
+        if kind not in _FLOATS:
+            raise ValueError(f"{file}: {name} is of type {one_line(kind)[:20]}; save it as floating-point.")
+    state: dict[str, Tensor] = {}
+    for name, stored in stored_names.items():
+        state[name] = opened.get_tensor(stored)
+        if not state[name].isfinite().all():
+            raise ValueError(f"{file}: {name} holds NaN or infinite values; take earlier ones.")
+    return state
 
 
 def save_weights(net: nn.Module, file: Path, config: dict[str, Any], *, degrade: str | None = None) -> None:
