@@ -152,6 +152,8 @@ def choices_table(results: Results, *, memory: bool = True) -> str:
         if (row := found.row(name, form))
     ]
     title = f"An image of {_size(suite.row(OURS, 'eager') or suite.rows[0])}. {suite.title}"
+    if len(suites) > 1:
+        title += " OpenVINO: another run on that machine."
     return f"{title}\n\n{table(['', 'parameters', 'ms', 'times IMDN, same engine', 'peak, MiB'], lines)}"
 
 
