@@ -627,3 +627,11 @@ def test_a_network_with_other_modules_is_not_padded() -> None:
     net.body[0].attention.gate = nn.Hardsigmoid()
     with pytest.raises(ValueError, match="pad_widths: net must be built of MREN's own modules"):
         pad_widths(net)
+
+
+def test_parts_with_other_activations_are_weighed_apart() -> None:
+    block = lively(SCACB(24)).double().eval()
+    block.channel["act"] = nn.LeakyReLU(0.3)
+    x = torch.randn(1, 24, 9, 7, dtype=torch.float64)
+    with torch.no_grad():
+        in_range(in_small_strips(fold(block))(x), block(x), 1e-13)

@@ -135,10 +135,11 @@ def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldRep
         if isinstance(module, (FoldedRBWA, StripSCACB, StripWSILBV)):
             report.left[names[module]] = "is folded already"
         elif isinstance(module, SCACB):
-            if module.exchange == "outputs" and repr(module.spatial["act"]) == repr(module.channel["act"]):
-                consider(module, MergedSCACB, "one weighing for both parts, and in strips", why_not(module, SCACB))
+            reason = why_not(module, SCACB)
+            if reason is None and module.exchange == "outputs" and _same_activations(module):
+                consider(module, MergedSCACB, "one weighing for both parts, and in strips", None)
             else:
-                consider(module, StripSCACB, "in strips", why_not(module, SCACB))
+                consider(module, StripSCACB, "in strips", reason)
         elif isinstance(module, WSILBV):
             consider(module, StripWSILBV, "statistics in strips", why_not(module, WSILBV))
         elif isinstance(module, RBWA):
@@ -154,6 +155,11 @@ def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldRep
                 if reason is None:
                     changes[row] = FoldedSequential
     return changes, report
+
+
+def _same_activations(block: SCACB) -> bool:
+    spatial, channel = block.spatial, block.channel
+    return spatial is not None and channel is not None and repr(spatial["act"]) == repr(channel["act"])
 
 
 def _check_same(actual: Any, expected: Any, tolerance: float) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from sc_blocks import _checks
 from sc_blocks.scacb import SCACB
@@ -101,13 +102,12 @@ class MergedSCACB(StripSCACB):
             return super().whole(x)
         act = spatial["act"]
         compressed = self.act(self.compress(x))
-
         level1 = act(spatial["conv1"](compressed)) + act(channel["conv1"](compressed))
-        own, other = act(spatial["conv3"](compressed)), act(channel["conv3"](compressed))
-        level5 = act(spatial["conv5"](own)) + act(channel["conv5"](other))
-        levels = torch.cat([level1, own + other, level5], dim=1)
-        first, second = spatial["weighing"], channel["weighing"]
-        bias = None if first.bias is None else torch.cat([first.bias, second.bias])
+        spatial3, channel3 = act(spatial["conv3"](compressed)), act(channel["conv3"](compressed))
+        level5 = act(spatial["conv5"](spatial3)) + act(channel["conv5"](channel3))
+        levels = torch.cat([level1, spatial3 + channel3, level5], dim=1)
+        first, second = cast(nn.Conv2d, spatial["weighing"]), cast(nn.Conv2d, channel["weighing"])
+        bias = None if first.bias is None or second.bias is None else torch.cat([first.bias, second.bias])
         weighed = act(F.conv2d(levels, torch.cat([first.weight, second.weight]), bias))
         fused = self.fuse(weighed)
         return x + fused if self.residual else fused
