@@ -115,6 +115,7 @@ CARDS = (
         "Upsampling with attention, for the end of a network.",
         "C × H × W → C × 2H × 2W",
         "RBWA to twice the size",
+        compared(HOSTS / "imdn_tail.csv", "plain", "rbwa", "IMDN ×4", "a pixel shuffle"),
     ),
     Card(
         "MREB",

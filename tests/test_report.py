@@ -95,12 +95,12 @@ def test_the_committed_comparisons_are_fair(file: Path) -> None:
     runs = read_runs(file)
     host, _, task = file.stem.partition("_")
     assert runs[0].name == "plain"
-    for name in ("matched", "steps", "batch_size", "patch_size"):
+    for name in ("matched", "minutes" if task == "tail" else "steps", "batch_size", "patch_size"):
         assert len({getattr(run, name) for run in runs}) == 1, name
     # Every row with every seed on every test set, once.
     made = [(run.name, run.seed, run.dataset) for run in runs]
     assert sorted(made) == sorted(itertools.product(*(dict.fromkeys(values) for values in zip(*made, strict=True))))
-    scale = 4 if task == "sr" else 1
+    scale = 1 if task == "denoise" else 4
     for name, channels, parameters in {(run.name, run.channels, run.parameters) for run in runs}:
         assert parameters == count_parameters(partial(build, host, name, scale, channels))
     for run in runs:

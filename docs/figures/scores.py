@@ -65,7 +65,7 @@ def exported(folder: Path) -> dict[str, dict[str, float]]:
     """Files in each precision: megabytes, distance from torch, and scores on Set5."""
     files = {
         "float32, folded": ("float32", True),
-        "float32": ("float32", False),
+        "float32, `--no-fold`": ("float32", False),
         "float16, folded": ("float16", True),
         "int8, never folded": ("int8", False),
     }

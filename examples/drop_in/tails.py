@@ -29,13 +29,19 @@ def pixel_shuffle(channels: int, scale: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
 
 
-def narrow_rbwa(channels: int, scale: int, *, widths: tuple[int, int] = (24, 16)) -> nn.Module:
-    """The tail of MREN-S: a 1x1 convolution, RBWA in one stage or two, and a 3x3 convolution.
+def narrow_rbwa(
+    channels: int,
+    scale: int,
+    *,
+    widths: tuple[int, int] = (24, 16),
+) -> nn.Module:
+    """The tail of MREN-S: a 1x1 convolution, one or two RBWAs, a 3x3 convolution.
 
     Args:
         channels: Width of the features.
         scale: 2, 3 or 4.
-        widths: What the features are narrowed to, and the width after the second stage, which only ×3 and ×4 have.
+        widths: What the features are narrowed to, and the width after the second stage,
+            which only ×3 and ×4 have.
 
     Raises:
         ValueError: If there is no such scale.
@@ -46,11 +52,13 @@ def narrow_rbwa(channels: int, scale: int, *, widths: tuple[int, int] = (24, 16)
         torch.Size([1, 3, 27, 21])
     """
     if scale not in STAGES:
-        raise ValueError(f"narrow_rbwa: scale must be one of {', '.join(map(str, STAGES))}; got {scale}.")
+        known = ", ".join(map(str, STAGES))
+        raise ValueError(f"narrow_rbwa: scale must be one of {known}; got {scale}.")
     first, last = widths
     wide = [first, first, last][: len(STAGES[scale]) + 1]
+    stages = zip(pairwise(wide), STAGES[scale], strict=True)
     return nn.Sequential(
         nn.Conv2d(channels, first, 1),
-        *(RBWA(*pair, scale_factor=factor) for pair, factor in zip(pairwise(wide), STAGES[scale], strict=True)),
+        *(RBWA(*pair, scale_factor=factor) for pair, factor in stages),
         nn.Conv2d(wide[-1], 3, 3, padding=1),
     )
