@@ -363,23 +363,24 @@ NAME: dict[str, Column] = {"": lambda row, _: row["name"]}
 FORM: dict[str, Column] = NAME | {"form": lambda row, _: row["form"]}
 COUNTED: dict[str, Column] = {"parameters": lambda row, _: _parameters(row), "GMACs": lambda row, _: _gmacs(row)}
 MS: dict[str, Column] = {"ms": lambda row, _: _spread_ms(row)}
-# Tables with a line for each row of a suite: the columns, each with the text of its cells.
+# Tables with a line for each row of a suite: the columns, each with the text of its cells. What was measured comes
+# first, for on a phone the others are out of sight.
 COLUMNS: dict[str, Mapping[str, Column]] = {
     "blocks": FORM
-    | COUNTED
     | {
         "forward, ms": lambda row, _: _spread_ms(row),
         "times": lambda row, _: _ratio(row),
         "forward + backward, ms": lambda row, suite: _spread_ms(_backward(row, suite)),
         "times, with backward": lambda row, suite: _ratio(_backward(row, suite)),
-    },
+    }
+    | COUNTED,
     "nets": FORM
-    | COUNTED
     | MS
     | {
         f"times {REFERENCE_NET} eager": lambda row, _: _ratio(row),
         "rate": lambda row, suite: spread(vars(rate)) if (rate := arithmetic_rate(row, suite)) else "",
-    },
+    }
+    | COUNTED,
     "memory": FORM
     | {
         "MiB": lambda row, _: mib(row.get("peak_bytes")) or _skip_reason(row),
@@ -408,11 +409,11 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
         "times IMDN eager": lambda row, suite: _times(row, suite.row(REFERENCE_NET, "eager")),
     },
     "gpu": FORM
-    | {"frames at a time": lambda row, _: str(row["size"][0]) if "frames_per_second" in row else ""}
+    | {"frames/s": _number("frames_per_second")}
     | MS
     | {
-        "frames/s": _number("frames_per_second"),
         "steps/s": _number("steps_per_second"),
+        "frames at a time": lambda row, _: str(row["size"][0]) if "frames_per_second" in row else "",
         "of measured limits": _number("fraction_of_measured"),
         "of the data sheet": _number("fraction_of_data_sheet"),
     },

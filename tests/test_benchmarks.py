@@ -381,7 +381,7 @@ def test_comparisons_of_made_up_numbers() -> None:
     assert line in lines_of(texts["summary.md"])
     assert line in lines_of(texts["losses.md"])
     # 15 GMACs in 3, 4 and 10 s beside 1 in 0.1, 0.2 and 0.4: 0.5, 0.75 and 0.6
-    assert any(cells[-1] == "0.600 (0.550–0.675)" for cells in lines_of(texts["nets.md"]))
+    assert any("0.600 (0.550–0.675)" in cells for cells in lines_of(texts["nets.md"]))
     assert ["MREN ×4", "1", "4,000", "2.50"] in lines_of(texts["choices.md"])
     assert set(report.tables({}).values()) == {"Not measured.\n", report.precision_table()}
 
