@@ -625,8 +625,11 @@ def test_padded_widths_change_nothing(options: dict[str, Any], scale: int) -> No
 def test_a_network_with_other_modules_is_not_padded() -> None:
     net = MREN(2, channels=12, num_blocks=1)
     net.body[0].attention.gate = nn.Hardsigmoid()
-    with pytest.raises(ValueError, match="pad_widths: net must be built of MREN's own modules"):
-        pad_widths(net)
+    trunk = MREN(2, channels=12, num_blocks=1)
+    trunk.body = nn.Sequential(nn.Identity())
+    for changed in (net, trunk):
+        with pytest.raises(ValueError, match="pad_widths: net must be built of MREN's own modules"):
+            pad_widths(changed)
 
 
 def test_parts_with_other_activations_are_weighed_apart() -> None:

@@ -122,6 +122,9 @@ def pad_widths(net: MREN, multiple: int = 16) -> MREN:
     def up(width: int) -> int:
         return -(-width // multiple) * multiple
 
+    replaced = "pad_widths: net must be built of MREN's own modules; some were replaced."
+    if {type(block) for block in net.body} != {MREB}:
+        raise ValueError(replaced)
     first, last = net.body[0], net.reconstruct[-1]
     stage, link = first.stages[0], first.refine.links[-1]
     communication: Any = type(link.communication)
@@ -149,7 +152,7 @@ def pad_widths(net: MREN, multiple: int = 16) -> MREN:
     if isinstance(net.reduce, nn.Identity):
         padded.reduce = nn.Identity()
     if [type(module) for module in net.modules()] != [type(module) for module in padded.modules()]:
-        raise ValueError("pad_widths: net must be built of MREN's own modules; some were replaced.")
+        raise ValueError(replaced)
     for ours, theirs in zip(net.modules(), padded.modules(), strict=True):
         if isinstance(ours, WSILBV):
             theirs.local, theirs.eps = ours.local, ours.eps
