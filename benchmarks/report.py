@@ -44,12 +44,10 @@ CHOICES = (
     (OURS, "eager", "MREN ×4"),
     (OURS, "folded", "MREN ×4, folded"),
     (OURS, "folded, compiled", "MREN ×4, folded, compiled"),
-    (OURS, "folded, onnx", "MREN ×4, folded, in ONNX Runtime"),
     (OURS, "padded, folded, openvino", "MREN ×4, folded, in OpenVINO"),
     ("MREN-S ×4", "folded", "MREN-S ×4, folded"),
     ("MREN-S ×4", "padded, folded, openvino", "MREN-S ×4, folded, in OpenVINO"),
     (REFERENCE_NET, "eager", "IMDN ×4"),
-    (REFERENCE_NET, "onnx", "IMDN ×4, in ONNX Runtime"),
     (REFERENCE_NET, "openvino", "IMDN ×4, in OpenVINO"),
     ("SPAN ×4", "eager", "SPAN ×4"),
     ("SAFMN ×4", "eager", "SAFMN ×4"),
@@ -275,8 +273,8 @@ def _rows(results: Results, suite: str, place: str | None = None) -> list[Row]:
 
 
 def _times_reference(row: Row, suite: Suite) -> str:
-    """Times the reference in the same engine: eager or compiled torch, ONNX Runtime or OpenVINO."""
-    engine = next((step for step in ("onnx", "openvino", "compiled") if step in row["form"].split(", ")), None)
+    """Times the reference in the same engine: eager or compiled torch, or OpenVINO."""
+    engine = next((step for step in ("openvino", "compiled") if step in row["form"].split(", ")), None)
     return _times(row, suite.row(REFERENCE_NET, engine)) if engine else _median(row)
 
 

@@ -390,10 +390,14 @@ def test_a_form_is_beside_imdn_in_the_same_engine() -> None:
     (nets,) = made_up()["nets"]
     _, ours, imdn = nets.rows
     nets.rows.extend(
-        [ours | {"form": "folded, onnx"}, imdn | {"form": "onnx", "rounds": [1.0, 1.0, 2.0]}, ours | {"form": "folded"}]
+        [
+            ours | {"form": "padded, folded, openvino"},
+            imdn | {"form": "openvino", "rounds": [1.0, 1.0, 2.0]},
+            ours | {"form": "folded"},
+        ]
     )
     times = {cells[0]: cells[3] for cells in lines_of(report.choices_table({"nets": [nets]}))}
-    assert times["MREN ×4, folded, in ONNX Runtime"] == "4.00"  # 3, 4 and 5
+    assert times["MREN ×4, folded, in OpenVINO"] == "4.00"  # 3, 4 and 5
     assert times["MREN ×4, folded"] == "2.50"
 
 
