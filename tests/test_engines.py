@@ -84,6 +84,16 @@ def test_an_engine_takes_any_size_in_turn(name: str, exported: dict[str, Path], 
             torch.testing.assert_close(engine(x), net(x), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (40, 33)], ids=str)
+def test_folded_and_padded_for_openvino(size: tuple[int, int], weights: Path, tmp_path: Path) -> None:
+    """The border of each map is put in its place by masks there."""
+    options = ["--format", "openvino", "--fold", "--scale", "3", "--weights", str(weights), "-o", str(tmp_path / "x")]
+    assert command.main(options) == 0
+    x = torch.rand(2, 3, *size)
+    with torch.inference_mode():
+        assert (in_openvino(tmp_path / "x", x) - load_mren(3, path=weights)(x)).abs().max() < 1e-4
+
+
 @pytest.mark.slow
 def test_what_was_quantised_for_onnx_runtime_runs_in_openvino(weights: Path, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", [(60, 81), (75, 60)])

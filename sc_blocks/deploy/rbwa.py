@@ -102,6 +102,10 @@ class FoldedRBWA(RBWA):
         if runs_on_cpu(x):
             inner[:, :, :1], inner[:, :, -1:], inner[..., :1], inner[..., -1:] = top, bottom, left, right
             return inner
+        return self.place_frame(inner, top, bottom, left, right)
+
+    def place_frame(self, inner: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Replace the outermost pixels of a map in a graph."""
         # By index: an inference engine writes all of them in one pass, where it would copy the map for each slice.
         height, width = inner.shape[2:]
         row = torch.arange(width, device=inner.device)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from examples.mren.engines import Engine, install_hint, onnx
 from sc_blocks.deploy.rbwa import FoldedRBWA
-from sc_blocks.deploy.strips import MapFunction
 
 MODEL = "model.xml"
 Precision = Literal["f32", "bf16"]
@@ -62,9 +61,7 @@ class _MaskedRBWA(FoldedRBWA):
     OpenVINO merges that with what comes next. To write by index, it would reorder the memory of the whole map, twice.
     """
 
-    def with_frame(self, inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
-        top, bottom = plain(x[:, :, :band])[:, :, :1], plain(x[:, :, -band:])[:, :, -1:]
-        left, right = plain(x[..., :band])[..., :1], plain(x[..., -band:])[..., -1:]
+    def place_frame(self, inner: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
         height, width = inner.shape[2:]
         row = torch.arange(height).view(1, 1, -1, 1)  # with all axes, or it would still reorder
         column = torch.arange(width).view(1, 1, 1, -1)
