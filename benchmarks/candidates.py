@@ -79,6 +79,9 @@ NETS: dict[str, Net] = {
     "MREN-S ×4": Net(mren_s, ("eager", "folded", "folded, compiled", "folded, onnx"), FOLDED),
     "MREN-L ×4": Net(mren_l, FOLDED, FOLDED),
     "MREN ×2": Net(lambda: mren(2), FOLDED, FOLDED, scale=2),
+    "MREN-S ×2": Net(lambda: mren_s(2), FOLDED, (), scale=2),
+    "MREN ×3": Net(lambda: mren(3), FOLDED, (), scale=3),
+    "MREN-S ×3": Net(lambda: mren_s(3), FOLDED, (), scale=3),
     "IMDN ×4": Net(IMDN, COMMON, COMMON),
     "SRCNN ×4": Net(srcnn),
     "VDSR ×4": Net(vdsr),
@@ -104,7 +107,6 @@ NETS: dict[str, Net] = {
         )
     ),
     # Only in the suites that name them.
-    "MREN-S ×2": Net(lambda: mren_s(2), (), (), scale=2),
     "IMDN ×2": Net(lambda: IMDN(2), (), (), scale=2),
     "SPAN ×2": Net(peer(SPAN, "SPAN", num_in_ch=3, num_out_ch=3, upscale=2), (), (), scale=2),
     "SAFMN ×2": Net(peer(SAFMN, "SAFMN", dim=36, upscaling_factor=2), (), (), scale=2),

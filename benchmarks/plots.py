@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.transforms import Bbox
 
 from benchmarks.results import Results, Suite
 from examples.mren.plots import svg_plot
-from examples.mren.report import published, scored
+from examples.mren.report import NETWORKS, published, scored
 
 DATASET = "Set5"
 
 
-def points(suite: Suite, over: str) -> list[tuple[str, float, float]]:
-    """Name, cost and PSNR of every network whose PSNR is known.
+class Point(NamedTuple):
+    """A network in a plot of PSNR over cost."""
+
+    name: str
+    cost: float
+    psnr: float
+    shipped: bool
+    """Whether the PSNR is that of our weights, and not the paper's."""
+
+
+def points(suite: Suite, over: str) -> list[Point]:
+    """Every network whose PSNR is known.
 
     Args:
         suite: Results of ``nets``.
@@ -22,36 +37,60 @@ def points(suite: Suite, over: str) -> list[tuple[str, float, float]]:
     """
     printed = {row["method"]: row[f"{DATASET}_psnr"] for row in published(4)}
     psnr = {method: float(value) for method, value in printed.items() if value}
+    ours = {NETWORKS[variant]: scores[DATASET][0] for variant, scores in scored(4).items() if variant in NETWORKS}
     found = []
     for row in suite.rows:
         method = row["name"].removesuffix(" ×4")
-        if method not in psnr or "seconds" not in row or row["form"] != "eager" or not row.get("macs"):
+        if "seconds" not in row or row["form"] != "eager" or not row.get("macs"):
             continue
         height, width = row["size"][-2:]
         cost = row["seconds"]["median"] * 1000 if over == "seconds" else row["macs"] * 57600 / (height * width) / 1e9
-        found.append((method, cost, psnr[method]))
-        if method == "MREN":
-            ours = scored(4)["mren"][DATASET][0]
-            found.append(("MREN, our weights", cost, ours))
+        if method in psnr:
+            found.append(Point(method, cost, psnr[method], False))
+        if method in ours:
+            found.append(Point(method, cost, ours[method], True))
             best = suite.best(row["name"])
             if over == "seconds" and best and best is not row:
-                found.append((f"MREN, our weights, {best['form']}", best["seconds"]["median"] * 1000, ours))
+                milliseconds = best["seconds"]["median"] * 1000
+                found.append(Point(f"{method}, {best['form']}", milliseconds, ours[method], True))
     return found
 
 
 def _psnr_over(over: str, label: str, results: Results, target: Path) -> None:
     with svg_plot(target) as axes:
-        for suite in results.get("nets", [])[:1]:
-            for name, cost, psnr in points(suite, over):
-                ours = name.startswith("MREN")
-                axes.scatter([cost], [psnr], color="tab:orange" if ours else "tab:blue", marker="D" if ours else "o")
-                # A second form of a network lies at the same height as the first: its name goes below.
-                place = (5, -12) if name.count(",") > 1 else (5, 4)
-                axes.annotate(name, (cost, psnr), xytext=place, textcoords="offset points", fontsize=8)
+        found = [point for suite in results.get("nets", [])[:1] for point in points(suite, over)]
+        for shipped, colour, marker, name in (
+            (False, "tab:blue", "o", "PSNR of the MREN paper"),
+            (True, "tab:orange", "D", "PSNR of our weights"),
+        ):
+            drawn = [point for point in found if point.shipped is shipped]
+            costs, values = [point.cost for point in drawn], [point.psnr for point in drawn]
+            axes.scatter(costs, values, color=colour, marker=marker, label=name)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.2, y=0.15)
         axes.set_xlabel(label)
         axes.set_ylabel("PSNR on Set5 ×4, dB")
+        _write_names(axes, found)
+
+
+def _write_names(axes: Axes, found: list[Point]) -> None:
+    """Write each name beside its point, where it covers no point and no other name."""
+    axes.figure.draw_without_rendering()  # settles the layout, and with it where the points are
+    marks = axes.transData.transform([(point.cost, point.psnr) for point in found])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in marks]
+    for point in found:
+        at = point.cost, point.psnr
+        text = axes.annotate(point.name, at, xytext=(0, 0), textcoords="offset points", fontsize=8)
+        for x, y in ((5, 4), (-5, 4), (5, -12), (-5, -12), (5, 14), (-5, 14), (5, -22), (-5, -22)):
+            text.xyann = x, y
+            text.set_horizontalalignment("left" if x > 0 else "right")
+            box = text.get_window_extent()
+            if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
+                break
+        taken.append(box)
 
 
 def _growth(values: str, label: str, results: Results, target: Path, *, output: bool) -> None:
@@ -77,6 +116,6 @@ def _growth(values: str, label: str, results: Results, target: Path, *, output: 
 PLOTS: dict[str, Callable[[Results, Path], None]] = {
     "psnr_latency.svg": partial(_psnr_over, "seconds", "ms for an input of 160 × 120"),
     "psnr_macs.svg": partial(_psnr_over, "macs", "GMACs for a result of 1280 × 720"),
-    "memory.svg": partial(_growth, "memory", "peak memory of a forward, MiB", output=True),
-    "latency.svg": partial(_growth, "seconds", "seconds of a forward", output=False),
+    "memory.svg": partial(_growth, "memory", "peak memory of a forward pass, MiB", output=True),
+    "latency.svg": partial(_growth, "seconds", "seconds of a forward pass", output=False),
 }

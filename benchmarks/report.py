@@ -167,7 +167,7 @@ def costs_table(suite: Suite, results: Results) -> str:
             lines.append([name if form == "eager" else f"{name}, {form}", *numbers, mib(counted.get("kept_bytes"))])
     plain = [suite.row(CONVOLUTION, "eager", mode) for mode in (FORWARD, BACKWARD)]
     times = " and ".join(f"{_ms(row)} ms" for row in plain if row)
-    header = ["", "parameters", "GMACs", "forward", "forward + backward", "kept for it, MiB"]
+    header = ["", "parameters", "GMACs", "forward", "forward + backward", "saved, MiB"]
     return f"Times are those of the convolution, {times}.\n\n{table(header, lines)}"
 
 
@@ -198,10 +198,11 @@ def forms_tables(results: Results) -> str:
 
 
 def fold_table(suite: Suite, _: Results) -> str:
-    """Folded and as written, and whether anything folded is slower."""
+    """Folded and unfolded, and whether anything folded is slower."""
     found = [each for row in suite.rows for each in _to_reference(row, suite)]
     slower = sum(map(is_worse, found))
-    text = f"**Slower when folded: {slower} of {len(found)}**." if slower else "**Nothing folded is slower**."
+    text = f"**{f'{slower} of {len(found)}' if slower else 'Nothing'} folded is slower**"
+    text += f" by more than {100 * (NOISE - 1):.0f} % in at least three of four rounds."
     worst = max(found, key=lambda each: each[2].median, default=None)
     text += f" The highest ratio: {worst[0]}, {spread(vars(worst[2]))}." if worst else ""
     peaks = {(row["name"], *row["size"]): row.get("peak_bytes") for row in suite.rows if row["form"] == "eager"}
@@ -211,7 +212,7 @@ def fold_table(suite: Suite, _: Results) -> str:
         if row["form"] == "folded":
             memory = digits(row["peak_bytes"] / before) if row.get("peak_bytes") and before else ""
             lines.append([row["name"], _size(row), _spread_ms(row), _ratio(row), memory])
-    return f"{text}\n\n{table(['', 'input', 'ms, folded', 'times as written', 'memory, times as written'], lines)}"
+    return f"{text}\n\n{table(['', 'input', 'ms, folded', 'times unfolded', 'memory, times unfolded'], lines)}"
 
 
 def precision_table() -> str:
@@ -237,7 +238,7 @@ def engine_precision_table(results: Results) -> str:
         key, psnr = (row["network"], row["form"]), float(row["psnr"])
         if row["form"] in ENGINES:
             lines.append([*key, times.get(key, ""), f"{psnr:.3f}", f"{psnr - exact[row['network']]:+.3f}"])
-    return table(["", "engine", "ms", "PSNR, dB", "beside float64, dB"], lines)
+    return table(["", "engine", "ms", "PSNR, dB", "difference from float64, dB"], lines)
 
 
 def pivot_table(suite: Suite, rows: Iterable[Row], column: str) -> str:
@@ -399,8 +400,7 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
         "times the reference": lambda row, _: _ratio(row),
         "first loss": lambda row, _: f"{row['first_loss']:.5f}" if "first_loss" in row else "",
     },
-    "engines": NAME
-    | {"engine": lambda row, _: row["engine"]}
+    "engines": FORM
     | MS
     | {
         "times IMDN, same engine": lambda row, _: _ratio(row),
@@ -411,7 +411,7 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
     | MS
     | {
         "steps/s": _number("steps_per_second"),
-        "frames at a time": lambda row, _: str(row["size"][0]) if "frames_per_second" in row else "",
+        "batch": lambda row, _: str(row["size"][0]) if "frames_per_second" in row else "",
         "of measured limits": _number("fraction_of_measured"),
         "of the data sheet": _number("fraction_of_data_sheet"),
     },
