@@ -48,6 +48,7 @@ html_theme = "furo"
 html_title = f"sc_blocks {release}"
 pygments_dark_style = "a11y-high-contrast-dark"  # the pair of the theme's light one; its default underlines modules
 html_favicon = html_logo = "images/logo.svg"
+templates_path = ["_templates"]
 html_static_path = ["_static", "images/mren_sample.png"]
 html_css_files = ["site.css", "before_after.css", "try/try.css"]
 html_js_files = [("before_after.js", {"defer": "defer"}), ("scrollable.js", {"defer": "defer"})]
