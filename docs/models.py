@@ -153,7 +153,7 @@ def summary(found: list[Weights], suite: results.Suite) -> str:
     head = ["weights", "PSNR", "over bicubic", "parameters", "GMACs", "s / MP", "MB"]
     note = (
         f"PSNR on Set14 in dB; multiply-accumulates for a result of {WIDTH} × {HEIGHT}; seconds for a megapixel of the "
-        f"result on {suite.place} of {suite.machine['cpu']}, torch {suite.machine['versions']['torch']}, as written. "
+        f"result on {suite.place} of {suite.machine['cpu']}, torch {suite.machine['versions']['torch']}, not folded. "
         f"{DASH}: not measured.\n"
     )
     return f"{table(head, rows, text=('weights',))}\n{note}"
@@ -184,7 +184,7 @@ def _anchor(weights: Weights) -> str:
 
 
 def _times(weights: Weights, suite: results.Suite) -> str:
-    forms = {"as written": "eager", "folded": "folded", "folded, in ONNX Runtime": "folded, onnx"}
+    forms = {"not folded": "eager", "folded": "folded", "folded, in ONNX Runtime": "folded, onnx"}
     times = {words: weights.seconds(suite, form) for words, form in forms.items()}
     parts = [f"{seconds:.2f} s {words}" for words, seconds in times.items() if seconds]
     return f"{'; '.join(parts)}; for a megapixel of the result, {suite.place}" if parts else ""
