@@ -22,10 +22,12 @@ PAGES = (
     "models.html",
     "tutorials/first-block.html",
     "how-to/choose-a-block.html",
+    "reference/conventions.html",
     "reference/scacb.html",
     "explanation/blocks.html",
     "explanation/attention-passing.html",
     "results.html",
+    "search.html",
     "try.html",
 )
 AXE = ROOT / "docs" / "browser" / "node_modules" / "axe-core" / "axe.min.js"
