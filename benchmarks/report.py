@@ -221,7 +221,7 @@ def precision_table() -> str:
          f"{100 * float(row['bytes_changed']):.1f} %", f"{float(row['psnr']):.3f}"]
         for row in rows
     ]  # fmt: skip
-    return table(["form", "largest error", "root mean square", "bytes that differ", "PSNR, dB"], lines)
+    return table(["form", "largest error", "root mean square", "bytes that differ", "PSNR, dB"], lines) or NOT_MEASURED
 
 
 def engine_precision_table(results: Results) -> str:
@@ -236,7 +236,7 @@ def engine_precision_table(results: Results) -> str:
         key, psnr = (row["network"], row["form"]), float(row["psnr"])
         if row["form"] in ENGINES:
             lines.append([*key, times.get(key, ""), f"{psnr:.3f}", f"{psnr - exact[row['network']]:+.3f}"])
-    return table(["", "engine", "ms", "PSNR, dB", "beside float64, dB"], lines)
+    return table(["", "engine", "ms", "PSNR, dB", "beside float64, dB"], lines) or NOT_MEASURED
 
 
 def pivot_table(suite: Suite, rows: Iterable[Row], column: str) -> str:
