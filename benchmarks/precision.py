@@ -1,15 +1,16 @@
 """The errors of MREN in lower precisions, compared with float64: ``python -m benchmarks.precision``.
 
 The shipped weights enlarge photographs that scikit-image ships, shrunk as for scoring. With ``--calibrate FOLDER`` they
-do so in other engines, too, in int8 with the ranges of the images in that folder; without it, these rows stay as they
-are. The results go to a CSV file beside those of the other benchmarks; :mod:`benchmarks.report` makes the tables.
-Nothing is timed.
+do so in other engines, too, in int8 with the ranges of the images in that folder; without it, the rows of these engines
+stay as they are, unless they were measured with other weights. The results go to a CSV file beside those of the other
+benchmarks, with the checksum of the weights; :mod:`benchmarks.report` makes the tables. Nothing is timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,18 +20,31 @@ from skimage import data
 from torch import Tensor, nn
 
 from benchmarks.candidates import ENGINES, runtime
-from examples.mren.cli import run_command
+from examples.mren.cli import note, run_command
 from examples.mren.data import imresize, mod_crop
 from examples.mren.fold import fold_mren
 from examples.mren.metrics import psnr, to_uint8
-from examples.mren.model import MREN, load_mren
+from examples.mren.model import MREN, Variant, load_mren, weights_path
 from examples.mren.recipes import Mixed
 from examples.records import read_rows, write_rows
 
 FILE = Path(__file__).parent / "results" / "precision.csv"
-HEADER = ["network", "form", "largest", "rms", "bytes_changed", "psnr"]
+HEADER = ["network", "form", "largest", "rms", "bytes_changed", "psnr", "weights_sha256"]
+NETWORKS: dict[str, Variant] = {"MREN ×4": "mren", "MREN-S ×4": "mren_s"}
 PHOTOGRAPHS = ("chelsea", "coffee")
 Form = Callable[[Tensor], Tensor]
+
+
+def checksum(network: str) -> str:
+    """SHA-256 of the shipped weights of a network."""
+    return hashlib.sha256(weights_path(4, NETWORKS[network]).read_bytes()).hexdigest()
+
+
+def read_current(file: Path = FILE) -> list[dict[str, str]]:
+    """The rows of the file that were measured with the weights that are shipped now; others are left out."""
+    shipped = {network: checksum(network) for network in NETWORKS}
+    rows = read_rows(file) if file.exists() else []
+    return [row for row in rows if row.get("weights_sha256") == shipped.get(row["network"])]
 
 
 def cast(net: nn.Module, dtype: torch.dtype) -> Form:
@@ -71,7 +85,7 @@ def engine_forms(net: MREN, calibrate: Path) -> dict[str, Form]:
 def measure(
     net: MREN, photos: Sequence[Tensor], forms: dict[str, Form], log: Callable[[str], object] = print
 ) -> list[list[str]]:
-    """A row for each form, over all photographs: :data:`HEADER` from the form on; errors in steps of a byte, 1/255."""
+    """A row for each form, over all photographs: its name and numbers, as in :data:`HEADER`; errors in 1/255."""
     exact = copy.deepcopy(net).double()
     originals = [mod_crop(photo, 4) for photo in photos]
     inputs = [imresize(original, 1 / 4)[None].double() / 255 for original in originals]
@@ -93,15 +107,17 @@ def measure(
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     photos = [torch.from_numpy(getattr(data, name)()).permute(2, 0, 1) for name in PHOTOGRAPHS]
-    before = read_rows(FILE) if FILE.exists() else []
+    before = read_current() if args.calibrate is None else []
     rows: list[list[str]] = []
-    for name, variant in {"MREN ×4": "mren", "MREN-S ×4": "mren_s"}.items():
+    for name, variant in NETWORKS.items():
         net = load_mren(4, variant)
         given = forms(net) if variant == "mren" else {}
         given |= {} if args.calibrate is None else engine_forms(net, args.calibrate)
-        rows += [[name, *row] for row in measure(net, photos, given)]
+        rows += [[name, *row, checksum(name)] for row in measure(net, photos, given)]
         kept = [row for row in before if row["network"] == name and row["form"] in ENGINES]
-        rows += [list(row.values()) for row in kept if args.calibrate is None]
+        rows += [list(row.values()) for row in kept]
+        if args.calibrate is None and not kept:
+            note(f"{name}: no rows of other engines for these weights; --calibrate FOLDER measures them.")
     write_rows(FILE, [dict(zip(HEADER, row, strict=True)) for row in rows], HEADER)
     print(FILE)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks import plots
 from benchmarks.candidates import CONVOLUTION, ENGINES, FOLDED_BLOCKS, REFERENCE_NET
-from benchmarks.precision import FILE as PRECISION
+from benchmarks.precision import read_current as read_precision
 from benchmarks.results import Results, Row, Suite, load
 from benchmarks.runner import BACKWARD, FORWARD
 from benchmarks.suites import CONVERTED
@@ -26,7 +26,6 @@ from examples import markdown
 from examples.markdown import digits, mib, spread, with_part
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
-from examples.records import read_rows
 from examples.timing import Summary, ratio
 
 ROOT = Path(__file__).parents[1]
@@ -217,18 +216,18 @@ def fold_table(suite: Suite, _: Results) -> str:
 
 def precision_table() -> str:
     """How far each precision of PyTorch is from float64."""
-    rows = [row for row in read_rows(PRECISION) if row["network"] == OURS and row["form"] not in ENGINES]
+    rows = [row for row in read_precision() if row["network"] == OURS and row["form"] not in ENGINES]
     lines = [
         [row["form"], *(_small(float(row[key])) for key in ("largest", "rms")),
          f"{100 * float(row['bytes_changed']):.1f} %", f"{float(row['psnr']):.3f}"]
         for row in rows
     ]  # fmt: skip
-    return table(["form", "largest error", "root mean square", "bytes that differ", "PSNR, dB"], lines)
+    return table(["form", "largest error", "root mean square", "bytes that differ", "PSNR, dB"], lines) or NOT_MEASURED
 
 
 def engine_precision_table(results: Results) -> str:
     """What each precision of another engine loses, and how long it takes."""
-    rows = read_rows(PRECISION)
+    rows = read_precision()
     exact = {row["network"]: float(row["psnr"]) for row in rows if row["form"] == "float64"}
     # All times are of one run, so that they can be compared.
     timed = next((suite.rows for suite in results.get("engines", []) if suite.row(OURS, "openvino int8")), [])
@@ -238,7 +237,7 @@ def engine_precision_table(results: Results) -> str:
         key, psnr = (row["network"], row["form"]), float(row["psnr"])
         if row["form"] in ENGINES:
             lines.append([*key, times.get(key, ""), f"{psnr:.3f}", f"{psnr - exact[row['network']]:+.3f}"])
-    return table(["", "engine", "ms", "PSNR, dB", "difference from float64, dB"], lines)
+    return table(["", "engine", "ms", "PSNR, dB", "difference from float64, dB"], lines) or NOT_MEASURED
 
 
 def pivot_table(suite: Suite, rows: Iterable[Row], column: str) -> str:

@@ -1,6 +1,6 @@
 """Measure, and write the numbers to a JSON file: ``python -m benchmarks.run``.
 
-``benchmarks/README.md`` describes the method; :mod:`benchmarks.report` makes tables and plots of the files.
+benchmarks/README.md describes the method; benchmarks.report makes tables and plots of the files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.candidates import BLOCKS, NETS, STEPS
 from benchmarks.results import Row
 from benchmarks.runner import Settings
 from benchmarks.suites import SUITES
-from examples.mren.cli import positive_number, whole_number
+from examples.mren.cli import check_target, command_parser, positive_number, run_command, whole_number
 from examples.mren.files import write_text
 
 CUDA_SECONDS = 75.0
@@ -34,7 +34,7 @@ WEIGHTS = {"gpu": 12, "blocks": 8}
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.partition("\n")[0])
+    parser = command_parser("benchmarks.run", __doc__)
     names = ", ".join(SUITES)
     parser.add_argument("--suite", nargs="+", default=["blocks", "nets", "memory"], choices=list(SUITES),
                         metavar="NAME", help=f"of {names}; default: blocks nets memory")  # fmt: skip
@@ -98,16 +98,22 @@ def settings_from(given: argparse.Namespace) -> Settings:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     given = parser.parse_args(argv)
     try:
-        settings = settings_from(given)
-        output = given.output or results.FOLDER / "cuda.json"
-        found = results.read(output)
+        given.settings = settings_from(given)
+        given.output = given.output or results.FOLDER / "cuda.json"
+        check_target(given.output, overwrite=True)
+        given.found = results.read(given.output)
     except ValueError as error:
         parser.error(str(error))
+    return given
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run the command."""
+    settings, output, found = given.settings, given.output, given.found
     torch.set_num_threads(settings.threads)
     torch.backends.cudnn.benchmark = True  # as in the examples: the sizes of a candidate do not change
     suites = list(dict.fromkeys(given.suite))
@@ -116,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = machine.describe(settings.device)
         suite_settings = replace(settings, deadline=deadline_of(suites[number:], settings.deadline))
         rows = SUITES[name](suite_settings)
+        if not rows:
+            raise ValueError(f"--suite {name} has nothing that --only and --without leave; name what it measures.")
         found["suites"][name] = {
             "machine": about,
             "settings": {"device": settings.device.type, "without": sorted(settings.without), "budget": given.budget}
@@ -126,7 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in rows:
             print("  " + describe(row))
     print(output)
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_command(run, _parse, argv)
 
 
 def deadline_of(suites: Sequence[str], end: float) -> float:

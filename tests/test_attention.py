@@ -191,7 +191,6 @@ def test_the_sample(tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch) -> Non
         (["there.png", "-o", "out.png"], "there.png: not a readable image"),
         (["IN", "-o", "out.png", "--blocks", "1", "4"], "--blocks: must be numbers from 1 to 3, got 1 4"),
         (["IN", "-o", "out.png", "--blocks", "0"], "--blocks: must be numbers from 1 to 3, got 0"),
-        (["IN", "-o", "out.png", "--max-side", "0"], "--max-side: must be at least 1, got 0"),
         (["narrow.png", "-o", "out.png", "--max-side", "10"], "narrow.png: too narrow to shrink it by 5"),
         (["IN", "-o", "out.png", "--weights", "none.safetensors"], "no weights at none.safetensors"),
     ],
@@ -213,6 +212,12 @@ def test_words(arguments: list[str], words: str, photo: Path, tmp_path: Path, ru
     assert Path("there.png").read_text() == "kept"
     assert photo.read_bytes() == before
     assert not Path("out.png").exists()
+
+
+def test_a_side_without_pixels(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--max-side", "0"])
+    assert "--max-side: must be a whole number of at least 1, got 0" in capsys.readouterr().err
 
 
 def test_words_about_a_network_without_masks(photo: Path, tmp_path: Path, run, capsys) -> None:

@@ -23,6 +23,7 @@ from examples.markdown import END, begin, digits, table
 from examples.mren.fold import fold_mren
 from examples.mren.model import MREN, load_mren
 from examples.mren.recipes import blocks_of
+from examples.records import read_rows, write_rows
 from examples.timing import OutOfTime, Summary, interleave, ratio, stopwatch, summarise, time_limit
 from sc_blocks.introspect import complexity
 
@@ -494,6 +495,34 @@ def test_errors_of_each_precision_are_in_order() -> None:
     for kind in ("float32", "float16", "bfloat16"):
         assert rows[kind][0] > 0
     assert rows["float32"][1] < rows["float16"][1] < rows["bfloat16"][1] < 3
+
+
+def test_rows_of_other_weights_are_left_out(tmp_path: Path) -> None:
+    rows = precision.read_current()
+    assert {(row["network"], row["form"]) for row in rows} >= {
+        (network, form) for network in precision.NETWORKS for form in ("float64", "openvino", "onnx int8")
+    }, "the weights have changed: python -m benchmarks.precision --calibrate FOLDER"
+    assert len(rows) == len(read_rows(precision.FILE))
+    for row in rows[::2]:
+        row["weights_sha256"] = "0" * 64
+    write_rows(tmp_path / "some.csv", rows, precision.HEADER)
+    assert precision.read_current(tmp_path / "some.csv") == rows[1::2]
+
+
+def test_a_suite_of_which_nothing_is_left_replaces_no_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.json"
+    assert run.main(["--suite", "blocks", "--only", "MREN ×4", "-o", str(file)]) == 1
+    assert "--suite blocks has nothing that --only and --without leave" in capsys.readouterr().err
+    assert not file.exists()
+
+
+def test_what_cannot_be_written_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["--quick", "-o", str(tmp_path / "file" / "mine.json")])
+    assert "is a file, not a folder; choose another output" in capsys.readouterr().err
 
 
 def test_engines_beside_each_other() -> None:

@@ -58,9 +58,10 @@ def test_details_that_are_not_there_are_named(tmp_path: Path, capsys, crop: str,
 
 
 def test_a_detail_that_cannot_be_read_is_a_usage_error(capsys) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["--data", ".", "--crop", "0:1,2"])
-    assert "'0:1,2' is not a detail; give IMAGE:LEFT,TOP,SIDE" in capsys.readouterr().err
+    for detail in ("0:1,2", "0:1,2,0", "0:-1,2,8"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["--data", ".", "--crop", detail])
+        assert f"'{detail}' is not a detail; give IMAGE:LEFT,TOP,SIDE" in capsys.readouterr().err
     assert Detail.parse("a") == Detail("a", None)
 
 

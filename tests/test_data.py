@@ -113,14 +113,25 @@ def test_folders_without_images_say_where_and_what_was_looked_for(tmp_path) -> N
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ValueError, match=rf"{tmp_path.name}: no images; looked for \*\.png"):
         list_images(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no folder at"):
+    with pytest.raises(FileNotFoundError, match=r"no folder at .*missing; .* has no missing\. Give one"):
         list_images(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match=rf"notes\.txt; that is a file in {tmp_path}"):
+        list_images(tmp_path / "notes.txt")
+    write_photos(tmp_path / "set", [(8, 8)])
+    (tmp_path / "HR").mkdir()
+    with pytest.raises(ValueError, match="set: is given twice; give each folder once"):
+        list_images(tmp_path / "set", tmp_path / "HR" / ".." / "set")
+    with pytest.raises(ValueError, match=rf"no images; .* such as {tmp_path / 'HR'}\."):
+        list_images(tmp_path)
 
 
 def test_images_smaller_than_the_patch_are_named(tmp_path) -> None:
     files = write_photos(tmp_path, [(40, 40), (30, 50)])
     with pytest.raises(ValueError, match=r"1\.png: 50 x 30 pixels, less than the patch of 32 x 32.*--patch-size 28"):
         load_pairs(files, 4, min_size=32)
+    tiny = write_photos(tmp_path / "tiny", [(18, 18)])
+    with pytest.raises(ValueError, match=r"18 x 18 pixels, less than the 19 x 19 that scoring needs; take it out\.$"):
+        load_pairs(tiny, 4, min_size=32)  # no size of patches would do
 
 
 @given(count=st.integers(2, 200), data=st.data())

@@ -176,6 +176,12 @@ def test_weights_for_photographs_have_a_short_name(shipped: Path) -> None:
         assert torch.equal(net.head.weight, load_mren(None, path=file).head.weight)
     with pytest.raises(FileNotFoundError, match=r"no weights at .*mren_x4_photo.*Shipped: .*mren_s_x4_photo"):
         load_mren(4, path="photo")
+    with pytest.raises(FileNotFoundError, match=r"Train your own .* --scale 3 --variant mren_l --degrade photo, then"):
+        load_mren(3, "mren_l", path="photo")
+    with pytest.raises(FileNotFoundError, match=r"x5\.safetensors; .* did you mean .*mren_s_x"):
+        load_mren(None, path=shipped / "mren_s_x5.safetensors")
+    with pytest.raises(ValueError, match="is a folder, a file is needed"):
+        load_mren(None, path=shipped)
     (shipped / "mren_s_x2_photo.safetensors").rename(shipped / "mren_x2_photo.safetensors")
     with pytest.raises(ValueError, match="not the arguments of mren"):
         load_mren(2, path="photo")

@@ -276,6 +276,14 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, capsys, more: list[str], wo
     assert words in capsys.readouterr().err
 
 
+def test_an_output_that_takes_no_files_is_named_first(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    assert main(command(tmp_path, "-o", str(tmp_path / "file"))) == 2
+    output = capsys.readouterr()
+    assert "is a file, not a folder; choose another output" in output.err
+    assert output.out == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("host", "row"), [(host, part) for host in HOSTS for part in ["plain", *HOSTS[host].parts]])
 def test_every_part_learns(tmp_path: Path, host: str, row: str) -> None:

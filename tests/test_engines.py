@@ -84,14 +84,17 @@ def test_an_engine_takes_any_size_in_turn(name: str, exported: dict[str, Path], 
             torch.testing.assert_close(engine(x), net(x), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (40, 33)], ids=str)
-def test_folded_and_padded_for_openvino(size: tuple[int, int], weights: Path, tmp_path: Path) -> None:
-    """The border of each map is put in its place by masks there."""
-    options = ["--format", "openvino", "--fold", "--scale", "3", "--weights", str(weights), "-o", str(tmp_path / "x")]
+@pytest.mark.parametrize("name", ["openvino", "pt2"])
+def test_folded_for_images_of_any_size(name: str, weights: Path, tmp_path: Path) -> None:
+    """Each puts the border of a map in its place in a way of its own, OpenVINO after widths are padded."""
+    target = tmp_path / f"folded.{name}"
+    options = ["--format", name, "--fold", "--scale", "3", "--weights", str(weights), "-o", str(target)]
     assert command.main(options) == 0
-    x = torch.rand(2, 3, *size)
-    with torch.inference_mode():
-        assert (in_openvino(tmp_path / "x", x) - load_mren(3, path=weights)(x)).abs().max() < 1e-4
+    net = load_mren(3, path=weights)
+    for size in ((1, 1), (1, 9), (2, 3), (40, 33)):
+        x = torch.rand(2, 3, *size)
+        with torch.inference_mode():
+            assert (RUN[name](target, x) - net(x)).abs().max() < 1e-4, size
 
 
 @pytest.mark.slow
@@ -265,7 +268,8 @@ def test_engines_compute_on_the_cpu_over_whole_tiles(tmp_path: Path, capsys) -> 
         (["--format", "ncnn", "--size", "8", "8", "-o", "x"], "--size: is for litert; ncnn takes images of any size"),
         (["--format", "ncnn", "--fold", "-o", "x"], "ncnn cannot be folded; onnx, openvino, pt2 can"),
         (["--format", "openvino", "--precision", "float16", "-o", "x"], "precision float16 is for the format onnx"),
-        (["--format", "ncnn", "-o", "there"], "there: is a folder"),
+        (["--format", "ncnn", "-o", "there"], "there: would be overwritten; pass --overwrite"),
+        (["--format", "ncnn", "-o", "file", "--overwrite"], "file: is a file, ncnn is written as a folder"),
     ],
 )
 def test_wrong_arguments(
@@ -273,6 +277,7 @@ def test_wrong_arguments(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
+    Path("file").touch()
     assert command.main(arguments) == 2
     assert message in capsys.readouterr().err
 

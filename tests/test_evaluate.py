@@ -113,6 +113,13 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, weights: Path, capsys) -
     assert "saved with scale=2, asked for scale=3" in capsys.readouterr().err
 
 
+def test_a_scale_without_networks_is_told_those_that_have_some(capsys) -> None:
+    for scale in ("5", "2.0", "four"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["--data", ".", "--scale", scale])
+        assert f"argument --scale: must be one of 2, 3, 4, got {scale}" in capsys.readouterr().err
+
+
 def test_folders_of_one_name_are_not_averaged(tmp_path: Path, weights: Path, capsys) -> None:
     folders = [str(tmp_path / name / "set") for name in ("a", "b")]
     for folder in folders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import os
@@ -20,6 +21,8 @@ import tifffile
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
+from examples.mren import imageread
+from examples.mren.cli import describe
 from examples.mren.colorprofile import srgb_profile
 from examples.mren.data import list_images, read_rgb
 from examples.mren.imageread import IMAGE_SUFFIXES, read_picture, read_size
@@ -209,7 +212,7 @@ def test_a_deep_colour_that_stands_for_transparency(tmp_path: Path) -> None:
         (lambda p: rgb().convert("CMYK").save(p), "a.jpg", "CMYK.*without a profile"),
         (lambda p: rgb().save(p, format="EPS"), "a.png", "content is none of PNG"),
         (lambda p: rgb().save(p, format="ICO"), "a.png", "content is none of PNG"),
-        (lambda p: p.write_bytes(b""), "a.png", "not a readable image"),
+        (lambda p: p.write_bytes(b""), "a.png", "is empty; copy or save it again"),
         (lambda p: p.write_bytes(b"P5\n60000 60000\n255\n"), "a.pgm", "megapixels"),
         (
             lambda p: Image.fromarray(deep(1)).save(p, save_all=True, append_images=[Image.fromarray(deep(1)[::-1])]),
@@ -224,6 +227,18 @@ def test_what_cannot_be_kept_is_refused_by_name(make, name: str, words: str, tmp
         read_picture(tmp_path / name)
     with pytest.raises(ValueError, match=f"{name}: "):
         read_rgb(tmp_path / name)
+
+
+def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rgb().save(tmp_path / "a.png")
+
+    def refuse(file: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(imageread, "open", refuse, raising=False)
+    with pytest.raises(PermissionError) as caught:
+        read_picture(tmp_path / "a.png")
+    assert describe(caught.value).endswith("a.png: Permission denied; change its permissions, or choose another.")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

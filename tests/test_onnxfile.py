@@ -130,10 +130,21 @@ def test_the_command_for_times_names_the_file_that_fails(tmp_path: Path, capsys)
     onnx.save(enlarging(), tmp_path / "good.onnx")
     onnx.save(enlarging(size=(64, 64)), tmp_path / "fixed.onnx")
     arguments = ["--size", "8", "9", "--rounds", "1"]
+    assert onnxfile.main([str(tmp_path / "good.onnx"), str(tmp_path / "good.onnx"), *arguments]) == 1
+    output = capsys.readouterr()
+    assert "good.onnx: is given twice" in output.err
+    assert output.out == ""  # before anything is timed
     assert onnxfile.main([str(tmp_path / "good.onnx"), *arguments]) == 0
     assert onnxfile.main([str(tmp_path / "good.onnx"), str(tmp_path / "fixed.onnx"), *arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path / 'fixed.onnx'}: onnxruntime fails at images of (1, 3, 8, 9)")
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.onnx: no such file; python -m examples\.mren\.export -o"):
+        onnxfile.open_session(tmp_path / "none.onnx")
+    with pytest.raises(ValueError, match="is a folder, a file is needed"):
+        onnxfile.open_session(tmp_path)
 
 
 def test_a_session_computes(tmp_path: Path) -> None:

@@ -250,12 +250,14 @@ def test_an_unreadable_file_does_not_stop_the_others(tmp_path: Path, run, capsys
     good, damaged = write_photos(folder, [(8, 9), (30, 30)])
     damaged.write_bytes(damaged.read_bytes()[:400])
     (folder / "text.png").write_text("no image")
+    (folder / "empty.png").touch()
     assert run(folder, "-o", tmp_path / "out") == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == [good.name]
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2
+    assert len(errors) == 3
     assert errors[0].startswith(f"error: {damaged}: not a readable image (")
-    assert errors[1].startswith(f"error: {folder / 'text.png'}: not a readable image (")
+    assert errors[1].startswith(f"error: {folder / 'empty.png'}: is empty;")
+    assert errors[2].startswith(f"error: {folder / 'text.png'}: not a readable image (")
 
 
 def negative_tiff(path: Path) -> None:
@@ -357,6 +359,8 @@ def folder(tmp_path: Path) -> Path:
         (["0.png", "1.png", "-o", "new.png"], "new.png: a folder is needed for several images"),
         (["0.png", "1.png", "-o", "done.png"], "done.png: a folder is needed for several images"),
         (["0.png", "-o", "new"], "new: must end in one of .png, .jpg"),
+        (["0.png", "0.png", "-o", "new"], "0.png: is given twice"),
+        (["", "-o", "new"], "a name is empty"),
         (["0.png"], "-o is needed"),
         (["gone.png", "-o", "new.png"], "gone.png: no such file or folder"),
         (["empty", "-o", "new"], "empty: no images; looked for *.png, *.jpg"),
@@ -425,7 +429,9 @@ def test_sample(tmp_path: Path, run, monkeypatch, capsys) -> None:
     with Image.open("mren_sample.png") as result:
         assert result.size == (4 * 240 + 5 * 12, 240 + 12 + 36)
     assert run() == 2
-    assert "mren_sample.png: would be overwritten; pass --overwrite" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "mren_sample.png: would be overwritten; pass --overwrite" in error
+    assert "--skip-existing" not in error  # which is for folders
     (tmp_path / "folder").mkdir()
     assert run("-o", "folder", "--overwrite") == 0
     assert (tmp_path / "folder" / "mren_sample.png").is_file()

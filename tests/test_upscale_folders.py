@@ -58,6 +58,15 @@ def test_the_scale_is_that_of_the_weights(tmp_path: Path, run, capsys) -> None:
     assert capsys.readouterr().out == f"{tmp_path / 'out.png'}: 18 x 16\n"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_a_name_cannot_break_the_line(tmp_path: Path, run, capsys) -> None:
+    (source,) = write_photos(tmp_path / "in", [(8, 9)])
+    source.rename(tmp_path / "in" / "a\nb\x1b[2J.png")
+    assert run(tmp_path / "in", "-o", tmp_path / "out") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}{os.sep}a\\nb\\x1b[2J.png: 18 x 16\n"
+    assert names(tmp_path / "out") == ["a\nb\x1b[2J.png"]
+
+
 def test_a_folder_is_gone_on_with(tmp_path: Path, run, capsys) -> None:
     write_photos(tmp_path / "in", [(8, 9), (7, 8), (6, 7)])
     (tmp_path / "out").mkdir()

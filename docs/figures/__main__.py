@@ -5,6 +5,9 @@ moved. Tables in the explanation pages are text of their own: ``tests/test_measu
 So is the table of correlations on the page of attention maps, which the step ``attention`` prints. Times of the
 benchmarks do not depend on weights and are left alone.
 
+The step ``precision`` drops the rows of other engines if they are of earlier weights, and says so;
+``python -m benchmarks.precision --calibrate FOLDER`` measures them.
+
 The tables of :mod:`docs.figures.scores` need the test sets, in ``../shared/data`` or where ``SC_BLOCKS_DATA`` says.
 """
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from examples.compare.runner import Setup
 from examples.compare.tasks import Task
-from examples.mren.cli import whole_number
-from examples.mren.model import DEVICES, pick_device
+from examples.mren.cli import check_target, whole_number
+from examples.mren.model import pick_device
+from examples.mren.options import add_device_option
 from examples.mren.trainoptions import add_training_options, training_of
 
 
@@ -21,14 +22,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--held-out", type=whole_number(0), default=0, help="images of --data to score on instead")
     add_training_options(parser)
     parser.set_defaults(recipe="short", channels_last=True)
-    add("--device", choices=DEVICES, default="auto")
+    add_device_option(parser)
     add("--cpu", action="store_const", const="cpu", dest="device", help="the same as --device cpu")
     add("-o", "--output", type=Path, default=Path("runs/compare"), help="folder for runs and tables")
     add("--dry-run", action="store_true", help="say what would be trained, stop")
 
 
 def setup_from(args: argparse.Namespace, task: Task, output: Path, *, matched: str = "") -> Setup:
-    """What the options say that all rows share; threads and determinism are set."""
+    """What the options say that all rows share; threads and determinism are set.
+
+    Raises:
+        UsageError: If the output takes no files.
+    """
+    check_target(output / "runs.csv", overwrite=True)
     return Setup(
         task,
         training_of(args),

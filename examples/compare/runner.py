@@ -82,7 +82,7 @@ class Setup:
         Raises:
             ValueError: If there are none, or two folders of test images have one name.
         """
-        files = [path for folder in self.data for path in list_images(folder)]
+        files = list_images(*self.data)
         names = [folder.resolve().name for folder in self.test]
         if len(set(names)) < len(names):
             raise ValueError(f"--test: folders must differ in name, by which scores are filed, got {', '.join(names)}.")

@@ -25,6 +25,8 @@ from examples.compare.tasks import Denoising, SuperResolution
 from examples.drop_in.variants import HOSTS, MIN_CHANNELS, PLAIN, Match, plan_rows
 from examples.mren.cli import positive_number, run_command, whole_number
 from examples.mren.files import write_text
+from examples.mren.model import STAGES
+from examples.mren.options import scale_factor
 from examples.records import write_records
 
 PATCH_SIZES = {"sr": 96, "denoise": 48}
@@ -36,28 +38,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Train a host with and without blocks of this library, at equal cost and one budget.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--host", choices=tuple(HOSTS), required=True, help="the network")
+    add = parser.add_argument
+    add("--host", choices=tuple(HOSTS), required=True, help="the network")
     parts = "; ".join(f"{name}: {', '.join(host.parts)}" for name, host in HOSTS.items())
-    parser.add_argument(
+    add(
         "--blocks",
         nargs="+",
         metavar="ROW",
         required=True,
         help=f"rows to compare, the reference first: {PLAIN}, or parts joined by +, of {parts}",
     )
-    parser.add_argument("--task", choices=tuple(PATCH_SIZES), required=True, help="what is undone")
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=4, help="of --task sr")
-    parser.add_argument("--sigma", type=positive_number, default=25.0, help="of --task denoise, of 255")
-    parser.add_argument(
-        "--skip", action=argparse.BooleanOptionalAction, default=True, help="start from the bicubic or noisy image"
-    )
-    parser.add_argument("--match", choices=get_args(Match), default="parameters", help="what all rows have alike")
-    parser.add_argument(
-        "--tolerance", type=positive_number, default=3.0, metavar="PERCENT", help="how unlike it may be"
-    )
-    parser.add_argument(
-        "--channels", type=whole_number(MIN_CHANNELS), help="width of the reference; the host's own by default"
-    )
+    add("--task", choices=tuple(PATCH_SIZES), required=True, help="what is undone")
+    add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="of --task sr")
+    add("--sigma", type=positive_number, default=25.0, help="of --task denoise, of 255")
+    add("--skip", action=argparse.BooleanOptionalAction, default=True, help="start from the bicubic or noisy image")
+    add("--match", choices=get_args(Match), default="parameters", help="what all rows have alike")
+    add("--tolerance", type=positive_number, default=3.0, metavar="PERCENT", help="how unlike it may be")
+    add("--channels", type=whole_number(MIN_CHANNELS), help="width of the reference; the host's own by default")
     add_options(parser)
     parser.set_defaults(steps=600, batch_size=8, output=Path("runs/drop_in"))
     args = parser.parse_args(argv)

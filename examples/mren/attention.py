@@ -28,11 +28,12 @@ from matplotlib.figure import Figure, SubFigure
 from tabulate import tabulate
 from torch import Tensor
 
-from examples.mren.cli import UsageError, check_target, run_command
+from examples.mren.cli import UsageError, check_target, command_parser, run_command, whole_number
 from examples.mren.data import imresize, mod_crop
 from examples.mren.files import atomic_write
 from examples.mren.imageread import read_picture
-from examples.mren.model import DEVICES, MREN, NETWORKS, STAGES, VARIANTS, Scale, load_mren, pick_device
+from examples.mren.model import MREN, NETWORKS, Scale, load_mren, pick_device
+from examples.mren.options import add_device_option, add_network_options
 from examples.mren.picture import bleed
 from sc_blocks import DRACB, NoCommunication
 from sc_blocks.introspect import capture_attention
@@ -208,8 +209,6 @@ def run(args: argparse.Namespace) -> None:
     if not all(1 <= number <= count for number in numbers):
         raise UsageError(f"--blocks: must be numbers from 1 to {count}, got {' '.join(map(str, numbers))}.")
     blocks = [number - 1 for number in numbers]
-    if args.max_side < 1:
-        raise UsageError(f"--max-side: must be at least 1, got {args.max_side}.")
     image = _read(source, args.max_side)
     full, ablated = (collect_attention(each, image.to(device), blocks) for each in (net, without_communication(net)))
     label = NETWORKS[args.variant] if args.weights is None else args.weights.stem
@@ -227,24 +226,15 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m examples.mren.attention",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("input", nargs="?", type=Path, metavar="IN", help="an image file")
-    parser.add_argument("-o", "--output", type=Path, default=Path(OUTPUT), metavar="OUT", help="(default: %(default)s)")
-    parser.add_argument("--scale", type=int, choices=tuple(STAGES), default=4)
-    parser.add_argument("--variant", choices=tuple(VARIANTS), default="mren")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own instead of the shipped ones")
-    parser.add_argument("--blocks", type=int, nargs="+", metavar="N", help="MREBs to show, counted from 1 (all)")
-    parser.add_argument(
-        "--max-side", type=int, default=MAX_SIDE, metavar="N", help="larger pictures are shrunk (%(default)s)"
-    )
-    parser.add_argument("--device", choices=DEVICES, default="auto")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists; never the input")
+    parser = command_parser("examples.mren.attention", __doc__)
+    add = parser.add_argument
+    add("input", nargs="?", type=Path, metavar="IN", help="an image file")
+    add("-o", "--output", type=Path, default=Path(OUTPUT), metavar="OUT", help="(default: %(default)s)")
+    add_network_options(parser)
+    add("--blocks", type=int, nargs="+", metavar="N", help="MREBs to show, counted from 1 (all)")
+    add("--max-side", type=whole_number(1), default=MAX_SIDE, metavar="N", help="larger ones are shrunk (%(default)s)")
+    add_device_option(parser)
+    add("--overwrite", action="store_true", help="replace the output if it exists; never the input")
     return run_command(run, parser.parse_args, argv)
 
 

@@ -41,6 +41,7 @@ _REMEDIES = {
     errno.EFBIG: "; allow larger files there, or choose another output.",
     errno.EROFS: "; choose another place.",
     errno.EACCES: "; change its permissions, or choose another.",
+    errno.ENOTDIR: "; a folder in that path is a file; choose another output.",
     errno.ENAMETOOLONG: "; choose a shorter name.",
     errno.EISDIR: "; choose another name.",
 }
@@ -57,6 +58,17 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+
+
+def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for ``python -m MODULE``; its help begins and ends with the docstring of the module."""
+    description, _, details = (doc or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        f"python -m {module}",
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def run_command(
@@ -120,15 +132,24 @@ def note(message: object) -> None:
     print(one_line(message), file=sys.stderr)
 
 
+def printable(text: object) -> str:
+    r"""A text, such as the name of a file, in which nothing can break the line or move the terminal's cursor.
+
+    Example:
+        >>> printable("a\nb  c\x1b[2J")
+        'a\\nb  c\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
 def one_line(message: object) -> str:
-    r"""A message as one line in which nothing can move the terminal's cursor, whatever a file or its name held.
+    r"""A message as one :func:`printable` line, whatever a file or its name held.
 
     Example:
         >>> one_line("a\nb\x1b[2J")
         'a b\\x1b[2J'
     """
-    text = " ".join(str(message).split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    shown = printable(" ".join(str(message).split()))
     return shown if len(shown) <= _MAX_LENGTH else f"{shown[:_MAX_LENGTH]}…"
 
 
@@ -229,15 +250,22 @@ def signals_as_exceptions() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def positive_number(text: str) -> float:
-    """A parser's type: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text[:40]}")
-    return value
+def number(fits: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    """A parser's type: a number that fits; NaN never should."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text[:40]}")
+        return value
+
+    return parse
+
+
+positive_number = number(lambda value: 0 < value < math.inf, "a number above 0")
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

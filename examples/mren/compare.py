@@ -2,7 +2,7 @@
 
     python -m examples.mren.compare --data Urban100 --crop img092 img012:300,200,96 -o details.png
 
-A detail is ``IMAGE:LEFT,TOP,SIDE`` in pixels of the original; for an image alone, the square where bicubic is
+A detail is IMAGE:LEFT,TOP,SIDE in pixels of the original; for an image alone, the square where bicubic is
 furthest from the original is drawn. Scores are of the whole image.
 """
 
@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from examples.mren.cli import UsageError, check_target, run_command
+from examples.mren.cli import UsageError, check_target, command_parser, run_command
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.evaluate import network_upscaler
 from examples.mren.files import unique_names
 from examples.mren.imagewrite import FORMATS, save_image
 from examples.mren.metrics import psnr, score, to_uint8
-from examples.mren.model import DEVICES, NETWORKS, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
+from examples.mren.model import NETWORKS, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
+from examples.mren.options import add_device_option, scale_factor
 from sc_blocks.tiling import tiled
 
 PANEL = 288  # height of a drawn panel in pixels
@@ -63,9 +64,11 @@ class Detail:
         try:
             left, top, side = (int(number) for number in square.split(","))
         except ValueError:
+            left = top = side = -1
+        if min(left, top) < 0 or side < 1:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a detail; give IMAGE:LEFT,TOP,SIDE, such as img092:300,200,96, or IMAGE alone"
-            ) from None
+            )
         return cls(name, (left, top), side)
 
 
@@ -212,13 +215,10 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.mren.compare",
-        description="Draw details as MREN enlarges them, next to bicubic and the original.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of high-resolution images")
-    parser.add_argument(
+    parser = command_parser("examples.mren.compare", __doc__)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of high-resolution images")
+    add(
         "--crop",
         type=Detail.parse,
         nargs="+",
@@ -226,11 +226,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DETAIL",
         help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for the square where bicubic is worst",
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("details.png"), help="image file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
-    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
-    parser.add_argument("--weights", type=Path, nargs="+", help="weight files of your own, instead of the shipped ones")
-    parser.add_argument("--device", choices=DEVICES, default="auto")
+    add("-o", "--output", type=Path, default=Path("details.png"), help="to write (%(default)s)")
+    add("--overwrite", action="store_true", help="replace the output if it is there")
+    add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="(default: %(default)s)")
+    add("--weights", type=Path, nargs="+", help="weight files of your own, instead of the shipped ones")
+    add_device_option(parser)
     return run_command(run, parser.parse_args, argv)
 
 

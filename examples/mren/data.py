@@ -25,6 +25,7 @@ from examples.mren.cli import describe, is_out_of_memory
 from examples.mren.degradation import MCU, degrade_patch, draw_patch_degradation, make_generator
 from examples.mren.files import missing_path_hint
 from examples.mren.imageread import IMAGE_SUFFIXES, MAX_PIXELS, is_image, read_pixels
+from examples.mren.metrics import smallest_scored
 
 T = TypeVar("T")
 
@@ -95,20 +96,29 @@ def mod_crop(image: Tensor, factor: int) -> Tensor:
     return image[:, : height - height % factor, : width - width % factor]
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder, sorted by name; without hidden files, such as the ``._x.jpg`` of a Mac.
+def list_images(*folders: str | Path) -> list[Path]:
+    """The image files of folders, each sorted by name; without hidden files, such as the ``._x.jpg`` of a Mac.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If no image is in it.
+        ValueError: If no image is in one, or one is given twice: its images would be trained on and validated on.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        there = "that is a file." if folder.exists() else missing_path_hint(folder)
-        raise FileNotFoundError(f"no folder at {folder}; {there}")
-    files = sorted(path for path in folder.iterdir() if is_image(path))
-    if not files:
-        raise ValueError(f"{folder}: no images; looked for {', '.join('*' + suffix for suffix in IMAGE_SUFFIXES)}.")
+    files: list[Path] = []
+    known: set[Path] = set()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            there = f"that is a file in {folder.parent}." if folder.exists() else missing_path_hint(folder)
+            raise FileNotFoundError(f"no folder at {folder}; {there} Give one that holds images, such as PNG files.")
+        if folder.resolve() in known:
+            raise ValueError(f"{folder}: is given twice; give each folder once.")
+        known.add(folder.resolve())
+        inside = sorted(folder.iterdir())
+        found = [path for path in inside if is_image(path)]
+        if not found:
+            wanted = ", ".join(f"*{suffix}" for suffix in IMAGE_SUFFIXES)
+            nested = next((f"; give a folder in it, such as {path}" for path in inside if path.is_dir()), "")
+            raise ValueError(f"{folder}: no images; looked for {wanted}{nested}.")
+        files += found
     return files
 
 
@@ -164,9 +174,12 @@ def load_pairs(
             image = read_rgb(path)
             side = min(image.shape[1:]) // scale * scale
             if side < min_size:
+                size = f"{path}: {image.shape[2]} x {image.shape[1]} pixels"
+                if side < (least := smallest_scored(scale)):
+                    raise ValueError(f"{size}, less than the {least} x {least} that scoring needs; take it out.")
                 raise ValueError(
-                    f"{path}: {image.shape[2]} x {image.shape[1]} pixels, less than the patch of {min_size} x "
-                    f"{min_size}; take it out, or train with --patch-size {side} or less."
+                    f"{size}, less than the patch of {min_size} x {min_size}; take it out, or train with --patch-size "
+                    f"{side} or less."
                 )
         except (ValueError, OSError) as error:
             if on_bad is None or is_out_of_memory(error):

@@ -1,9 +1,9 @@
-"""Score MREN on folders of high-resolution images, next to bicubic, by the protocol of :mod:`examples.mren.metrics`.
+"""Score MREN on folders of high-resolution images, next to bicubic, by the field's protocol.
 
     python -m examples.mren.evaluate --data Set5 Set14 --scale 4 --csv scores.csv
     python -m examples.mren.evaluate --data Set5/HR --lr Set5/LR_bicubic/X4 --scale 4
 
-The low-resolution images are made by MATLAB's bicubic, or given with ``--lr``: see :mod:`examples.mren.imagepairs`.
+The low-resolution images are made by MATLAB's bicubic, or given with --lr.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.mren.cli import UsageError, check_target, describe, fail, note, run_command, whole_number
+from examples.mren.cli import UsageError, check_target, command_parser, describe, fail, note, run_command, whole_number
 from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
 from examples.mren.degradation import Degradation, degrade, make_generator
 from examples.mren.files import unique_names
 from examples.mren.imagepairs import dataset_name, match_lr
 from examples.mren.metrics import Score, score, to_uint8
-from examples.mren.model import DEVICES, STAGES, VARIANTS, find_weights, load_mren, pick_device
+from examples.mren.model import STAGES, find_weights, load_mren, pick_device
+from examples.mren.options import add_device_option, add_local_option, add_network_options
 from examples.records import write_rows
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
@@ -34,7 +35,6 @@ from sc_blocks.tiling import tiled
 Upscale = Callable[[Tensor], Tensor]
 
 MIN_TILE = 64  # twice what tiles share
-MAX_WINDOW = 4096  # of --local: far above any patch that a network is trained on
 # Number of images in the test sets for which papers print means.
 IMAGES = {"Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100, "Manga109": 109}
 
@@ -222,42 +222,33 @@ def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscal
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.mren.evaluate",
-        description="Score MREN on folders of high-resolution images, next to bicubic.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of high-resolution images")
-    parser.add_argument(
+    parser = command_parser("examples.mren.evaluate", __doc__)
+    add = parser.add_argument
+    add("--data", type=Path, nargs="+", required=True, help="folders of high-resolution images")
+    add(
         "--lr",
         type=Path,
         nargs="+",
         help="folders of low-resolution images, one for each of --data; without it, images are shrunk. Pairs have "
         "one name, or are named like baby.png and babyx4.png",
     )
-    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4, help="upscaling factor")
-    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="which shipped network")
-    parser.add_argument("--weights", type=Path, help="a weight file of your own, instead of the shipped one; or photo")
-    parser.add_argument(
+    add_network_options(parser)
+    add_device_option(parser)
+    add(
         "--jpeg",
         type=whole_number(1, 100),
         metavar="Q",
         help="compress the low-resolution images first, with quality Q and 4:2:0",
     )
-    parser.add_argument(
+    add(
         "--noise",
         type=whole_number(0, 255),
         default=0,
         metavar="S",
-        help="add Gaussian noise to them, before --jpeg; S is its standard deviation, of 255",
+        help="add Gaussian noise to them, before --jpeg; S is its standard deviation, of 255 (%(default)s)",
     )
-    parser.add_argument(
-        "--local",
-        type=whole_number(1, MAX_WINDOW),
-        metavar="SIDE",
-        help="score with windowed statistics, too; SIDE is that of the low-resolution patches it was trained on",
-    )
-    parser.add_argument(
+    add_local_option(parser, "score with windowed statistics, too")
+    add(
         "--tile",
         type=whole_number(MIN_TILE),
         nargs="+",
@@ -265,17 +256,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="score in tiles of N low-resolution pixels, too",
     )
-    parser.add_argument("--onnx", type=Path, nargs="+", default=[], metavar="FILE", help="score exported files, too")
-    parser.add_argument("--csv", type=Path, help="file for the scores of every image")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --csv if it is there")
-    parser.add_argument(
-        "--max-megapixels",
-        type=whole_number(1),
-        default=64,
-        metavar="N",
-        help="of an image",
-    )
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="what the network runs on")
+    add("--onnx", type=Path, nargs="+", default=[], metavar="FILE", help="score exported files, too")
+    add("--csv", type=Path, help="file for the scores of every image")
+    add("--overwrite", action="store_true", help="replace the file of --csv if it is there")
+    add("--max-megapixels", type=whole_number(1), default=64, metavar="N", help="of an image (%(default)s)")
     return run_command(run, parser.parse_args, argv)
 
 

@@ -28,21 +28,13 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from examples.mren.cli import UsageError, check_target, describe, run_command, whole_number
+from examples.mren.cli import UsageError, check_target, command_parser, describe, run_command, whole_number
 from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, engine_module
 from examples.mren.engines.program import PortableMREN
 from examples.mren.files import atomic_write
 from examples.mren.fold import fold_mren, pad_widths
-from examples.mren.model import (
-    MREN,
-    STAGES,
-    VARIANTS,
-    Scale,
-    find_weights,
-    load_mren,
-    read_weights,
-    variant_of,
-)
+from examples.mren.model import MREN, Scale, find_weights, load_mren, read_weights, variant_of
+from examples.mren.options import add_network_options
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -240,8 +232,12 @@ def run(args: argparse.Namespace) -> None:
         _check_choices(format, args.precision, args.fold, () if calibrate is None else [torch.empty(0)])
     except ValueError as error:
         raise UsageError(f"--{error}") from error
-    if not (format in FOLDERS and args.overwrite and output.is_dir()):
+    if format in FOLDERS and output.is_file():
+        raise UsageError(f"{output}: is a file, {format} is written as a folder; choose another output.")
+    if not (format in FOLDERS and output.is_dir()):
         check_target(output, overwrite=args.overwrite)
+    elif not args.overwrite:
+        raise UsageError(f"{output}: would be overwritten; pass --overwrite, or choose another output.")
     scale = cast(Scale, args.scale)
     source = find_weights(scale, args.variant, args.weights)
     try:
@@ -277,42 +273,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m examples.mren.export",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="file; for openvino, ncnn and coreml a folder"
-    )
-    parser.add_argument("--format", choices=get_args(Format), default="onnx")
-    parser.add_argument("--scale", type=int, choices=tuple(STAGES), default=4)
-    parser.add_argument("--variant", choices=tuple(VARIANTS), default="mren")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own instead of the shipped ones")
-    parser.add_argument(
-        "--size", nargs=2, type=whole_number(1, 8192), metavar=("HEIGHT", "WIDTH"), help="of the images, for litert"
-    )
-    parser.add_argument(
+    parser = command_parser("examples.mren.export", __doc__)
+    add = parser.add_argument
+    add("-o", "--output", type=Path, required=True, metavar="OUT", help="file; for openvino, ncnn and coreml a folder")
+    add("--format", choices=get_args(Format), default="onnx")
+    add_network_options(parser)
+    add("--size", nargs=2, type=whole_number(1, 8192), metavar=("HEIGHT", "WIDTH"), help="of the images, for litert")
+    add(
         "--precision",
         choices=get_args(Precision),
         default="float32",
         help="float16 is for onnx, int8 for onnx and openvino",
     )
-    parser.add_argument(
+    add(
         "--fold",
         action=argparse.BooleanOptionalAction,
         default=False,
         help="rewrite the network to compute the same with fewer products; for onnx, openvino and pt2",
     )
-    parser.add_argument(
+    add(
         "--calibrate",
         type=Path,
         metavar="FOLDER",
         help="for int8: high-resolution images such as those of the training",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    add("--overwrite", action="store_true", help="replace the output if it exists")
     return parser
 
 

@@ -128,30 +128,32 @@ def read_pixels(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) 
 @contextmanager
 def _opened(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
     """A file that is open, whose name every error names."""
+    name = "standard input"
     if isinstance(source, (str, Path)):
         name = str(source)
         check_regular(source)
-    else:
-        name = "standard input"
-    try:
-        if isinstance(source, (str, Path)):
-            # Not by its path: Pillow maps such files into memory, and misreads those that are turned.
-            with open(source, "rb") as file:
-                yield file
-        else:
-            yield source
-    except RefusedError as error:
-        raise RefusedError(f"{name}: {error}.") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: has more than {MAX_PIXELS // 10**6} megapixels; scale it down first.") from error
-    except UnidentifiedImageError as error:
-        kinds = ", ".join(kind for kind in _FORMATS if kind not in ("MPO", "DIB"))
-        raise ValueError(f"{name}: not a readable image (its content is none of {kinds}).") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        if is_out_of_memory(error):
-            raise
-        reason = one_line(error)[:200] or type(error).__name__
-        raise ValueError(f"{name}: not a readable image ({reason}); save it anew, or copy it again.") from error
+    # Not by its path: Pillow maps such files into memory, and misreads those that are turned.
+    with open(source, "rb") if isinstance(source, (str, Path)) else nullcontext(source) as file:
+        try:
+            yield _not_empty(file)
+        except RefusedError as error:
+            raise RefusedError(f"{name}: {error}.") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{name}: has more than {MAX_PIXELS // 10**6} megapixels; scale it down first.") from error
+        except UnidentifiedImageError as error:
+            kinds = ", ".join(kind for kind in _FORMATS if kind not in ("MPO", "DIB"))
+            raise ValueError(f"{name}: not a readable image (its content is none of {kinds}).") from error
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+            if is_out_of_memory(error):
+                raise
+            reason = one_line(error)[:200] or type(error).__name__
+            raise ValueError(f"{name}: not a readable image ({reason}); save it anew, or copy it again.") from error
+
+
+def _not_empty(file: BinaryIO) -> BinaryIO:
+    if not rewind(file).read(1):
+        raise RefusedError("is empty; copy or save it again")
+    return rewind(file)
 
 
 def _is_tiff(file: BinaryIO) -> bool:

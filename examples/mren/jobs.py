@@ -51,9 +51,11 @@ def plan(
         suffix: Of the format to write, instead of the one that each file has.
 
     Raises:
-        UsageError: If an input is missing, a folder holds no images, two results or a result and another file would
-            have one name, or results could not be written.
+        UsageError: If a name is empty, an input is missing or given twice, a folder holds no images, two results or a
+            result and another file would have one name, or results could not be written.
     """
+    if not all((*inputs, output)):
+        raise UsageError("a name is empty, as of a shell variable that is not set; name a file or a folder.")
     if inputs.count(STREAM) > 1:
         raise UsageError("-: standard input is one image.")
     found = list(_find_sources(inputs, Path(output), recursive=recursive))
@@ -81,7 +83,7 @@ def plan(
             if job.target is not None and job.target.exists():
                 note(f"skipped: {job.name}: {job.target} is there already")
         jobs = [job for job in jobs if job.target is None or not job.target.exists()]
-    check_targets([job.target for job in jobs if job.target is not None], overwrite=overwrite)
+    _check_targets([job.target for job in jobs if job.target is not None], overwrite=overwrite)
     return jobs
 
 
@@ -101,12 +103,8 @@ def file_target(output: str, name: str | Path, suffix: str | None = None) -> Pat
     return path
 
 
-def check_targets(targets: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise if a file would be overwritten without ``--overwrite``, or could not be written.
-
-    Raises:
-        UsageError: As it says.
-    """
+def _check_targets(targets: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise if a file would be overwritten without ``--overwrite``, or could not be written."""
     existing = [target for target in targets if target.is_file()]
     if existing and not overwrite:
         raise UsageError(
@@ -174,6 +172,8 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
     first_of: dict[Path | None, Job] = {}
     for job in jobs:
         first = first_of.setdefault(job.target, job)
+        if first is not job and first.source == job.source:
+            raise UsageError(f"{job.name}: is given twice; give it once.")
         if first is not job:
             raise UsageError(f"{first.name} and {job.name} would both become {job.target}; upscale them one by one.")
     sources = {_identity(job.source) for job in jobs if job.source is not None}

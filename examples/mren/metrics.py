@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PEAK = 255.0
+_WINDOW = 11  # of SSIM
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Score:
 
     ssim: float
     """At most 1."""
+
+
+def smallest_scored(scale: int) -> int:
+    """Least height and width of an image that can be scored: the window of SSIM, and what is cut off each side."""
+    return _WINDOW + 2 * scale
 
 
 def score(sr: Tensor, hr: Tensor, scale: int) -> Score:
@@ -90,10 +96,10 @@ def to_uint8(image: Tensor) -> Tensor:
 
 def _cropped_luma(sr: Tensor, hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
     _check_images(sr, hr, f"; mod_crop(hr, {scale}) before the low-resolution image is made")
-    if min(sr.shape[1:]) - 2 * scale < 11:
+    if min(sr.shape[1:]) < (least := smallest_scored(scale)):
         raise ValueError(
-            f"score: images must be at least {11 + 2 * scale} x {11 + 2 * scale} (the window of SSIM and {scale} "
-            f"pixels cut off each side), got {sr.shape[1]} x {sr.shape[2]}; take larger ones."
+            f"score: images must be at least {least} x {least} (the window of SSIM and {scale} pixels cut off each "
+            f"side), got {sr.shape[1]} x {sr.shape[2]}; take larger ones."
         )
     inner = slice(scale, -scale)
     return luma(sr)[inner, inner], luma(hr)[inner, inner]
@@ -115,13 +121,13 @@ def _psnr(first: Tensor, second: Tensor) -> float:
 
 
 def _ssim(first: Tensor, second: Tensor) -> float:
-    offsets = torch.arange(11, dtype=torch.float64, device=first.device) - 5
+    offsets = torch.arange(_WINDOW, dtype=torch.float64, device=first.device) - _WINDOW // 2
     gaussian = torch.exp(-offsets.square() / (2 * 1.5**2))
     gaussian = gaussian / gaussian.sum()
 
     def blur(image: Tensor) -> Tensor:
-        rows = F.conv2d(image[None, None], gaussian.view(1, 1, 11, 1))
-        return F.conv2d(rows, gaussian.view(1, 1, 1, 11))[0, 0]
+        rows = F.conv2d(image[None, None], gaussian.view(1, 1, _WINDOW, 1))
+        return F.conv2d(rows, gaussian.view(1, 1, 1, _WINDOW))[0, 0]
 
     mean1, mean2 = blur(first), blur(second)
     variance1 = blur(first.square()) - mean1.square()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.mren.files import missing_path_hint
 from examples.mren.weightfile import read_network
 from examples.mren.weightfile import save_weights as save_weights  # part of what this module offers
 from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, _checks
@@ -242,11 +243,14 @@ def load_mren(
         raise ValueError(f"load_mren: variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
     file = find_weights(scale, variant, path)
     own = path is not None and str(path) != PHOTO
-    if not file.is_file():
+    if not file.exists():
         shipped = ", ".join(sorted(found.stem for found in WEIGHTS.glob("*.safetensors"))) or "none"
+        options = f"--scale {scale or 4}" + f" --variant {variant}" * (variant != "mren")
+        options += "" if path is None or own else " --degrade photo"
         raise FileNotFoundError(
-            f"no weights at {file}. Shipped: {shipped}; choose by scale and variant. Train your own with "
-            f"python -m examples.mren.train --data FOLDER --scale {scale or 4}, then pass path= (or --weights)."
+            f"no weights at {file}{'; ' + missing_path_hint(file) if own else '.'} Shipped: {shipped}; choose by scale "
+            f"and variant. Train your own with python -m examples.mren.train --data FOLDER {options}, then pass path= "
+            "(or --weights)."
         )
     config, state = read_weights(file)
     if scale is not None and config["scale"] != scale:

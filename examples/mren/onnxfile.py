@@ -21,8 +21,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from examples.mren.cli import UsageError, is_out_of_memory, one_line, run_command
-from examples.mren.files import unique_names
+from examples.mren.cli import command_parser, is_out_of_memory, one_line, run_command, whole_number
+from examples.mren.files import check_regular, unique_names
 from examples.mren.metrics import to_uint8
 from examples.timing import interleave, ratio, stopwatch, summarise
 
@@ -42,8 +42,10 @@ def open_session(file: str | Path, *, threads: int = 0) -> Session:
     Raises:
         ValueError: If the file is missing, or onnxruntime cannot run it.
     """
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: no such file; python -m examples.mren.export -o {file} makes one.")
+    try:
+        check_regular(file)
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: no such file; python -m examples.mren.export -o {file} makes one.") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -160,13 +162,12 @@ def latencies(
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    if min(*args.size, args.rounds) < 1 or args.threads < 0:
-        raise UsageError("--size and --rounds must be at least 1, --threads at least 0.")
+    names = unique_names(args.files, suffixes=True)
     measured = latencies(args.files, tuple(args.size), rounds=args.rounds, threads=args.threads)
     size = " x ".join(map(str, (1, 3, *args.size)))
     clock = "one thread, processor time" if args.threads == 1 else f"{args.threads or 'all'} threads, clock time"
     print(f"onnxruntime {onnxruntime.__version__}, {size}, {clock}")
-    for name, file in unique_names(args.files, suffixes=True).items():
+    for name, file in names.items():
         seconds, times = summarise(measured[file]), ratio(measured[file], measured[args.files[0]])
         print(
             f"{name}: {file.stat().st_size / 1e6:.2f} MB, {1e3 * seconds.median:.0f} ms "
@@ -176,17 +177,12 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m examples.mren.onnxfile",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="ONNX files; ratios are to the first")
-    parser.add_argument("--size", nargs=2, type=int, default=(120, 160), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1, help="0 for as many as there are cores (%(default)s)")
+    parser = command_parser("examples.mren.onnxfile", __doc__)
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="ONNX files; ratios are to the first")
+    add("--size", nargs=2, type=whole_number(1), default=(120, 160), metavar=("HEIGHT", "WIDTH"))
+    add("--rounds", type=whole_number(1), default=11)
+    add("--threads", type=whole_number(0), default=1, help="0 for one a core (%(default)s)")
     return run_command(run, parser.parse_args, argv)
 
 

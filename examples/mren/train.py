@@ -32,6 +32,7 @@ from examples.mren.checkpoint import checkpoints
 from examples.mren.cli import UsageError, check_target, fail, note, run_command
 from examples.mren.data import ImagePair, PatchSampler, list_images, load_pairs, split_held_out
 from examples.mren.degradation import degrade, draw_degradation, make_generator
+from examples.mren.metrics import smallest_scored
 from examples.mren.model import MREN, VARIANTS, save_weights, warm_start
 from examples.mren.trainer import Trainer, check_settings
 from examples.mren.trainoptions import OPTIONS, options_of, parse, training_of
@@ -100,10 +101,10 @@ def _load_images(
     args: argparse.Namespace, patch_size: int, *, is_main_process: bool
 ) -> tuple[list[ImagePair], list[ImagePair]]:
     """Images to train on and to validate on; all that are bad are named before anything else is done."""
-    files = [path for folder in args.data for path in list_images(folder)]
+    files = list_images(*args.data)
     problems: list[str] = []
-    # Of held-out images as well: what can be trained on can be scored, which takes 11 pixels and the border.
-    pairs = load_pairs(files, args.scale, min_size=max(patch_size, 11 + 2 * args.scale), on_bad=problems.append)
+    # Of held-out images as well: what can be trained on can be scored, which needs more than a small patch.
+    pairs = load_pairs(files, args.scale, min_size=max(patch_size, smallest_scored(args.scale)), on_bad=problems.append)
     for problem in sorted(problems) if is_main_process else []:
         if args.skip_bad:
             note(f"skipped: {problem}")

@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from examples.mren.cli import UsageError, one_line, positive_number, whole_number
+from examples.mren.cli import UsageError, number, one_line, positive_number, whole_number
 from examples.mren.files import check_regular
 from examples.mren.model import STAGES, VARIANTS
+from examples.mren.options import scale_factor
 from examples.mren.recipes import PRECISIONS, RECIPES, Training
 
 OPTIONS = "options"  # of run.json
@@ -137,7 +138,11 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=whole_number(1), help="instead of the recipe's, in all its stages")
     add("--patch-size", type=whole_number(1), help="of the high-resolution patches, likewise")
     add("--lr", type=positive_number, help="instead of that of the recipe's first stage")
-    add("--ema-decay", type=_decay, help="instead of the recipe's; 0 for no average of the weights")
+    add(
+        "--ema-decay",
+        type=number(lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        help="instead of the recipe's; 0 for no average of the weights",
+    )
     add("--init", type=Path, help="weight file to begin from, such as that of another scale")
     add(
         "--warm-up-new",
@@ -168,8 +173,8 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, nargs="+", help="folders of high-resolution images; required, but with --resume")
     add("-o", "--output", type=Path, default=Path("runs/mren"), help="folder for everything that is written")
-    add("--scale", type=int, choices=sorted(STAGES), default=4, help="what the network enlarges by")
-    add("--variant", choices=sorted(VARIANTS), default="mren", help="widths of the network")
+    add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="what the network enlarges by")
+    add("--variant", choices=tuple(VARIANTS), default="mren", help="widths of the network")
     add("--num-blocks", type=whole_number(1), default=6, help="MREBs")
     add("--config", type=json_object, default={}, metavar="JSON", help="further arguments of the network")
     add_training_options(parser)
@@ -197,16 +202,6 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add("--cpu", action=argparse.BooleanOptionalAction, default=False, help="even if there is a GPU")
     add("--dry-run", action="store_true", help="read the images, draw one batch, say what there is, stop")
     return parser
-
-
-def _decay(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, got {text[:40]}")
-    return value
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -28,16 +28,27 @@ from PIL import ImageColor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.mren.cli import UsageError, describe, fail, note, positive_number, run_command, whole_number
+from examples.mren.cli import (
+    UsageError,
+    check_target,
+    command_parser,
+    describe,
+    fail,
+    note,
+    positive_number,
+    printable,
+    run_command,
+    whole_number,
+)
 from examples.mren.compare import write_sample
 from examples.mren.engines import Engine, Runtime, compile_network
 from examples.mren.engines.program import PortableMREN
-from examples.mren.evaluate import MAX_WINDOW
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.imageread import read_picture, read_size
 from examples.mren.imagewrite import FORMATS, check_writable, encode_picture, write_picture
-from examples.mren.jobs import Job, check_targets, file_target, plan
-from examples.mren.model import DEVICES, NETWORKS, STAGES, VARIANTS, find_weights, load_mren, pick_device
+from examples.mren.jobs import Job, file_target, plan
+from examples.mren.model import NETWORKS, find_weights, load_mren, pick_device
+from examples.mren.options import add_device_option, add_local_option, add_network_options
 from examples.mren.picture import Picture, bleed, composite
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
@@ -137,7 +148,8 @@ def upscale_file(
         left_out = write_picture(target, large, quality=options.quality, overwrite=options.overwrite)
     height, width = large.color.shape[1:]
     with tqdm.external_write_mode():
-        print(f"{target}: {width} x {height}", file=sys.stderr if job.target is None else sys.stdout)
+        done = printable(f"{target}: {width} x {height}")
+        print(done, file=sys.stderr if job.target is None else sys.stdout)
         for each in picture.notes:
             note(f"{job.name}: {each}")
         for each in left_out:
@@ -191,7 +203,7 @@ def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) 
     with tqdm(total=sum(pixels), unit="pixel", unit_scale=True, disable=None) as bar:
         done_before = 0
         for job, size in zip(jobs, pixels, strict=True):
-            bar.set_description(Path(job.name).name)
+            bar.set_description(printable(Path(job.name).name))
 
             def show(done: int, total: int, before: int = done_before, size: int = size) -> None:
                 bar.update(before + size * done // total - bar.n)
@@ -247,7 +259,7 @@ def run(args: argparse.Namespace) -> int:
                 return 0
         else:
             sample = file_target(args.output or SAMPLE, SAMPLE)
-            check_targets([sample], overwrite=args.overwrite)
+            check_target(sample, overwrite=args.overwrite)
         device = pick_device(args.device if args.engine == "torch" else "cpu")
         scale = args.scale or (4 if args.weights is None else None)
         weights = find_weights(scale, args.variant, args.weights)
@@ -271,63 +283,34 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 if files failed, or 2 if nothing was done because of how it was called."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m examples.mren.upscale",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("inputs", nargs="*", metavar="IN", help="image files and folders of them; - for standard input")
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", help="file for a single image, - for standard output, otherwise folder"
-    )
-    parser.add_argument("--scale", type=int, choices=tuple(STAGES), help="that of the weights, if left out; else 4")
-    parser.add_argument("--variant", choices=tuple(VARIANTS), default="mren")
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="weights of your own instead of the shipped ones; photo for those for JPEGs and noise (--variant mren_s)",
-    )
-    parser.add_argument("--device", choices=DEVICES, default="auto")
-    parser.add_argument(
+    parser = command_parser("examples.mren.upscale", __doc__)
+    add = parser.add_argument
+    add("inputs", nargs="*", metavar="IN", help="image files and folders of them; - for standard input")
+    add("-o", "--output", metavar="OUT", help="file for a single image, - for standard output, otherwise folder")
+    add_network_options(parser, scale=None)
+    add_device_option(parser)
+    add(
         "--engine",
         choices=("torch", *get_args(Runtime)),
         default="torch",
         help="what computes; each but torch an extra",
     )
-    parser.add_argument("--threads", type=whole_number(1, 4096), metavar="N", help="of the processor; all, if left out")
-    parser.add_argument(
-        "--tile", type=whole_number(2 * OVERLAP), default=TILE, metavar="N", help="input pixels (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--local",
-        type=whole_number(1, MAX_WINDOW),
-        metavar="SIDE",
-        help="attend to windows, not to whole tiles; SIDE is that of the low-resolution patches it was trained on",
-    )
-    parser.add_argument(
-        "--max-megapixels", type=positive_number, default=256, metavar="N", help="of a result (%(default)s)"
-    )
-    parser.add_argument("--recursive", action="store_true", help="read folders in folders, too, and write alike")
+    add("--threads", type=whole_number(1, 4096), metavar="N", help="of the processor; all, if left out")
+    add("--tile", type=whole_number(2 * OVERLAP), default=TILE, metavar="N", help="input pixels (default: %(default)s)")
+    add_local_option(parser, "attend to windows, not to whole tiles")
+    add("--max-megapixels", type=positive_number, default=256, metavar="N", help="of a result (%(default)s)")
+    add("--recursive", action="store_true", help="read folders in folders, too, and write alike")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace results that exist; never an input")
     existing.add_argument(
         "--skip-existing", action="store_true", help="go on with a folder: leave out what has a result"
     )
-    parser.add_argument(
-        "--format", choices=("png", "jpg", "webp", "tif", "avif"), help="to write; each file's own, if left out"
-    )
-    parser.add_argument(
+    add("--format", choices=("png", "jpg", "webp", "tif", "avif"), help="to write; each file's own, if left out")
+    add(
         "--quality", type=whole_number(1, 100), metavar="N", help="of JPEG (95), WebP and AVIF (90); WebP is lossy then"
     )
-    parser.add_argument(
-        "--background", type=_color, metavar="COLOR", help="put behind transparency for JPEG: a name, or #rrggbb"
-    )
-    parser.add_argument(
-        "--strip-metadata", action="store_true", help="leave out EXIF, GPS, XMP, resolution and text; not the profile"
-    )
+    add("--background", type=_color, metavar="COLOR", help="put behind transparency for JPEG: a name, or #rrggbb")
+    add("--strip-metadata", action="store_true", help="leave out EXIF, GPS, XMP, resolution and text; not the profile")
     return run_command(run, parser.parse_args, argv)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.mren.engines import Engine, install_hint, onnx
+from examples.mren.engines.program import with_rbwas
 from sc_blocks.deploy.rbwa import FoldedRBWA
 
 MODEL = "model.xml"
@@ -23,13 +23,9 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 
     The files are made from ONNX, which OpenVINO reads itself: its own converter sends telemetry.
     """
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, FoldedRBWA):
-            module.__class__ = _MaskedRBWA
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
-        onnx.write(network, file, example)
+        onnx.write(with_rbwas(network, _MaskedRBWA), file, example)
         convert(file, path, metadata)
 
 

@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from examples.mren.fold import BicubicConv
 from examples.mren.model import MREN
+from sc_blocks.deploy.rbwa import FoldedRBWA
 
 
 class PortableMREN(nn.Module):
@@ -54,6 +55,15 @@ class PortableBicubic(nn.Module):
         left, right = x[..., :1], x[..., -1:]
         x = torch.cat([left, left, x, right, right], dim=3)
         return F.conv_transpose2d(F.conv2d(x, self.weight), self.shuffle, stride=self.factor)
+
+
+def with_rbwas(network: nn.Module, kind: type[FoldedRBWA]) -> nn.Module:
+    """A copy of a network whose folded RBWAs are of a kind that suits an engine."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, FoldedRBWA):
+            module.__class__ = kind
+    return network
 
 
 def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:

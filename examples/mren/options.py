@@ -1,0 +1,50 @@
+"""The options that several commands share: which network, and where it computes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from examples.mren.cli import whole_number
+from examples.mren.model import DEVICES, STAGES, VARIANTS
+
+MAX_WINDOW = 4096  # of --local: far above any patch that a network is trained on
+
+
+def scale_factor(text: str) -> int:
+    """A parser's type: a scale of which there are networks."""
+    if text not in map(str, STAGES):
+        raise argparse.ArgumentTypeError(
+            f"must be one of {', '.join(map(str, STAGES))}, got {text[:40]}; for another size, resize the result"
+        )
+    return int(text)
+
+
+def add_network_options(parser: argparse.ArgumentParser, *, scale: int | None = 4) -> None:
+    """Which network is loaded: ``--scale``, ``--variant`` and ``--weights``.
+
+    Args:
+        parser: The parser that gets them.
+        scale: The default; ``None`` for that of the weights.
+    """
+    add = parser.add_argument
+    about = "what the network enlarges by (%(default)s)" if scale else "that of the weights, if left out; else 4"
+    add("--scale", type=scale_factor, choices=tuple(STAGES), default=scale, help=about)
+    add("--variant", choices=tuple(VARIANTS), default="mren", help="which network (%(default)s)")
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of your own instead of the shipped ones; photo for those for JPEGs and noise (--variant mren_s)",
+    )
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Where a network computes: ``--device``."""
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="what the network runs on (%(default)s)")
+
+
+def add_local_option(parser: argparse.ArgumentParser, effect: str) -> None:
+    """Statistics of windows: ``--local``, with what it does in this command."""
+    about = f"{effect}; SIDE is that of the low-resolution patches it was trained on"
+    parser.add_argument("--local", type=whole_number(1, MAX_WINDOW), metavar="SIDE", help=about)
