@@ -32,12 +32,12 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
 
     The tensors are the network's own, detached and not copied. The dictionary holds the last run of the thread that
     opened the context, in the order in which the blocks finish: each call of ``model`` clears it. A block that one run
-    calls several times adds ``name#2``, ``name#3`` and so on. A block that is registered under several names has the
-    first. Blocks that are called while ``model`` is not running replace what was captured of them before, unless the
-    last run called them several times; so a checkpoint that computes them again in the backward pass changes nothing.
+    calls several times adds ``name#2``, ``name#3`` and so on; one with several names has the first. Blocks called while
+    ``model`` is not running replace what was captured of them, unless the last run called them several times; so a
+    checkpoint that computes them again in the backward pass changes nothing.
 
-    Compiled code ignores hooks, so it runs uncompiled while the context is open. This is one setting of torch for the
-    whole process: where something is compiled, contexts of several threads must not overlap.
+    Compiled code ignores hooks, so all code runs uncompiled, in the whole process, while the context is open: where
+    something is compiled, contexts of several threads must not overlap.
 
     Args:
         model: The network, or a block. Its results do not change.
@@ -141,7 +141,7 @@ def _select(names: Sequence[str], available: Sequence[str], network: nn.Module) 
     for name in names:
         matching = [candidate for candidate in available if fnmatchcase(candidate, name)]
         if not matching:
-            near = nearby(name, available)
-            raise ValueError(f"capture_attention: names must be in {type(network).__name__}, got {name!r}; {near}.")
+            came = f"{name!r}; {nearby(name, available)}"
+            raise ValueError(f"capture_attention: names must be in {type(network).__name__}, got {came}.")
         selected.update(matching)
     return selected

@@ -1,15 +1,17 @@
 """Checks of arguments and inputs, with one wording for all blocks.
 
-The checks read shapes and types, never the values of tensors, so they work under ``torch.compile`` and
-``torch.export`` and need no synchronisation with a device.
+They read shapes and types, never the values of tensors, so they work in compiled graphs and never wait for a device.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+import reprlib
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -18,24 +20,39 @@ from torch import Tensor, nn
 
 Device = torch.device | str | None
 
+# Larger than any width or image, and small enough that torch can count the values of every tensor.
+LARGEST = 1 << 28
+
 
 def check_int(block: str, name: str, value: Any, *, least: int = 1) -> int:
-    """Return ``value`` if it is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Return ``value`` as an int if it is an integer, of Python or NumPy, from ``least`` to ``LARGEST``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         kind = "a positive integer" if least == 1 else "an integer"
-        raise TypeError(f"{block}: {name} must be {kind}, got {value!r} ({type(value).__name__}).")
-    if value < least:
-        raise ValueError(f"{block}: {name} must be at least {least}, got {value}.")
-    return value
+        raise TypeError(f"{block}: {name} must be {kind}, got {shown(value)} ({type(value).__name__}).")
+    number = int(value)
+    if not least <= number <= LARGEST:
+        limit = f"at least {least}" if number < least else f"at most {LARGEST}"
+        raise ValueError(f"{block}: {name} must be {limit}, got {shown(number)}.")
+    return number
 
 
-def check_finite_number(block: str, name: str, value: Any, *, hint: str) -> float:
-    """Return ``value`` as a float if it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Fraction)):
-        raise TypeError(f"{block}: {name} must be a number, got {value!r} ({type(value).__name__}); {hint}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{block}: {name} must be finite, got {value}; {hint}.")
-    return float(value)
+def check_number(block: str, name: str, value: Any, *, least: float = -math.inf, hint: str) -> float:
+    """Return ``value`` as a float if it is a finite number, of Python or NumPy, of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{block}: {name} must be a number, got {shown(value)} ({type(value).__name__}); {hint}.")
+    number = value if isinstance(value, (int, Fraction)) else float(value)
+    if not abs(number) <= sys.float_info.max:  # not "greater": NaN must not pass
+        raise ValueError(f"{block}: {name} must be finite, got {shown(value)}; {hint}.")
+    if number < least:
+        raise ValueError(f"{block}: {name} must be {least} or more, got {shown(value)}; {hint}.")
+    return float(number)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it, without the thousands of digits that an integer may have."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    return reprlib.repr(value)
 
 
 def check_module(function: str, name: str, value: Any) -> None:
@@ -50,20 +67,18 @@ def build_layer(
     """Build the layer for an argument such as ``act_layer``."""
     if isinstance(layer, nn.Module) or not callable(layer):
         wanted = "a class or another callable that builds a module, such as torch.nn.GELU without parentheses"
-        raise TypeError(f"{block}: {name} must be {wanted}, got {layer!r}.")
+        raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}.")
     return layer().to(device=device, dtype=dtype)
 
 
 def check_choice(block: str, name: str, value: Any, choices: Sequence[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if value not in choices or isinstance(value, bool):
-        raise ValueError(f"{block}: {name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+        raise ValueError(f"{block}: {name} must be one of {', '.join(map(repr, choices))}; got {shown(value)}.")
 
 
 def reduced_width(block: str, channels: int, reduction: int, *, factor: int = 1) -> int:
     """Return ``factor * channels // reduction`` if that leaves a channel."""
-    check_int(block, "channels", channels)
-    check_int(block, "reduction", reduction)
     width = factor * channels // reduction
     if width < 1:
         fits = f"reduction <= {factor * channels} or channels >= {-(-reduction // factor)}"
@@ -90,15 +105,16 @@ def check_feature_map(block: str, x: Tensor, channels: int | None, *, name: str 
         came = f"{x.shape[1]} in shape {tuple(x.shape)}"
         raise ValueError(f"{block}: {name} must have {channels} channels in dimension 1 (NCHW), got {came}; {hint}.")
     if not x.is_floating_point():
-        raise TypeError(f"{block}: {name} must be a floating-point tensor, got {x.dtype}; pass {name}.float().")
+        hint = f"pass {f'torch.cat([{name}.real, {name}.imag], dim=1)' if x.is_complex() else f'{name}.float()'}"
+        raise TypeError(f"{block}: {name} must be a floating-point tensor, got {x.dtype}; {hint}.")
     height, width = x.shape[2:]
     if height < 1 or width < 1:
         raise ValueError(f"{block}: {name} must be at least 1 x 1 in height and width, got shape {tuple(x.shape)}.")
     if size_multiple > 1 and (height % size_multiple != 0 or width % size_multiple != 0):
-        padded = tuple(-(-side // size_multiple) * size_multiple for side in (height, width))
+        padded = " x ".join(str(-(-side // size_multiple) * size_multiple) for side in (height, width))
         needed = f"multiples of {size_multiple}, so that the result has a whole size"
-        came = f"{height} x {width}; pad to {padded[0]} x {padded[1]} and crop the result"
-        raise ValueError(f"{block}: height and width of {name} must be {needed}, got {came}.")
+        hint = f"pad to {padded} and crop the result"
+        raise ValueError(f"{block}: height and width of {name} must be {needed}, got {height} x {width}; {hint}.")
 
 
 def check_same_shape(name: str, value: Any, reference_name: str, reference: Tensor, *, hint: str) -> None:
@@ -106,8 +122,8 @@ def check_same_shape(name: str, value: Any, reference_name: str, reference: Tens
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; {hint}.")
     if reference.shape != value.shape:
-        came, needed = tuple(value.shape), tuple(reference.shape)
-        raise ValueError(f"{name} must have the shape of {reference_name}, {needed}, got {came}; {hint}.")
+        shapes = f"{tuple(reference.shape)}, got {tuple(value.shape)}"
+        raise ValueError(f"{name} must have the shape of {reference_name}, {shapes}; {hint}.")
 
 
 def check_previous_map(block: str, previous: Any, *, takes_map: bool) -> None:
@@ -127,8 +143,7 @@ def nearby(wanted: str, names: Sequence[str]) -> str:
     return f"close are {listed}" if close else f"of {len(names)} there are {listed}"
 
 
-# Leaves for torch.fx: a traced network still checks its inputs. torch.fx records only calls through the module, so
-# blocks write _checks.check_feature_map(...).
+# Leaves for torch.fx, if called through the module, _checks.check_feature_map(...): a traced network checks its inputs.
 torch.fx.wrap("check_feature_map")
 torch.fx.wrap("check_same_shape")
 torch.fx.wrap("check_previous_map")

@@ -22,6 +22,13 @@ def original_module(function: str, model: nn.Module) -> nn.Module:
     return cast(nn.Module, getattr(model, "_orig_mod", model))
 
 
+def arguments(function: str, example: Any) -> Sequence[Any]:
+    """The arguments that an ``example`` stands for: one tensor, or a sequence of them."""
+    if not isinstance(example, (Tensor, list, tuple)):
+        raise TypeError(f"{function}: example must be a tensor or a list of arguments, got {type(example).__name__}.")
+    return (example,) if isinstance(example, Tensor) else cast(Sequence[Any], example)
+
+
 def uncompiled() -> AbstractContextManager[object]:
     """Run compiled code as it was written: the compiled form ignores hooks that are added later."""
     # A network that was compiled has imported the compiler; no other should wait for that import.
@@ -29,10 +36,9 @@ def uncompiled() -> AbstractContextManager[object]:
 
 
 def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run a network once in eval mode, without gradients, and leave it as it was.
+    """Run a network once in eval mode, without gradients, and leave it as it was, also after an error.
 
-    Modes, buffers such as the running statistics of a batch normalisation, and the states of the random number
-    generators are those from before, also after an error. Hooks of the network run.
+    That is its modes, its buffers and the states of the random number generators. Hooks of the network run.
     """
     # Set directly: train() and eval() may be overridden, such as by layers that merge their weights for inference.
     modes = {module: module.training for module in network.modules()}
@@ -50,11 +56,9 @@ def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors among the arguments or results of a network, in order, out of all sequences and mappings."""
+    """The tensors among the arguments or results of a network, in order, out of lists, tuples and mappings."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        yield from tensors_in(list(cast(Mapping[Any, Any], value).values()))
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        for each in cast(Sequence[Any], value):
+    elif isinstance(value, (Mapping, list, tuple)):
+        for each in cast(Any, value.values() if isinstance(value, Mapping) else value):
             yield from tensors_in(each)

@@ -1,15 +1,15 @@
 """The attention-communication channel: how one attention map reaches the next.
 
-A channel is any module with ``forward(previous, current) -> fused``: ``current`` is the map that a block has just made,
-``previous`` is the map of its predecessor, and ``fused`` has the shape of ``current``. A channel must not change its
-arguments in place.
+A channel is any module with ``forward(previous, current) -> fused``: it gets the maps of the block before and of this
+block, changes neither in place, and returns a map of the shape of ``current``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from numbers import Real
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class LinearCommunication(nn.Module):
 
     def __init__(self, weight: float = PAPER_WEIGHT) -> None:
         super().__init__()
-        self.weight = _checks.check_finite_number("LinearCommunication", "weight", weight, hint=_HINT)
+        self.weight = _checks.check_number("LinearCommunication", "weight", weight, hint=_HINT)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
         _check_maps("LinearCommunication", previous, current)
@@ -132,8 +132,10 @@ class LearnableCommunication(nn.Module):
         super().__init__()
         self.channels = _checks.check_int("LearnableCommunication", "channels", channels)
         self.per_channel = per_channel
-        self.init = _checks.check_finite_number("LearnableCommunication", "init", init, hint=_HINT)
-        self.weight = nn.Parameter(torch.empty(channels if per_channel else 1, 1, 1, device=device, dtype=dtype))
+        self.init = _checks.check_number("LearnableCommunication", "init", init, hint=_HINT)
+        self.weight = nn.Parameter(torch.empty(self.channels if per_channel else 1, 1, 1, device=device, dtype=dtype))
+        if abs(self.init) > torch.finfo(self.weight.dtype).max:
+            raise ValueError(f"LearnableCommunication: init must fit {self.weight.dtype}, got {self.init:g}; {_HINT}.")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -193,10 +195,10 @@ class GatedCommunication(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = _checks.check_int("GatedCommunication", "channels", channels)
-        self.init = _checks.check_finite_number("GatedCommunication", "init", init, hint=_HINT)
-        if not 0 < init < 1:
-            raise ValueError(f"GatedCommunication: init must lie strictly between 0 and 1, got {init}; {_HINT}.")
-        self.weigh = nn.Conv2d(2 * channels, channels, 1, device=device, dtype=dtype)
+        self.init = _checks.check_number("GatedCommunication", "init", init, hint=_HINT)
+        if not 0 < self.init < 1:
+            raise ValueError(f"GatedCommunication: init must lie strictly between 0 and 1, got {self.init}; {_HINT}.")
+        self.weigh = nn.Conv2d(2 * self.channels, self.channels, 1, device=device, dtype=dtype)
         # Many tools reset parameters module by module, and go by the exact type, so no subclass of nn.Conv2d.
         self.weigh.reset_parameters = self._reset_weigh
         self.gate = nn.Sigmoid()
@@ -280,9 +282,9 @@ class AdaptedCommunication(nn.Module):
         _checks.check_choice("AdaptedCommunication", "resample", resample, (*get_args(Resample), None))
         self.resample: Resample | None = resample
         self.project: nn.Module = nn.Identity()
-        if previous_channels != channels:
-            self.project = nn.Conv2d(previous_channels, channels, 1, bias=bias, device=device, dtype=dtype)
-        self.communication = build_communication(communication, channels, device=device, dtype=dtype)
+        if self.previous_channels != self.channels:
+            self.project = nn.Conv2d(self.previous_channels, self.channels, 1, bias=bias, device=device, dtype=dtype)
+        self.communication = build_communication(communication, self.channels, device=device, dtype=dtype)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
         _checks.check_feature_map("AdaptedCommunication", previous, self.previous_channels, name="previous")
@@ -309,8 +311,8 @@ def build_communication(
     Args:
         communication: A module, factory, number or ``None``, as in :class:`~sc_blocks.DRACB`.
         channels: Width of the maps, which a factory gets.
-        device: Device of the parameters; ``None`` leaves them where they are.
-        dtype: Type of the parameters; ``None`` leaves it as it is.
+        device: Of the parameters; ``None`` leaves them where they are.
+        dtype: Of the parameters; ``None`` leaves it as it is.
 
     Raises:
         TypeError: If ``communication`` is none of these, or a factory does not return a module.
@@ -325,11 +327,11 @@ def build_communication(
         return NoCommunication()
     if isinstance(communication, nn.Module):
         return communication.to(device=device, dtype=dtype)
-    if isinstance(communication, (int, float)) and not isinstance(communication, bool):
-        return LinearCommunication(communication)
+    if isinstance(communication, Real) and not isinstance(communication, bool):
+        return LinearCommunication(cast(float, communication))
     if not callable(communication):
         wanted = "a module with forward(previous, current), a factory channels -> module, a number or None"
-        came = f"{communication!r} ({type(communication).__name__})"
+        came = f"{_checks.shown(communication)} ({type(communication).__name__})"
         raise TypeError(f"communication must be {wanted}, got {came}; {_HINT}.")
     built = communication(channels)
     _checks.check_module("communication", f"what the factory {communication!r} returns for {channels} channels", built)
@@ -338,6 +340,7 @@ def build_communication(
 
 def _check_maps(block: str, previous: Tensor, current: Tensor, channels: int | None = None) -> None:
     _checks.check_feature_map(block, current, channels, name="current")
+    _checks.check_feature_map(block, previous, None, name="previous")
     adapter = "AdaptedCommunication(previous_channels, channels)"
     hint = f"wrap the channel in {adapter}, or build the chain with resample='bilinear'"
     _checks.check_same_shape(f"{block}: previous", previous, "current", current, hint=hint)

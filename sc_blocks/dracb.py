@@ -47,12 +47,10 @@ class DRACB(nn.Module):
         device, dtype: Of the parameters.
 
     Shape:
-        - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H, W \ge 1`;
+        - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H, W \ge 1` and values;
         - previous: the predecessor's map, :math:`(N, C_{out}, H, W)`, or ``None`` for the first block of a chain, where
           the fused map is the block's own and parameters of the channel get no gradient;
         - output: the refined features and the attention map, two tensors of :math:`(N, C_{out}, H, W)`.
-
-        Any value range; the outputs are not bounded.
 
     Raises:
         ValueError: If an argument is out of range, or an input or what the channel returns has the wrong shape.
@@ -93,8 +91,8 @@ class DRACB(nn.Module):
         _checks.check_choice("DRACB", "relay", relay, get_args(Relay))
         self.relay: Relay = relay
 
-        self.distill = nn.Conv2d(in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype)
-        self.communication = build_communication(communication, out_channels, device=device, dtype=dtype)
+        self.distill = nn.Conv2d(self.in_channels, self.out_channels, 1, bias=bias, device=device, dtype=dtype)
+        self.communication = build_communication(communication, self.out_channels, device=device, dtype=dtype)
         self.gate = _checks.build_layer("DRACB", "gate_layer", gate_layer, device=device, dtype=dtype) if gate else None
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -120,9 +118,8 @@ class DRACBChain(nn.Module):
     .. math::
         y_l, F_l = \mathrm{DRACB}_l(x_l, F_{l-1}), \qquad l = 0, 1, \dots
 
-    The first stage has no :math:`F_{-1}`, unless the chain takes one. Called with the features of all stages, the chain
-    returns the refined features of all. In a network in which a stage reads the refined features of the stage before,
-    call :meth:`step` for one stage at a time.
+    The first stage has no :math:`F_{-1}`, unless the chain takes one. Where a stage of a network reads the refined
+    features of the stage before, call :meth:`step` for one stage at a time.
 
     Args:
         in_channels: Width of the features, one for all stages or one for each.
@@ -145,8 +142,7 @@ class DRACBChain(nn.Module):
           that tuple and the map of the last stage. Any value range; the outputs are not bounded.
 
     Raises:
-        ValueError: If the number of widths or of features does not fit the length, a previous map is missing or was not
-            expected, or a shape is wrong.
+        ValueError: If a number of widths or features or a shape is wrong, or a map is missing or was not expected.
         TypeError: If an argument is of another type.
 
     Number of parameters:
@@ -239,7 +235,7 @@ class DRACBChain(nn.Module):
             >>> refined.shape
             torch.Size([1, 16, 12, 12])
         """
-        _checks.check_int("DRACBChain", "stage", stage, least=0)
+        stage = _checks.check_int("DRACBChain", "stage", stage, least=0)
         # Through the chain's own call, so that its hooks run and wrappers such as FSDP see every step.
         return self(x, previous, stage=stage)
 
@@ -269,16 +265,16 @@ def _widths_by_stage(
     checked: list[tuple[int, ...]] = []
     for name, widths in given.items():
         if not isinstance(widths, Sequence):
-            checked.append((_checks.check_int("DRACBChain", name, widths),) * length)
-            continue
-        if len(widths) != length:
+            widths = [_checks.check_int("DRACBChain", name, widths)] * length
+        elif len(widths) != length:
             raise ValueError(f"DRACBChain: {name} must hold one width for each of {length} stages, got {list(widths)}.")
-        each = (_checks.check_int("DRACBChain", f"{name}[{n}]", width) for n, width in enumerate(widths))
-        checked.append(tuple(each))
+        checked.append(tuple(_checks.check_int("DRACBChain", f"{name}[{n}]", w) for n, w in enumerate(widths)))
     return checked[0], checked[1]
 
 
 def _check_features(features: Sequence[Tensor] | Tensor, length: int) -> None:
+    if not isinstance(features, (Sequence, Tensor)):
+        raise TypeError(f"DRACBChain: features must be a list of {length} tensors, got {type(features).__name__}.")
     came = "one tensor" if isinstance(features, Tensor) else len(features)
     if came != length:
         hint = "to refine one stage at a time use step(stage, x, previous)"

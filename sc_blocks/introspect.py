@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sc_blocks._capture import capture_attention
-from sc_blocks._checks import check_int
+from sc_blocks._checks import check_int, shown
 from sc_blocks._dry_run import dry_run, original_module, tensors_in
 
 __all__ = ["Complexity", "Cost", "InputSize", "capture_attention", "complexity"]
@@ -28,9 +29,8 @@ class Cost:
     Example:
         >>> from sc_blocks import SCACB
         >>> from sc_blocks.introspect import complexity
-        >>> cost = complexity(SCACB(60), (1, 60, 24, 17)).modules["compress"]
-        >>> cost, cost.flops
-        (Cost(parameters=610, macs=244800), 489600)
+        >>> complexity(SCACB(60), (1, 60, 24, 17)).modules["compress"]
+        Cost(parameters=610, macs=244800)
     """
 
     parameters: int
@@ -51,11 +51,8 @@ class Complexity(Cost):
     Example:
         >>> from sc_blocks import DRACB
         >>> from sc_blocks.introspect import complexity
-        >>> print(complexity(DRACB(60, 15), (1, 60, 24, 17)).table(depth=1))
-        input (1, 60, 24, 17), output (1, 15, 24, 17), (1, 15, 24, 17)
-        module   parameters     MACs    FLOPs
-        total           915  367,200  734,400
-        distill         915  367,200  734,400
+        >>> complexity(DRACB(60, 15), (1, 60, 24, 17)).output_sizes
+        ((1, 15, 24, 17), (1, 15, 24, 17))
     """
 
     input_sizes: tuple[tuple[int, ...], ...]
@@ -70,10 +67,6 @@ class Complexity(Cost):
 
         Args:
             depth: Levels to show: 1 for the network's children, 2 for their children as well; ``None`` for all.
-
-        Raises:
-            ValueError: If ``depth`` is below 1.
-            TypeError: If ``depth`` is not an integer.
         """
         if depth is not None:
             check_int("Complexity.table", "depth", depth)
@@ -87,8 +80,7 @@ class Complexity(Cost):
         rows = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
         return "\n".join([f"input {inputs}, output {outputs}", *rows])
 
-    def __str__(self) -> str:
-        return self.table()
+    __str__ = table
 
 
 def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
@@ -98,13 +90,12 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
     4 is then counted with ``input_size=(1, 3, 180, 320)``.
 
     Args:
-        model: The network. It runs once on zeros, in eval mode, on the device of its parameters; its mode, its buffers
-            and the random number generators do not change. On the ``meta`` device that takes no time and memory.
+        model: The network. It runs once on zeros, in eval mode, on the device of its parameters; modes, buffers and
+            random generators do not change. On the ``meta`` device that takes no time and memory.
         input_size: What the network takes.
 
             - a shape, such as ``(1, 60, 180, 320)``, for a network of one input;
-            - a sequence with an entry for each argument: a shape, or, for an argument that is a list of tensors, a list
-              of shapes;
+            - a sequence with an entry for each argument: a shape, or a list of shapes for a list of tensors;
             - a mapping of names to such entries, for arguments by keyword.
 
     Raises:
@@ -120,9 +111,6 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         shared               1,875  3,600  7,200
         shared.squeeze         915  1,800  3,600
         shared.expand          960  1,800  3,600
-
-        Features and the map of the block before; a list of features:
-
         >>> complexity(DRACB(60, 15), [(1, 60, 24, 24), (1, 15, 24, 24)]).macs
         518400
         >>> complexity(DRACBChain(60, 15, 4), [[(1, 60, 24, 24)] * 4]).macs
@@ -181,10 +169,11 @@ def _zeros(input_size: InputSize, like: Tensor) -> tuple[Sequence[Any], dict[str
     def fill(size: Any) -> Any:
         if not isinstance(size, Sequence) or isinstance(size, str):
             wanted = "a shape such as (1, 60, 180, 320), or hold one for each argument"
-            raise TypeError(f"complexity: input_size must be {wanted}, got {input_size!r}.")
+            raise TypeError(f"complexity: input_size must be {wanted}, got {shown(input_size)}.")
         sides = cast(Sequence[Any], size)
-        if all(isinstance(side, int) for side in sides):
-            return torch.zeros(tuple(sides), device=like.device, dtype=like.dtype)
+        if all(isinstance(side, Integral) for side in sides):
+            shape = [check_int("complexity", "input_size side", side, least=0) for side in sides]
+            return torch.zeros(shape, device=like.device, dtype=like.dtype)
         return [fill(each) for each in sides]
 
     if isinstance(input_size, Mapping):

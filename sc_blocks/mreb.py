@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,9 +42,7 @@ class MREB(nn.Module):
     Shape:
         - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`;
         - previous, with ``takes_map``, and the second output, with ``returns_map``: an attention map,
-          :math:`(N, C', H, W)` with :math:`C'` = ``distilled_channels``.
-
-        Any value range; the output is not bounded.
+          :math:`(N, C', H, W)` with :math:`C'` = ``distilled_channels``. Any value range; the output is not bounded.
 
     Raises:
         ValueError: If an argument or a shape is out of range, or ``previous`` is missing or was not expected.
@@ -94,28 +93,19 @@ class MREB(nn.Module):
         self.channels = _checks.check_int("MREB", "channels", channels)
         self.num_stages = _checks.check_int("MREB", "num_stages", num_stages)
         if distilled_channels is None:
-            distilled_channels = _checks.reduced_width("MREB", channels, 4)
+            distilled_channels = _checks.reduced_width("MREB", self.channels, 4)
         self.distilled_channels = _checks.check_int("MREB", "distilled_channels", distilled_channels)
         options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
 
         self.stages = nn.ModuleList(
-            SCACB(channels, parts=parts, exchange=exchange, residual=residual, act_layer=act_layer, **options)
-            for _ in range(num_stages)
+            SCACB(self.channels, parts=parts, exchange=exchange, residual=residual, act_layer=act_layer, **options)
+            for _ in range(self.num_stages)
         )
-        self.refine = DRACBChain(
-            channels,
-            distilled_channels,
-            num_stages + 1,
-            communication=communication,
-            takes_map=takes_map,
-            returns_map=returns_map,
-            gate=gate,
-            relay=relay,
-            gate_layer=gate_layer,
-            **options,
-        )
-        self.fuse = nn.Conv2d((num_stages + 1) * distilled_channels, channels, 1, **options)
-        self.attention = WSILBV(channels, act_layer=act_layer, gate_layer=gate_layer, **options)
+        chain = partial(DRACBChain, communication=communication, gate=gate, relay=relay, gate_layer=gate_layer)
+        sizes = (self.channels, self.distilled_channels, self.num_stages + 1)
+        self.refine = chain(*sizes, takes_map=takes_map, returns_map=returns_map, **options)
+        self.fuse = nn.Conv2d((self.num_stages + 1) * self.distilled_channels, self.channels, 1, **options)
+        self.attention = WSILBV(self.channels, act_layer=act_layer, gate_layer=gate_layer, **options)
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         _checks.check_feature_map("MREB", x, self.channels)

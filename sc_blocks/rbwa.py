@@ -70,28 +70,22 @@ class RBWA(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels = _checks.check_int("RBWA", "in_channels", in_channels)
-        out_channels = in_channels if out_channels is None else out_channels
+        out_channels = self.in_channels if out_channels is None else out_channels
         self.out_channels = _checks.check_int("RBWA", "out_channels", out_channels)
-        self.scale_factor = scale_factor
         self._ratio = _whole_number_ratio(scale_factor)
+        self.scale_factor = scale_factor if isinstance(scale_factor, (int, Fraction)) else float(scale_factor)
         options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
 
-        self.expand = nn.Conv2d(in_channels, out_channels, 3, padding=1, **options)
+        self.expand = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1, **options)
         self.attention = WSILBV(
-            out_channels, reduction=reduction, act_layer=act_layer, gate_layer=gate_layer, **options
+            self.out_channels, reduction=reduction, act_layer=act_layer, gate_layer=gate_layer, **options
         )
         self.act = _checks.build_layer("RBWA", "act_layer", act_layer, device=device, dtype=dtype)
-        self.project = nn.Conv2d(out_channels, out_channels, 3, padding=1, **options)
+        self.project = nn.Conv2d(self.out_channels, self.out_channels, 3, padding=1, **options)
 
     @property
     def size_multiple(self) -> int:
-        """Number that divides height and width of every input, so that those of the result are integers.
-
-        Example:
-            >>> from sc_blocks import RBWA
-            >>> RBWA(60).size_multiple, RBWA(60, scale_factor=1.5).size_multiple
-            (1, 2)
-        """
+        """Number that divides height and width of every input: 1 for whole factors, 2 for 1.5."""
         return self._ratio.denominator
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,10 +109,9 @@ class RBWA(nn.Module):
 
 def _whole_number_ratio(scale_factor: float | Fraction) -> Fraction:
     hint = "for example 2, 1.5 or 4 / 3"
-    _checks.check_finite_number("RBWA", "scale_factor", scale_factor, hint=hint)
-    exact = Fraction(scale_factor)
+    exact = Fraction(_checks.check_number("RBWA", "scale_factor", scale_factor, hint=hint))
     ratio = exact.limit_denominator(1000)
     if ratio <= 0 or ratio.numerator > 1000 or abs(ratio - exact) > exact / 10**9:
         wanted = "a positive ratio of whole numbers up to 1000"
-        raise ValueError(f"RBWA: scale_factor must be {wanted}, got {scale_factor}; {hint}.")
+        raise ValueError(f"RBWA: scale_factor must be {wanted}, got {float(exact):g}; {hint}.")
     return ratio

@@ -38,11 +38,9 @@ class SCACB(nn.Module):
         parts: Which parts the block has.
 
             - ``"both"``: the block as published;
-            - ``"spatial"``: depthwise convolutions only (OSA in table 3);
-            - ``"channel"``: ordinary convolutions only (OCA in table 3).
-
-            A part without the other exchanges nothing, and the fusing convolution weighs its levels.
-        exchange: Where the corresponding levels of the two parts meet.
+            - ``"spatial"``: depthwise convolutions only (OSA in table 3), whose levels the fusing convolution weighs;
+            - ``"channel"``: ordinary convolutions only (OCA in table 3), likewise.
+        exchange: Where the corresponding levels of the two parts meet, if there are two.
 
             - ``"outputs"``: each part weighs the sums of its own levels and the other's;
             - ``"inputs"``: each 3x3 convolution also reads the other part's preceding level: :math:`z + c_1` and
@@ -54,9 +52,7 @@ class SCACB(nn.Module):
         device, dtype: Of the parameters.
 
     Shape:
-        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
-
-        Any value range; the output is not bounded.
+        - input, output: :math:`(N, C, H, W)`, :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1` and values.
 
     Raises:
         ValueError: If ``reduction`` leaves no channel, an option is unknown, or an input has the wrong shape.
@@ -69,8 +65,7 @@ class SCACB(nn.Module):
 
     Source:
         Cai, Lai and Jia, *Lightweight Spatial-Channel Adaptive Coordination of Multilevel Refinement Enhancement
-        Network for Image Reconstruction* (the MREN paper), section 3.2 and figure 2. The printed parameter counts
-        determine the layers; the text leaves open the ends of the exchange lines, the activations and the shortcut.
+        Network for Image Reconstruction* (the MREN paper), section 3.2 and figure 2.
 
     Example:
         >>> import torch
@@ -96,13 +91,13 @@ class SCACB(nn.Module):
         _checks.check_choice("SCACB", "parts", parts, get_args(Parts))
         _checks.check_choice("SCACB", "exchange", exchange, (*get_args(Exchange), None))
         both = parts == "both"
-        width = _checks.reduced_width("SCACB", channels, reduction, factor=1 if both else 2)
-        self.channels = channels
-        self.reduction = reduction
+        self.channels = _checks.check_int("SCACB", "channels", channels)
+        self.reduction = _checks.check_int("SCACB", "reduction", reduction)
         self.parts: Parts = parts
         self.exchange: Exchange | None = exchange if both else None
         self.residual = residual
 
+        width = _checks.reduced_width("SCACB", self.channels, self.reduction, factor=1 if both else 2)
         conv = partial(nn.Conv2d, bias=bias, device=device, dtype=dtype)
         act = partial(_checks.build_layer, "SCACB", "act_layer", act_layer, device=device, dtype=dtype)
 
@@ -117,11 +112,11 @@ class SCACB(nn.Module):
                 layers["weighing"] = conv(3 * width, 3 * width, 1)
             return nn.ModuleDict({**layers, "act": act()})
 
-        self.compress = conv(channels, width, 1)
+        self.compress = conv(self.channels, width, 1)
         self.act = act()
         self.spatial = part(groups=width) if parts != "channel" else None
         self.channel = part(groups=1) if parts != "spatial" else None
-        self.fuse = conv((6 if both else 3) * width, channels, 1)
+        self.fuse = conv((6 if both else 3) * width, self.channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         _checks.check_feature_map("SCACB", x, self.channels)

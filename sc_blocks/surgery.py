@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from sc_blocks._checks import check_module, nearby
+from sc_blocks._checks import check_module, nearby, shown
 
 #: Which modules: a type or several, a name pattern, or a predicate of name and module.
 Where = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool]
@@ -62,8 +62,6 @@ class SwapReport:
         >>> from sc_blocks.surgery import replace_modules
         >>> net = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU())
         >>> report = replace_modules(net, nn.ReLU, lambda old, name: WSILBV(24))
-        >>> report.parameters_before, report.parameters_after
-        (672, 990)
         >>> report.undo()
         >>> net[1]
         ReLU()
@@ -90,15 +88,14 @@ class SwapReport:
         """
         if self._undone:
             raise RuntimeError("SwapReport: undo has been called already; to replace again, call replace_modules.")
+        places = [(name, swap) for swap in self.swaps for name in swap.names]
         present = dict(_named(self.model))
-        for name, new in ((name, swap.new) for swap in self.swaps for name in swap.names):
+        for name, swap in places:
             there = present.get(name)
-            if there is not new:
+            if there is not swap.new:
                 came = "nothing" if there is None else f"another module, {type(there).__name__}"
-                needed = f"the {type(new).__name__} put there"
-                raise RuntimeError(
-                    f"SwapReport: {name!r} must still hold {needed}, got {came}; undo later changes first."
-                )
+                needed = f"still hold the {type(swap.new).__name__} put there"
+                raise RuntimeError(f"SwapReport: {name!r} must {needed}, got {came}; undo later changes first.")
         for swap, (before, training) in zip(self.swaps, self._states, strict=True):
             now = _placement(self.model, swap.names[0])
             if now is not None and before is not None:
@@ -107,8 +104,8 @@ class SwapReport:
                 _place(swap.old, device, now[1] if now[1] != before[1] else None)
             if swap.new.training != training:
                 swap.old.train(swap.new.training)
-        for name, old in ((name, swap.old) for swap in self.swaps for name in swap.names):
-            _put(self.model, name, old)
+        for name, swap in places:
+            _put(self.model, name, swap.old)
         self._undone = True
 
     def __str__(self) -> str:
@@ -120,14 +117,13 @@ class SwapReport:
 def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, str], nn.Module]) -> SwapReport:
     """Replace modules inside a network, in place, and return a report that can undo it.
 
-    Each new module takes the train or eval mode of the module that it replaces, and the device and floating-point type
-    of most of its elements; if it has none, those of the nearest enclosing module that has some. Modules of the network
-    that ``make`` reuses, such as the old module inside a wrapper, stay as they are. All modules are built before the
-    first is replaced: if ``make`` fails, the network is as it was.
+    Each new module takes the mode, train or eval, of the old one, and the device and floating-point type of most of the
+    elements there or, if there are none, in the nearest enclosing module that has some. Modules of the network that
+    ``make`` reuses, such as the old one inside a wrapper, stay as they are. If ``make`` fails, the network is as it
+    was. New parameters are trainable, even in place of frozen ones; create optimizers afterwards.
 
     Where a selected module contains another selected one, only the outer is replaced. A module with several names is
-    selected if any of them is, and one new module replaces it everywhere. New parameters are trainable, even where the
-    old ones were frozen; create optimizers afterwards.
+    selected if any of them is, and one new module replaces it everywhere.
 
     Args:
         model: The network. It cannot be selected itself.
@@ -137,8 +133,7 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
             - a string: all whose qualified name, as in ``model.named_modules()``, matches this shell-style pattern, in
               which ``*`` also matches dots;
             - a predicate ``(name, module) -> bool``.
-        make: Called with each old module and its name, once for a shared one. Returns the replacement, which may be a
-            wrapper of the old module.
+        make: Called with each old module and its name, once for a shared one. Returns its replacement or a wrapper.
 
     Raises:
         ValueError: If ``where`` selects nothing or the network itself, or ``make`` returns the old module.
@@ -153,9 +148,6 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
         >>> print(report)
         Sequential: 1 module replaced, 5,880 -> 2,088 parameters
           2: Conv2d (5,208) -> SCACB (1,416)
-        >>> report.undo()
-        >>> net[2]
-        Conv2d(24, 24, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     check_module("replace_modules", "model", model)
     if isinstance(make, nn.Module) or not callable(make):
@@ -174,8 +166,9 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
             raise ValueError(f"replace_modules: make must return another module for {name!r}, got {came}.")
         _move(new, _placement(model, name), old.training, own)
         swaps.append(Swap(names, old, new, _count(old), _count(new)))
-    for name, new in ((name, swap.new) for swap in swaps for name in swap.names):
-        _put(model, name, new)
+    for swap in swaps:
+        for name in swap.names:
+            _put(model, name, swap.new)
     states = tuple((_placement(model, swap.names[0]), swap.new.training) for swap in swaps)
     return SwapReport(model, tuple(swaps), before, _count(model), states)
 
@@ -199,7 +192,7 @@ def _select(model: nn.Module, where: Where) -> dict[nn.Module, tuple[tuple[str, 
 
 
 def _predicate(where: Any) -> Callable[[str, nn.Module], bool]:
-    came = f"{'a module' if isinstance(where, nn.Module) else repr(where)} ({type(where).__name__})"
+    came = f"{'a module' if isinstance(where, nn.Module) else shown(where)} ({type(where).__name__})"
     is_predicate = callable(where) and not isinstance(where, nn.Module)
     types = cast(tuple[Any, ...], where if isinstance(where, tuple) else (where,))
     if all(isinstance(each, type) for each in types):

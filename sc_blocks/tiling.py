@@ -1,8 +1,7 @@
 """Large images in bounded memory: a network runs tile by tile, and the results are blended.
 
-Neighbouring tiles overlap. Near its own border a tile sees the network's padding instead of the image, so in the outer
-thirds of an overlap only the tile that lies further inside counts. In the middle third the weights change linearly, so
-that remaining differences leave no seam.
+Near its own border a tile sees the network's padding instead of the image. In the outer thirds of an overlap, only the
+tile that lies further inside counts; in the middle third the weights change linearly, which leaves no seam.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from sc_blocks._checks import check_feature_map, check_int
 SMALLEST_TILE = 16
 
 Network = Callable[[Tensor], Tensor]
+Progress = Callable[[int, int], object]
 Spans = list[tuple[int, int, Tensor]]  # of tiles along one axis: first pixel, the one after the last, weights
 
 
@@ -37,10 +37,9 @@ def tiled(
 ) -> Tensor:
     r"""Run an image-to-image network over an image of any size, one tile at a time.
 
-    Input and result stay on the input's device; only the current tile moves to the model's. An image that fits into one
-    tile takes a single plain call. If memory runs out, the run starts again with tiles of half the size, as long as
-    these are twice as large as the overlaps. Tiles are blended in float32 or better, and the result has the type that
-    the model returns. No gradient is recorded, and the model's mode does not change.
+    Input and result stay on the input's device; only the current tile moves to the model's. An image within one tile
+    takes a single plain call. If memory runs out, the run starts again with tiles of half the size, down to twice the
+    overlap. Tiles are blended in float32 or better. No gradient is recorded, and the model's mode does not change.
 
     A network whose output depends on input at most :math:`r` pixels away gives the same result as in one call if
     ``overlap`` is at least :math:`3r`. A network that pools over the whole map, as :class:`~sc_blocks.WSILB` does,
@@ -53,13 +52,13 @@ def tiled(
         tile: Height and width of a tile in input pixels. The last tile of a row or column moves inwards.
         overlap: Number of input pixels that neighbouring tiles share at least.
         size_multiple: Number that heights and widths must be multiples of for the model. The image is padded with
-            copies of its last row and column where necessary, and the result cropped. Every tile starts at a multiple.
-        on_tile: Called after each tile with the number of tiles done and the total, for a progress bar. After an
-            out-of-memory error both start again. An exception that it raises ends the run.
+            copies of its last row and column, and the result cropped. Every tile starts at a multiple.
+        on_tile: Called after each tile with the number of tiles done and the total, which start again when memory runs
+            out. An exception that it raises ends the run.
 
     Shape:
         - x: :math:`(N, C, H, W)`, any :math:`N`, :math:`H, W \ge 1`;
-        - result: :math:`(N, C', sH, sW)` with :math:`s` = ``scale`` and :math:`C'` as the model returns.
+        - result: :math:`(N, C', sH, sW)` with :math:`s` = ``scale``, :math:`C'` and the type as the model returns.
 
     Raises:
         ValueError: If an argument is out of range, or the model's result is not ``scale`` times as large as its tile.
@@ -74,7 +73,21 @@ def tiled(
         >>> result.shape, torch.allclose(result, net(image), atol=1e-6)
         (torch.Size([1, 3, 100, 166]), True)
     """
-    _check_arguments(model, x, scale, tile, overlap, size_multiple, on_tile)
+    if not callable(model):
+        raise TypeError(f"tiled: model must be a module or another callable, got {type(model).__name__}.")
+    check_feature_map("tiled", x, None)
+    for name, value in {"scale": scale, "tile": tile, "size_multiple": size_multiple}.items():
+        check_int("tiled", name, value)
+    check_int("tiled", "overlap", overlap, least=0)
+    if tile % size_multiple:
+        nearest = _round_up(tile, size_multiple)
+        raise ValueError(f"tiled: tile must be a multiple of size_multiple={size_multiple}, got {tile}; use {nearest}.")
+    if overlap > tile - size_multiple:
+        most = f"tile - size_multiple = {tile - size_multiple}"
+        raise ValueError(f"tiled: overlap must be at most {most}, got {overlap}; an eighth of the tile is usual.")
+    if on_tile is not None and not callable(on_tile):
+        raise TypeError(f"tiled: on_tile must be callable or None, got {type(on_tile).__name__}.")
+
     tensors = (*model.parameters(), *model.buffers()) if isinstance(model, nn.Module) else ()
     device = next(iter(tensors), x).device
     # The first halvings of a tile larger than the image would change nothing.
@@ -96,9 +109,7 @@ def tiled(
                 torch.get_device_module(device).empty_cache()
 
 
-def _blend(
-    run: Network, x: Tensor, scale: int, rows: Spans, columns: Spans, on_tile: Callable[[int, int], object] | None
-) -> Tensor:
+def _blend(run: Network, x: Tensor, scale: int, rows: Spans, columns: Spans, on_tile: Progress | None) -> Tensor:
     total = len(rows) * len(columns)
     result, dtype = torch.empty(0), x.dtype
     for done, ((top, bottom, row_weights), (left, right, column_weights)) in enumerate(product(rows, columns), start=1):
@@ -138,21 +149,18 @@ def _run_tile(model: Network, x: Tensor, *, device: torch.device, scale: int, si
 
 
 def _weighted_spans(length: int, scale: int, tile: int, overlap: int, size_multiple: int) -> Spans:
-    """The tiles along one axis, with the weights of the pixels of their results; at each pixel they sum to 1.
-
-    The weight of a pixel is the product of those of its row and column, so no map of weights is needed.
-    """
+    """The tiles along one axis, with weights of the rows or columns of their results that sum to 1 everywhere."""
     padded = _round_up(length, size_multiple)
     step = max((tile - overlap) // size_multiple, 1) * size_multiple
     starts = [*range(0, padded - tile, step), max(padded - tile, 0)]
     third = max(overlap * scale / 3, 1e-6)  # any positive number will do without an overlap
-    total = torch.zeros(length * scale, dtype=torch.float64)
+    total = torch.zeros(length * scale, dtype=torch.float64, device="cpu")
     spans: Spans = []
     for start in starts:
         stop = min(start + tile, length)
         size = (stop - start) * scale
-        centre = torch.arange(size, dtype=torch.float64) + 0.5
-        weight = torch.ones(size, dtype=torch.float64)
+        centre = torch.arange(size, dtype=torch.float64, device="cpu") + 0.5
+        weight = torch.ones_like(centre)
         if start > 0:
             weight = weight * ((centre - third) / third).clamp(0, 1)
         if stop < length:
@@ -170,20 +178,3 @@ def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     # Plain RuntimeErrors come from the CPU's allocator, from that of Apple's GPUs and from NVIDIA's libraries.
     signs = ("DefaultCPUAllocator", "bad_alloc", "out of memory", "STATUS_ALLOC_FAILED")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in signs)
-
-
-def _check_arguments(model: Any, x: Any, scale: Any, tile: Any, overlap: Any, size_multiple: Any, on_tile: Any) -> None:
-    if not callable(model):
-        raise TypeError(f"tiled: model must be a module or another callable, got {type(model).__name__}.")
-    check_feature_map("tiled", x, None)
-    for name, value in {"scale": scale, "tile": tile, "size_multiple": size_multiple}.items():
-        check_int("tiled", name, value)
-    check_int("tiled", "overlap", overlap, least=0)
-    if tile % size_multiple:
-        nearest = _round_up(tile, size_multiple)
-        raise ValueError(f"tiled: tile must be a multiple of size_multiple={size_multiple}, got {tile}; use {nearest}.")
-    if overlap > tile - size_multiple:
-        most = f"tile - size_multiple = {tile - size_multiple}"
-        raise ValueError(f"tiled: overlap must be at most {most}, got {overlap}; an eighth of the tile is usual.")
-    if on_tile is not None and not callable(on_tile):
-        raise TypeError(f"tiled: on_tile must be callable or None, got {type(on_tile).__name__}.")

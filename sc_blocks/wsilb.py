@@ -1,13 +1,9 @@
-"""Weight-sharing information-lossless attention, from statistics of each channel over the map or over windows.
-
-Windows follow Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation* (2022): a network
-trained on patches has seen statistics of patch-sized areas only.
-"""
+"""Weight-sharing information-lossless attention, from statistics of each channel over the map or over windows."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sc_blocks import _checks
-from sc_blocks._dry_run import dry_run, original_module
+from sc_blocks._dry_run import arguments, dry_run, original_module
 
 Window = tuple[int, int]
 
@@ -27,13 +23,9 @@ class _ChannelAttention(nn.Module):
 
     def __init__(self, channels: int, shared: nn.Module, gate: nn.Module, local: Window | None, eps: float) -> None:
         super().__init__()
-        name = type(self).__name__
-        _checks.check_finite_number(name, "eps", eps, hint="the default is 1e-6")
-        if eps < 0:
-            raise ValueError(f"{name}: eps must be 0 or more, got {eps}; the default is 1e-6.")
         self.channels = channels
         self.local = local
-        self.eps = eps
+        self.eps = _checks.check_number(type(self).__name__, "eps", eps, least=0, hint="the default is 1e-6")
         self.shared = shared
         self.gate = gate
 
@@ -46,10 +38,11 @@ class _ChannelAttention(nn.Module):
     def local(self, window: Window | None) -> None:
         name = type(self).__name__
         if window is not None and (not isinstance(window, (tuple, list)) or len(window) != 2):
-            raise TypeError(f"{name}: local must be (height, width) or None, got {window!r}; for example (72, 72).")
-        for axis, side in zip(("height", "width"), window or (), strict=False):
-            _checks.check_int(name, f"local {axis}", side)
-        self._local = None if window is None else (window[0], window[1])
+            came = f"{_checks.shown(window)}; for example (72, 72)"
+            raise TypeError(f"{name}: local must be (height, width) or None, got {came}.")
+        sides = zip(("height", "width"), window or (), strict=False)
+        checked = [_checks.check_int(name, f"local {axis}", side) for axis, side in sides]
+        self._local = (checked[0], checked[1]) if checked else None
 
     def forward(self, x: Tensor) -> Tensor:
         _checks.check_feature_map(type(self).__name__, x, self.channels)
@@ -63,7 +56,8 @@ class _ChannelAttention(nn.Module):
 class WSILB(_ChannelAttention):
     r"""Weight-sharing information-lossless attention block: channel attention from contrast and peak.
 
-    Contrast, mean plus standard deviation, and peak of a channel pass through the *same* 1x1 convolution :math:`f`:
+    Contrast, mean plus standard deviation, and peak of a channel pass through the *same* 1x1 convolution :math:`f`, and
+    the sigmoid makes of them a factor between 0 and 1:
 
     .. math::
         y = x \odot \sigma\bigl( f(\mathrm{mean}(x) + \mathrm{std}(x)) + f(\max(x)) \bigr)
@@ -78,9 +72,7 @@ class WSILB(_ChannelAttention):
         device, dtype: Of the parameters.
 
     Shape:
-        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
-
-        Any value range; the sigmoid scales each channel by a number between 0 and 1.
+        - input, output: :math:`(N, C, H, W)`, :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1` and values.
 
     Raises:
         ValueError: If an argument or the shape of an input is out of range.
@@ -111,7 +103,7 @@ class WSILB(_ChannelAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _checks.check_int("WSILB", "channels", channels)
+        channels = _checks.check_int("WSILB", "channels", channels)
         shared = nn.Conv2d(channels, channels, 1, bias=bias, device=device, dtype=dtype)
         gate = _checks.build_layer("WSILB", "gate_layer", gate_layer, device=device, dtype=dtype)
         super().__init__(channels, shared, gate, local, eps)
@@ -121,10 +113,7 @@ class WSILB(_ChannelAttention):
 
 
 class WSILBV(_ChannelAttention):
-    r"""WSILB-V: :class:`WSILB` with a squeezed shared layer, :math:`f = W_2\, \phi(W_1\, \cdot)`.
-
-    .. math::
-        y = x \odot \sigma\bigl( f(\mathrm{mean}(x) + \mathrm{std}(x)) + f(\max(x)) \bigr)
+    r"""WSILB-V: the equation of :class:`WSILB` with a squeezed shared layer, :math:`f = W_2\, \phi(W_1\, \cdot)`.
 
     Args:
         channels: Width of the input and of the output, at least ``reduction``.
@@ -135,9 +124,7 @@ class WSILBV(_ChannelAttention):
         device, dtype: Of the parameters.
 
     Shape:
-        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
-
-        Any value range; the sigmoid scales each channel by a number between 0 and 1.
+        - input, output: :math:`(N, C, H, W)`, as those of :class:`WSILB`.
 
     Raises:
         ValueError: If an argument or the shape of an input is out of range.
@@ -169,6 +156,8 @@ class WSILBV(_ChannelAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        channels = _checks.check_int("WSILBV", "channels", channels)
+        reduction = _checks.check_int("WSILBV", "reduction", reduction)
         width = _checks.reduced_width("WSILBV", channels, reduction)
         squeeze = nn.Conv2d(channels, width, 1, bias=bias, device=device, dtype=dtype)
         act = _checks.build_layer("WSILBV", "act_layer", act_layer, device=device, dtype=dtype)
@@ -182,20 +171,21 @@ class WSILBV(_ChannelAttention):
         return f"{self.channels}, reduction={self.reduction}, local={self.local}, eps={self.eps}"
 
 
-def to_local(module: nn.Module, example: Tensor, *, factor: float = 1.5) -> nn.Module:
+def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: float = 1.5) -> nn.Module:
     """Switch every :class:`WSILB` and :class:`WSILBV` to windowed statistics, in place, and return the network.
 
-    The network runs once, in eval mode, on ``example``. Each block then gets a window of the size of the map that it
-    saw, times ``factor``. The network's mode, its buffers and the random number generators do not change.
+    A network trained on patches has seen statistics of patch-sized areas only (Chu et al., *Improving Image Restoration
+    by Revisiting Global Information Aggregation*, 2022). It runs once, in eval mode, on ``example``; each block gets a
+    window of the size of the map that it saw, times ``factor``. Modes, buffers and random generators do not change.
 
     Args:
         module: The network.
-        example: Any input as large as the patches that the network was trained on.
+        example: Any input as large as the patches that the network was trained on, or a sequence of arguments.
         factor: Size of the window divided by the size of the map; Chu et al. use 1.5.
 
     Raises:
         ValueError: If ``factor`` is not positive, or the run of ``example`` calls no such block.
-        TypeError: If ``module`` is not a module.
+        TypeError: If an argument is of another type.
 
     Example:
         >>> import torch
@@ -203,9 +193,11 @@ def to_local(module: nn.Module, example: Tensor, *, factor: float = 1.5) -> nn.M
         >>> to_local(WSILBV(60), torch.zeros(1, 60, 48, 48)).local
         (72, 72)
     """
-    if not factor > 0:
-        raise ValueError(f"to_local: factor must be positive, got {factor}; the usual is 1.5.")
+    factor = _checks.check_number("to_local", "factor", factor, hint="the usual is 1.5")
+    if not 0 < factor <= 1e6:
+        raise ValueError(f"to_local: factor must be positive and at most 1e6, got {factor:g}; the usual is 1.5.")
     network = original_module("to_local", module)
+    args = arguments("to_local", example)
     windows: dict[_ChannelAttention, Window] = {}
 
     def record(block: _ChannelAttention, args: tuple[Any, ...], output: Tensor) -> None:
@@ -217,7 +209,7 @@ def to_local(module: nn.Module, example: Tensor, *, factor: float = 1.5) -> nn.M
         for block in network.modules():
             if isinstance(block, _ChannelAttention):
                 hooks.enter_context(block.register_forward_hook(record))
-        dry_run(network, [example], {})
+        dry_run(network, args, {})
     if not windows:
         raise ValueError(f"to_local: {type(network).__name__} calls no WSILB or WSILBV on the example.")
     for block, window in windows.items():
@@ -233,7 +225,7 @@ def to_global(module: nn.Module) -> nn.Module:
         >>> to_global(WSILBV(60, local=(8, 8))).local is None
         True
     """
-    for block in module.modules():
+    for block in original_module("to_global", module).modules():
         if isinstance(block, _ChannelAttention):
             block.local = None
     return module

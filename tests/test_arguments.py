@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,6 +35,9 @@ from sc_blocks import (
     to_local,
 )
 from sc_blocks.communication import build_communication
+from sc_blocks.deploy import fold
+from sc_blocks.introspect import complexity
+from sc_blocks.tiling import tiled
 from tests.blocks import perturb
 
 CLASSES = [item for item in (getattr(sc_blocks, name) for name in sc_blocks.__all__) if isinstance(item, type)]
@@ -378,7 +388,7 @@ WRONG_ARGUMENTS = [
     (
         lambda: to_local(WSILB(4), torch.zeros(1, 4, 3, 3), factor=0),
         ValueError,
-        r"to_local: factor must be positive, got 0",
+        r"to_local: factor must be positive .*, got 0; the usual is 1.5",
     ),
     (lambda: to_local(nn.Identity(), torch.zeros(1)), ValueError, r"Identity calls no WSILB or WSILBV on the example"),
     # communication
@@ -486,6 +496,65 @@ def test_words_about_sizes_that_do_not_scale() -> None:
         RBWA(4, scale_factor=1.5)(torch.zeros(1, 4, 5, 8))
 
 
+NUMBERS: dict[str, Callable[[Any], object]] = {
+    "SCACB: channels": lambda n: SCACB(n, device="meta"),
+    "SCACB: reduction": lambda n: SCACB(24, reduction=n),
+    "DRACB: in_channels": lambda n: DRACB(n, 4, device="meta"),
+    "DRACB: out_channels": lambda n: DRACB(4, n, device="meta"),
+    "DRACBChain: in_channels": lambda n: DRACBChain(n, 4, 2, device="meta"),
+    "DRACBChain: out_channels[1]": lambda n: DRACBChain(4, [4, n], device="meta"),
+    "DRACBChain: length": lambda n: DRACBChain(4, 4, n, device="meta"),
+    "DRACBChain: stage": lambda n: DRACBChain(4, 4, 9).step(n, torch.ones(1, 4, 3, 3), torch.ones(1, 4, 3, 3)),
+    "WSILB: channels": lambda n: WSILB(n, device="meta"),
+    "WSILB: eps": lambda n: WSILB(4, eps=n)(torch.ones(1, 4, 3, 3)),
+    "WSILB: local height": lambda n: WSILB(4, local=(n, 3))(torch.ones(1, 4, 3, 3)),
+    "WSILBV: channels": lambda n: WSILBV(n, device="meta"),
+    "WSILBV: reduction": lambda n: WSILBV(8, reduction=n),
+    "RBWA: in_channels": lambda n: RBWA(n, device="meta"),
+    "RBWA: out_channels": lambda n: RBWA(4, n, device="meta"),
+    "RBWA: scale_factor": lambda n: RBWA(4, scale_factor=n)(torch.ones(1, 4, 6, 6)),
+    "MREB: channels": lambda n: MREB(n, device="meta"),
+    "MREB: distilled_channels": lambda n: MREB(12, distilled_channels=n, device="meta"),
+    "MREB: num_stages": lambda n: MREB(12, num_stages=n, device="meta"),
+    "LinearCommunication: weight": lambda n: LinearCommunication(n),
+    "LearnableCommunication: channels": lambda n: LearnableCommunication(n, device="meta"),
+    "LearnableCommunication: init": lambda n: LearnableCommunication(4, init=n),
+    "GatedCommunication: channels": lambda n: GatedCommunication(n, device="meta"),
+    "GatedCommunication: init": lambda n: GatedCommunication(4, init=n),
+    "AdaptedCommunication: previous_channels": lambda n: AdaptedCommunication(n, 4, device="meta"),
+    "AdaptedCommunication: channels": lambda n: AdaptedCommunication(4, n, device="meta"),
+    "to_local: factor": lambda n: to_local(WSILB(4), torch.ones(1, 4, 3, 3), factor=n)(torch.ones(1, 4, 9, 9)),
+    "tiled: scale": lambda n: tiled(nn.Upsample(scale_factor=6), torch.ones(1, 1, 3, 3), scale=n),
+    "tiled: tile": lambda n: tiled(nn.Identity(), torch.ones(1, 1, 9, 9), tile=n, overlap=0),
+    "tiled: overlap": lambda n: tiled(nn.Identity(), torch.ones(1, 1, 9, 9), overlap=n),
+    "tiled: size_multiple": lambda n: tiled(nn.Identity(), torch.ones(1, 1, 9, 9), tile=12, overlap=0, size_multiple=n),
+    "fold: tolerance": lambda n: fold(WSILBV(4), example=torch.ones(1, 4, 3, 3), tolerance=n),
+    "complexity: input_size": lambda n: complexity(WSILBV(4), (n, 4, 3, 3)),
+    "Complexity.table: depth": lambda n: complexity(WSILBV(4), (1, 4, 3, 3)).table(depth=n),
+}
+
+
+@pytest.mark.parametrize("argument", NUMBERS)
+def test_numbers_that_cannot_work_are_refused_by_name(argument: str) -> None:
+    call, name = NUMBERS[argument], re.escape(argument.removesuffix("[1]"))
+    infinite = [10**400, 10**5000, -(10**400), Fraction(10**400, 3), math.inf, -math.inf, math.nan, np.float32("nan")]
+    for number in [*infinite, True, np.bool_(True), "6", 6j, Decimal(6), np.array([6]), torch.tensor(6)]:
+        with pytest.raises((ValueError, TypeError), match=f"^{name}") as caught:
+            call(number)
+        assert len(str(caught.value)) < 300
+    beyond_torch = [10**30, 2**63, 2**40, -1] if "channels" in argument else []
+    for number in [*beyond_torch, *([1e308] if argument.endswith(("init", "factor")) else [])]:
+        with pytest.raises((ValueError, TypeError), match=f"^{name}"):
+            call(number)
+
+
+@pytest.mark.parametrize("argument", [name for name in NUMBERS if name != "GatedCommunication: init"])
+def test_numbers_of_numpy_are_numbers(argument: str) -> None:
+    block = NUMBERS[argument](np.int64(6))
+    for value in vars(block).values() if isinstance(block, nn.Module) else ():
+        assert not isinstance(value, np.generic)  # plain numbers in repr and pickle
+
+
 # DRACB and its chain in use
 
 
@@ -544,6 +613,24 @@ def test_chain_misused() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             call()
+
+
+@pytest.mark.parametrize("features", [None, {"0": torch.zeros(1, 12, 6, 8)}, (x for x in ())], ids=str)
+def test_features_of_a_chain_are_a_sequence(features: object) -> None:
+    with pytest.raises(TypeError, match=r"DRACBChain: features must be a list of 1 tensors, got \w+"):
+        DRACBChain(12, 4, 1)(features)
+
+
+def test_complex_maps_are_refused() -> None:
+    x, previous = torch.zeros(1, 12, 6, 8), torch.zeros(1, 4, 6, 8, dtype=torch.complex64)
+    with pytest.raises(
+        TypeError, match=r"previous must be a floating-point tensor, got torch.complex64; pass torch.cat"
+    ):
+        DRACB(12, 4)(x, previous)
+    with pytest.raises(
+        TypeError, match=r"SCACB: x must be a floating-point tensor.* torch.cat\(\[x.real, x.imag\], dim=1"
+    ):
+        SCACB(12)(x.to(torch.complex64))
 
 
 def test_chain_of_other_sizes_without_resampling() -> None:

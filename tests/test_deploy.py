@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.fx
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -217,6 +219,43 @@ def test_compiled_traced_exported(name: str) -> None:
         sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
         exported = torch.export.export(folded, (x,), dynamic_shapes=sizes, strict=False)
         in_range(exported.module()(other), module(other), 1e-13)
+
+
+@some("scacb", "wsilbv", "rbwa", "rbwa-x1.5", "tail", "mreb")
+def test_traced_by_fx(name: str) -> None:
+    module, x = build(name), sample(name, 2, 12, 18)
+    traced = torch.fx.symbolic_trace(in_small_strips(fold(module)))
+    for other in (x, sample(name, 1, 37, 23)):
+        in_range(traced(other), module(other), 1e-13)
+
+
+@some("scacb", "wsilbv", "rbwa", "tail")
+@torch.no_grad()
+def test_over_samples_and_networks_by_vmap(name: str) -> None:
+    x = sample(name, 3, 36, 17)
+    module = build(name)
+    folded = in_small_strips(fold(module))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        samples = x.contiguous(memory_format=layout)[:, None]
+        in_range(torch.vmap(folded)(samples)[:, 0], module(x), 1e-13)
+    parameters = {key: torch.stack([each, each / 2]) for key, each in module.named_parameters()}
+    both = torch.vmap(lambda weights: functional_call(folded, weights, (x,)))(parameters)
+    halved = {key: each / 2 for key, each in module.named_parameters()}
+    in_range(both[1], functional_call(module, halved, (x,)), 1e-13)
+
+
+class Tagged(Tensor):
+    """A subclass of the user's."""
+
+
+@some("scacb", "wsilbv", "rbwa", "tail")
+@torch.no_grad()
+def test_results_lie_where_the_input_lies(name: str) -> None:
+    module, x = build(name), sample(name, 1, 36, 17)
+    folded, expected = in_small_strips(fold(module)), module(x)
+    with torch.device("meta"):  # as torch.set_default_device does, for example on a machine with a GPU
+        in_range(folded(x), expected, 1e-13)
+    assert isinstance(folded(x.as_subclass(Tagged)), Tagged)
 
 
 @pytest.mark.slow

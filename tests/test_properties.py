@@ -80,7 +80,7 @@ junk = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 70),
-    st.floats(width=32),  # what a parameter can hold
+    st.floats(),
     st.text(max_size=3),
     st.sampled_from(["both", "spatial", "outputs", "raw", "bilinear"]),
     st.lists(st.integers(-1, 8), max_size=3),

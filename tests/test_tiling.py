@@ -309,6 +309,13 @@ def test_leaves_input_mode_and_gradients_alone() -> None:
     assert torch.equal(x, before)
 
 
+def test_runs_under_another_default_device() -> None:
+    # The meta device refuses what others compute in silence, or cannot, as MPS in float64.
+    image = torch.rand(1, 3, 40, 50)
+    with torch.device("meta"):
+        torch.testing.assert_close(tiled(torch.nn.Identity(), image, tile=16, overlap=4), image)
+
+
 def test_takes_a_callable_and_non_contiguous_input() -> None:
     x = torch.rand(2, 30, 40, 3).permute(0, 3, 1, 2)
     torch.testing.assert_close(tiled(lambda part: 2 * part, x, tile=16, overlap=4), 2 * x)

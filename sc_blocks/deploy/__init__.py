@@ -1,7 +1,6 @@
 r"""Exact rewrites of trained blocks for inference.
 
-Blocks are written as their figures are drawn. This package is the only place where their arithmetic is reordered.
-:func:`fold` copies a network, and in the copy
+Only this package reorders the arithmetic of the blocks. :func:`fold` copies a network, and in the copy
 
 - an :class:`~sc_blocks.RBWA` with a whole factor convolves before it enlarges, with a quarter of the multiplications;
 - an RBWA and the 3x3 convolution of few channels directly behind it in an ``torch.nn.Sequential`` share their last

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sc_blocks._checks import check_module
-from sc_blocks._dry_run import tensors_in
+from sc_blocks._checks import check_module, check_number
+from sc_blocks._dry_run import arguments, tensors_in
 from sc_blocks.deploy.form import why_not, why_not_called_in_order
 from sc_blocks.deploy.rbwa import FACTORS, FoldedRBWA, FoldedSequential, NarrowConv, why_not_merged
 from sc_blocks.deploy.strips import MergedSCACB, StripSCACB, StripWSILBV
@@ -23,15 +23,7 @@ from sc_blocks.wsilb import WSILBV
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What :func:`fold` does to a network; prints as a list.
-
-    Example:
-        >>> from sc_blocks import SCACB
-        >>> from sc_blocks.deploy import fold_report
-        >>> print(fold_report(SCACB(24)))
-        rewritten:
-          itself: one weighing for both parts, and in strips
-    """
+    """What :func:`fold` does to a network, as :func:`fold_report` tells; prints as a list."""
 
     rewritten: dict[str, str]
     """How a module is rewritten, by its qualified name."""
@@ -60,11 +52,12 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
 
     Returns:
         A copy in eval mode, without gradients for its parameters. Modules keep their places, names, attributes and
-        entries in the state dict. Hooks that come later see each strip, and no modules whose arithmetic is merged.
+        entries in the state dict, and other weights may be loaded. Fold last: hooks that come later see each strip, and
+        no modules whose arithmetic is merged, and a layer that is replaced later is not proved again.
 
     Raises:
-        TypeError: If ``module`` is not a module.
-        ValueError: If the results for the ``example`` differ by more than the tolerance.
+        TypeError: If an argument is of another type.
+        ValueError: If the results for the ``example`` differ by more than the tolerance, or that is below 0.
 
     Example:
         >>> import torch
@@ -77,9 +70,10 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
         True
     """
     check_module("fold", "module", module)
+    tolerance = check_number("fold", "tolerance", tolerance, least=0, hint="the usual is 1e-4")
     folded = copy.deepcopy(module).eval().requires_grad_(False)
     changes, _ = _plan(folded)
-    args = (example,) if isinstance(example, Tensor) else example
+    args = None if example is None else arguments("fold", example)
     with torch.no_grad():
         expected = None if args is None else folded(*args)
         for part, cls in changes.items():  # only its class: all that a module holds stays

@@ -1,7 +1,7 @@
 """Proof that a module has the form that a rewriting knows.
 
-The module is compared with one that was freshly built from the same arguments. If they agree in everything but the
-values of parameters, without hooks, patched methods and the like, it computes what its class says.
+A module that agrees with one freshly built from the same arguments in everything but the values of parameters, without
+hooks, patched methods and the like, computes what its class says.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def _difference_of_values(ours: Any, theirs: Any, name: str, key: str) -> str | 
         if values.keys() != fresh.keys():
             changed = ", ".join(sorted(map(str, values.keys() ^ fresh.keys())))
             return f"{name or 'it'} has other {_readable(key)} than its class: {changed}"
-        found = (
-            _difference_of_values(values[each], fresh[each], f"{name}.{each}".lstrip("."), each) for each in values
-        )
-        return next((reason for reason in found if reason), None)
+        for each, value in values.items():
+            if found := _difference_of_values(value, fresh[each], f"{name}.{each}".lstrip("."), each):
+                return found
+        return None
     if isinstance(ours, nn.Module) and isinstance(theirs, nn.Module):
         return _difference(ours, theirs, name)
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):

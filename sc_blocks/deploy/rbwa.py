@@ -7,20 +7,19 @@ r"""RBWA rewritten: the enlargement after the convolution, and the last two conv
   faster if the second has few channels. It computes a square of pixels at once, as channels, because a few channels
   would leave most of a processor's vector unit idle.
 
-Neither holds for the outermost pixels of the result, where the convolutions read zeros. They are computed as the block
-is written, from narrow bands of the map. Each call computes the kernels anew, so other weights may be loaded.
+Neither holds for the outermost pixels, where the convolutions read zeros: they are computed as the block is written,
+from narrow bands of the map. Each call computes the kernels anew, so other weights may be loaded.
 """
 
 from __future__ import annotations
-
-from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sc_blocks import _checks
-from sc_blocks.deploy.strips import STRIP_VALUES, MapFunction, gate_in_strips, in_strips, memory_format, runs_on_cpu
+from sc_blocks.deploy import strips
+from sc_blocks.deploy.strips import MapFunction, in_strips, laid_out, runs_on_cpu
 from sc_blocks.rbwa import RBWA
 
 # Blurs of larger factors would cost more than they save.
@@ -32,7 +31,7 @@ NHWC = torch.channels_last
 class FoldedRBWA(RBWA):
     """An RBWA that computes the same in another order, together with the narrow convolution behind it if given one."""
 
-    strip_values = STRIP_VALUES
+    strip_values = strips.STRIP_VALUES
     # The outermost pixels of smaller inputs cost more time than the others save.
     least_values = 1 << 18
 
@@ -40,13 +39,14 @@ class FoldedRBWA(RBWA):
         _checks.check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
         on_cpu = runs_on_cpu(x)
         # On a GPU the resizing is cheap, and the blur and the frame take longer than what they save.
-        if x.device.type != "cpu" or (on_cpu and x.numel() < self.least_values):
-            return super().forward(x) if tail is None else tail(super().forward(x))
-        expanded, layout = self._expanded(x), memory_format(x) if on_cpu else None
+        if not strips.is_on_cpu(x) or (on_cpu and x.numel() < self.least_values):
+            y = super().forward(x)
+            return tail(y) if isinstance(tail, nn.Module) else y  # while torch.fx traces, None is a proxy
+        expanded, layout = self._expanded(x), strips.memory_format(x) if on_cpu else None
         if not on_cpu or self.attention.local is not None:
             return self._last(self.act(self.attention(expanded)), tail, lambda rows: rows, layout)
         # The gated map would be as large again; it is made a strip at a time.
-        gate = gate_in_strips(self.attention, expanded, self.strip_values)
+        gate = strips.gate_in_strips(self.attention, expanded, self.strip_values)
         return self._last(expanded, tail, lambda rows: self.act(rows * gate), layout)
 
     def _expanded(self, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class FoldedRBWA(RBWA):
 
         def commuted(rows: Tensor) -> Tensor:
             if runs_on_cpu(rows):
-                rows = rows.contiguous(memory_format=NHWC)
+                rows = laid_out(rows, NHWC)
             around = F.pad(rows, (1, 1, 1, 1), mode="replicate")
             spread = F.conv_transpose2d(around, weight, stride=factor, padding=padding)
             return F.conv2d(spread, blur, self.expand.bias, groups=self.out_channels)
@@ -78,11 +78,8 @@ class FoldedRBWA(RBWA):
     ) -> Tensor:
         """``tail(self.project(prepare(x)))``, in the given layout or in that of the convolution."""
 
-        def laid_out(result: Tensor) -> Tensor:
-            return result if layout is None else result.contiguous(memory_format=layout)
-
         def projected(rows: Tensor) -> Tensor:
-            return laid_out(self.project(prepare(rows)))
+            return laid_out(self.project(prepare(rows)), layout)
 
         if tail is None:
             return in_strips(projected, x, layout or NHWC, halo=1, values=self.strip_values)
@@ -90,7 +87,8 @@ class FoldedRBWA(RBWA):
         weight, bias = _merged(self.project, tail, side)
 
         def merged(rows: Tensor) -> Tensor:
-            return laid_out(F.pixel_shuffle(F.conv2d(prepare(rows), weight, bias, stride=side, padding=2), side))
+            squares = F.conv2d(prepare(rows), weight, bias, stride=side, padding=2)
+            return laid_out(F.pixel_shuffle(squares, side), layout)
 
         inner = in_strips(merged, x, layout or NHWC, halo=side, values=self.strip_values)
         return self.with_frame(inner, x, lambda band: tail(projected(band)), 3)
@@ -124,14 +122,14 @@ class FoldedSequential(nn.Sequential):
     """A row of modules in which an RBWA is called together with the narrow convolution behind it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        x, merged = input, None
-        for module, following in zip_longest(self, list(self)[1:]):
-            if module is merged:
-                merged = None
-                continue
-            mergeable = isinstance(module, FoldedRBWA) and isinstance(following, NarrowConv) and merged_side(module)
-            merged = following if mergeable else None
-            x = module(x, merged) if mergeable else module(x)
+        x, modules = input, list(self)
+        while modules:
+            module = modules.pop(0)
+            following = modules[0] if modules else None
+            if isinstance(module, FoldedRBWA) and isinstance(following, NarrowConv) and merged_side(module):
+                x = module(x, modules.pop(0))
+            else:
+                x = module(x)
         return x
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -20,16 +21,28 @@ MapFunction = Callable[[Tensor], Tensor]
 STRIP_VALUES = 5 << 17
 
 
+def is_on_cpu(x: Tensor) -> bool:
+    """Whether a map lies on a CPU, which is not known while torch.fx traces."""
+    return not isinstance(x, torch.fx.Proxy) and x.device.type == "cpu"
+
+
 def runs_on_cpu(x: Tensor) -> bool:
     """Whether the arithmetic on a map runs now, on a CPU, rather than being recorded for a graph or for gradients."""
-    traced = torch.compiler.is_compiling() or not isinstance(x.shape[2], int)
-    return x.device.type == "cpu" and not traced and not (torch.is_grad_enabled() and x.requires_grad)
+    if not is_on_cpu(x) or torch.compiler.is_compiling() or not isinstance(x.shape[2], int):
+        return False
+    return not (torch.is_grad_enabled() and x.requires_grad)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """How a map lies in memory, as NHWC or as NCHW; NCHW if both are the same."""
-    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if nhwc else torch.contiguous_format
+    return torch.channels_last if x.stride(1) == 1 and not x.is_contiguous() else torch.contiguous_format
+
+
+def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:
+    """A map in a layout, or as it is."""
+    if layout == torch.channels_last:
+        return x.movedim(1, 3).contiguous().movedim(3, 1)  # vmap has no contiguous(memory_format=...)
+    return x if layout is None else x.contiguous()
 
 
 def strip_height(x: Tensor, values: int) -> int:
@@ -43,17 +56,8 @@ def in_strips(
     """Compute ``function(x)`` in strips of rows that hold about ``values`` values of the result for each thread.
 
     ``function`` makes maps ``scale`` times as high and wide; a row of its result depends on the ``halo`` rows around
-    its own at most. Each strip comes with ``halo`` more rows on either side, whose results are cut off again, because
-    the function reads zeros beyond them. The first row of each strip is a multiple of ``halo``.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from sc_blocks.deploy.strips import in_strips
-        >>> conv, x = nn.Conv2d(3, 8, 5, padding=2), torch.rand(2, 3, 60, 40)
-        >>> with torch.no_grad():
-        ...     torch.allclose(in_strips(conv, x, torch.contiguous_format, halo=2, values=1), conv(x), atol=1e-6)
-        True
+    its own at most. Each strip comes with ``halo`` more rows on either side. Their results are cut off, because the
+    function reads zeros beyond them. The first row of each strip is a multiple of ``halo``.
     """
     if not runs_on_cpu(x):
         return function(x)
@@ -68,8 +72,12 @@ def in_strips(
         above, below = max(0, first - halo), min(height, last + halo)
         strip = function(x[:, :, above:below])
         if first == 0:
-            shape = (batch, strip.shape[1], scale * height, scale * width)
-            result = torch.empty(shape, dtype=strip.dtype, memory_format=layout)
+            # By the strip: it may be batched by vmap, of a subclass, or on another device than the default one.
+            channels, size = strip.shape[1], (scale * height, scale * width)
+            if layout == torch.channels_last:
+                result = strip.new_empty(batch, *size, channels).movedim(3, 1)
+            else:
+                result = strip.new_empty(batch, channels, *size)
         result[:, :, scale * first : scale * last] = strip[:, :, scale * (first - above) : scale * (last - above)]
     return result
 
@@ -98,7 +106,7 @@ class MergedSCACB(StripSCACB):
 
     def whole(self, x: Tensor) -> Tensor:
         spatial, channel = self.spatial, self.channel
-        if spatial is None or channel is None or x.device.type != "cpu":
+        if spatial is None or channel is None or not is_on_cpu(x):
             return super().whole(x)
         act = spatial["act"]
         compressed = self.act(self.compress(x))
@@ -150,5 +158,4 @@ def _over_pixels(reduce: Callable[..., Tensor], rows: Tensor, nhwc: bool) -> Ten
         return reduce(rows, (2, 3), keepdim=True)
     # Rows first: a line of many pixels fills the vector unit, the channels of one pixel do not.
     lines = reduce(rearrange(rows, "n c h w -> n h (w c)"), 1)
-    pixels = rearrange(lines, "n (w c) -> n w c", c=rows.shape[1])
-    return rearrange(reduce(pixels, 1), "n c -> n c 1 1")
+    return rearrange(reduce(rearrange(lines, "n (w c) -> n w c", c=rows.shape[1]), 1), "n c -> n c 1 1")
