@@ -47,10 +47,12 @@ class DRACB(nn.Module):
         device, dtype: Of the parameters.
 
     Shape:
-        - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H, W \ge 1` and values;
+        - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H, W \ge 1`;
         - previous: the predecessor's map, :math:`(N, C_{out}, H, W)`, or ``None`` for the first block of a chain, where
           the fused map is the block's own and parameters of the channel get no gradient;
         - output: the refined features and the attention map, two tensors of :math:`(N, C_{out}, H, W)`.
+
+        Any value range; the outputs are not bounded.
 
     Raises:
         ValueError: If an argument is out of range, or an input or what the channel returns has the wrong shape.

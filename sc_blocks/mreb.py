@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +41,9 @@ class MREB(nn.Module):
     Shape:
         - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`;
         - previous, with ``takes_map``, and the second output, with ``returns_map``: an attention map,
-          :math:`(N, C', H, W)` with :math:`C'` = ``distilled_channels``. Any value range; the output is not bounded.
+          :math:`(N, C', H, W)` with :math:`C'` = ``distilled_channels``.
+
+        Any value range; the output is not bounded.
 
     Raises:
         ValueError: If an argument or a shape is out of range, or ``previous`` is missing or was not expected.
@@ -101,9 +102,18 @@ class MREB(nn.Module):
             SCACB(self.channels, parts=parts, exchange=exchange, residual=residual, act_layer=act_layer, **options)
             for _ in range(self.num_stages)
         )
-        chain = partial(DRACBChain, communication=communication, gate=gate, relay=relay, gate_layer=gate_layer)
-        sizes = (self.channels, self.distilled_channels, self.num_stages + 1)
-        self.refine = chain(*sizes, takes_map=takes_map, returns_map=returns_map, **options)
+        self.refine = DRACBChain(
+            self.channels,
+            self.distilled_channels,
+            self.num_stages + 1,
+            communication=communication,
+            takes_map=takes_map,
+            returns_map=returns_map,
+            gate=gate,
+            relay=relay,
+            gate_layer=gate_layer,
+            **options,
+        )
         self.fuse = nn.Conv2d((self.num_stages + 1) * self.distilled_channels, self.channels, 1, **options)
         self.attention = WSILBV(self.channels, act_layer=act_layer, gate_layer=gate_layer, **options)
 

@@ -52,7 +52,9 @@ class SCACB(nn.Module):
         device, dtype: Of the parameters.
 
     Shape:
-        - input, output: :math:`(N, C, H, W)`, :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1` and values.
+        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
+
+        Any value range; the output is not bounded.
 
     Raises:
         ValueError: If ``reduction`` leaves no channel, an option is unknown, or an input has the wrong shape.

@@ -56,8 +56,7 @@ class _ChannelAttention(nn.Module):
 class WSILB(_ChannelAttention):
     r"""Weight-sharing information-lossless attention block: channel attention from contrast and peak.
 
-    Contrast, mean plus standard deviation, and peak of a channel pass through the *same* 1x1 convolution :math:`f`, and
-    the sigmoid makes of them a factor between 0 and 1:
+    Contrast, mean plus standard deviation, and peak of a channel pass through the *same* 1x1 convolution :math:`f`:
 
     .. math::
         y = x \odot \sigma\bigl( f(\mathrm{mean}(x) + \mathrm{std}(x)) + f(\max(x)) \bigr)
@@ -72,7 +71,9 @@ class WSILB(_ChannelAttention):
         device, dtype: Of the parameters.
 
     Shape:
-        - input, output: :math:`(N, C, H, W)`, :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1` and values.
+        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
+
+        Any value range; the sigmoid scales each channel by a number between 0 and 1.
 
     Raises:
         ValueError: If an argument or the shape of an input is out of range.
@@ -113,7 +114,10 @@ class WSILB(_ChannelAttention):
 
 
 class WSILBV(_ChannelAttention):
-    r"""WSILB-V: the equation of :class:`WSILB` with a squeezed shared layer, :math:`f = W_2\, \phi(W_1\, \cdot)`.
+    r"""WSILB-V: :class:`WSILB` with a squeezed shared layer, :math:`f = W_2\, \phi(W_1\, \cdot)`.
+
+    .. math::
+        y = x \odot \sigma\bigl( f(\mathrm{mean}(x) + \mathrm{std}(x)) + f(\max(x)) \bigr)
 
     Args:
         channels: Width of the input and of the output, at least ``reduction``.
@@ -124,7 +128,9 @@ class WSILBV(_ChannelAttention):
         device, dtype: Of the parameters.
 
     Shape:
-        - input, output: :math:`(N, C, H, W)`, as those of :class:`WSILB`.
+        - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
+
+        Any value range; the sigmoid scales each channel by a number between 0 and 1.
 
     Raises:
         ValueError: If an argument or the shape of an input is out of range.
@@ -175,8 +181,9 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
     """Switch every :class:`WSILB` and :class:`WSILBV` to windowed statistics, in place, and return the network.
 
     A network trained on patches has seen statistics of patch-sized areas only (Chu et al., *Improving Image Restoration
-    by Revisiting Global Information Aggregation*, 2022). It runs once, in eval mode, on ``example``; each block gets a
-    window of the size of the map that it saw, times ``factor``. Modes, buffers and random generators do not change.
+    by Revisiting Global Information Aggregation*, 2022). So the network runs once, in eval mode, on ``example``, and
+    each block gets a window of the size of the map that it saw, times ``factor``. The network's mode, its buffers and
+    the random number generators do not change.
 
     Args:
         module: The network.
