@@ -1,7 +1,7 @@
 """What the weights for photographs gain on JPEGs: a table and a picture.
 
-``python -m docs.figures.jpeg`` writes ``docs/results/shipped/jpeg.md`` from ``measured/jpeg.json`` and draws
-``docs/images/jpeg.webp``, for both themes; with ``--measure`` the file is made anew, in about ten minutes on one core.
+``python -m docs.figures.jpeg`` writes ``docs/results/shipped/jpeg_x*.md`` from ``measured/jpeg.json`` and draws
+``docs/images/jpeg.webp``, for both themes; with ``--measure`` the file is made anew, in about half an hour on one core.
 The test sets are looked for in ``../shared/data``, or where ``SC_BLOCKS_DATA`` says. The picture is of a photograph of
 scikit-image.
 """
@@ -18,10 +18,11 @@ from examples.mren.data import imresize, list_images, mod_crop
 from examples.mren.degradation import Degradation, degrade, make_generator
 from examples.mren.evaluate import Upscale, evaluate, mean_score, network_upscaler
 from examples.mren.files import write_text
-from examples.mren.model import PHOTO, load_mren
+from examples.mren.model import PHOTO, Scale, load_mren
+from sc_blocks.deploy import fold
 
 NAME = "jpeg"
-SCALE = 4
+SCALES = (4,)
 SETS = ("Set14", "B100")
 # What the low-resolution images go through, by the heading of the column.
 INPUTS = {
@@ -31,33 +32,35 @@ INPUTS = {
     "quality 30": Degradation(quality=30),
     "quality 75, noise 5": Degradation(quality=75, noise=5.0),
 }
-TITLES = {"bicubic": "bicubic", "clean": "MREN-S ×4", "photo": "MREN-S ×4, for photographs"}
+TITLES = {"bicubic": "bicubic", "clean": "MREN-S", PHOTO: "MREN-S, for photographs"}
 PICTURE = ROOT / "docs" / "images" / "jpeg.webp"
+ENLARGED = 4  # in the picture
 SHOWN, QUALITY, CORNER, SIDE = "coffee", 50, (100, 120), 240  # of the original: row and column, height and width
 
 
-def upscalers() -> dict[str, Upscale]:
+def upscalers(scale: Scale) -> dict[str, Upscale]:
     """Bicubic, the weights for clean images, and those for photographs."""
     return {
-        "bicubic": lambda lr: imresize(lr, SCALE),
-        "clean": network_upscaler(load_mren(SCALE, "mren_s"), "cpu"),
-        PHOTO: network_upscaler(load_mren(SCALE, "mren_s", path=PHOTO), "cpu"),
+        "bicubic": lambda lr: imresize(lr, scale),
+        "clean": network_upscaler(fold(load_mren(scale, "mren_s")), "cpu"),
+        PHOTO: network_upscaler(fold(load_mren(scale, "mren_s", path=PHOTO)), "cpu"),
     }
 
 
 def measure() -> None:
     if not (DATA / "test" / "Set14").is_dir():
         raise FileNotFoundError(f"no test sets at {DATA}; SC_BLOCKS_DATA says where yours are.")
-    methods = upscalers()
-    numbers: dict[str, dict[str, dict[str, float]]] = {}
-    for name in SETS:
-        files = list_images(DATA / "test" / name)
-        numbers[name] = {}
-        for title, degradation in INPUTS.items():
-            rows = list(evaluate(files, SCALE, methods, degradation=degradation))
-            means = {method: mean_score([row for row in rows if row.method == method]).psnr for method in methods}
-            numbers[name][title] = gains(means)
-            print(name, title, numbers[name][title], flush=True)
+    numbers: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for scale in SCALES:
+        methods = upscalers(scale)
+        for name in SETS:
+            files = list_images(DATA / "test" / name)
+            for title, degradation in INPUTS.items():
+                rows = list(evaluate(files, scale, methods, degradation=degradation))
+                means = {method: mean_score([row for row in rows if row.method == method]).psnr for method in methods}
+                found = gains(means)
+                numbers.setdefault(f"×{scale}", {}).setdefault(name, {})[title] = found
+                print(f"×{scale}", name, title, found, flush=True)
     write_numbers(NAME, numbers)
 
 
@@ -66,10 +69,10 @@ def gains(means: dict[str, float]) -> dict[str, float]:
     return {method: mean - (method != "bicubic") * means["bicubic"] for method, mean in means.items()}
 
 
-def table() -> str:
+def table(scale: Scale) -> str:
     """PSNR of bicubic, and what each network gains over it."""
-    numbers = read_numbers(NAME)
-    rows = [["×4, PSNR in dB", *INPUTS]]
+    numbers = read_numbers(NAME)[f"×{scale}"]
+    rows = [[f"×{scale}, PSNR in dB", *INPUTS]]
     for name in SETS:
         for method, title in TITLES.items():
             cells = [numbers[name][column] for column in INPUTS]
@@ -80,11 +83,16 @@ def table() -> str:
     return lay_out(rows)
 
 
+def tables() -> dict[str, str]:
+    """Every table, by the name of its file."""
+    return {f"{NAME}_x{scale}.md": table(scale) for scale in SCALES}
+
+
 def picture() -> Image.Image:
     """A compressed photograph enlarged by each method, and the original."""
-    original = mod_crop(photograph(SHOWN), SCALE)
-    small = degrade(imresize(original, 1 / SCALE), Degradation(quality=QUALITY), make_generator(0))
-    panels = {TITLES[name].replace(" ×4", ""): upscale(small) for name, upscale in upscalers().items()}
+    original = mod_crop(photograph(SHOWN), ENLARGED)
+    small = degrade(imresize(original, 1 / ENLARGED), Degradation(quality=QUALITY), make_generator(0))
+    panels = {TITLES[name]: upscale(small) for name, upscale in upscalers(ENLARGED).items()}
     panels["original"] = original
     top, left = CORNER
     side, caption = 2 * SIDE, 28
@@ -99,7 +107,8 @@ def picture() -> Image.Image:
 
 
 def draw() -> None:
-    write_text(TABLES / f"{NAME}.md", table())
+    for file, text in tables().items():
+        write_text(TABLES / file, text)
     light = picture()
     light.save(PICTURE, quality=88)
     in_the_dark(light).save(PICTURE.with_suffix(f".dark{PICTURE.suffix}"), quality=88)
