@@ -124,6 +124,9 @@ CARDS = (
         "All of these as one block: three SCACBs, a chain of DRACBs, WSILB-V.",
         "C → C",
         "MREB",
+        compared(
+            ABLATIONS / "trunk.csv", "trunk=IMDB", "default", "MREN-S ×4", "IMDN's blocks, equal in parameters and time"
+        ),
     ),
 )
 

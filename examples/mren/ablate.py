@@ -144,13 +144,13 @@ TABLES = {
         Variant("nothing", {"communication": 0}),
         Variant("all of its map", {"communication": 1}),
         Variant("a learned share", {"communication": "learnable"}),
-        Variant("a share decided from both maps", {"communication": "gated"}),
+        Variant("a share computed from both maps", {"communication": "gated"}),
     ),
     "beyond": Table(
         "Channels that are not the paper's",
         Variant("0.2 of the map (the paper's)"),
         Variant("a learned share", {"communication": "learnable"}),
-        Variant("a share decided from both maps", {"communication": "gated"}),
+        Variant("a share computed from both maps", {"communication": "gated"}),
         Variant("0.2 of the map, one chain through all MREBs", {"chain": "network"}),
     ),
     "trunk": Table(

@@ -29,8 +29,13 @@ RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs" / "results"
 DATASETS = ("Set5", "Set14", "B100", "Urban100")
 MEASURES = ("PSNR, dB", "SSIM")
-# Run files of the tables that were made with another budget than the rest.
-OTHER_BUDGETS = {"beyond": "beyond.csv", "recipe": "recipe.csv"}
+# The tables of ablations: the name of the page, the rows in it, and the file of their runs. Files differ in the budget.
+ABLATIONS = {
+    **{f"ablation_{name}.md": (name, "ablation.csv") for name in ("2", "3", "4", "exchange", "communication")},
+    "ablation_beyond.md": ("beyond", "beyond.csv"),
+    "ablation_recipe.md": ("recipe", "recipe.csv"),
+    "ablation_trunk.md": ("trunk", "trunk.csv"),
+}
 README, CARD = HERE.parents[1] / "README.md", WEIGHTS / "README.md"
 COMMAND = "examples.mren.report"
 
@@ -154,14 +159,7 @@ def shipped_scales() -> list[int]:
 def tables() -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
     texts = {f"table5_x{scale}.md": table5(scale) for scale in shipped_scales()}
-    for name, ablation in TABLES.items():
-        file = RESULTS / OTHER_BUDGETS.get(name, "ablation.csv")
-        runs = read_runs(file) if file.exists() else []
-        trained = {run.name for run in runs}
-        # Skip a table of which only the reference was trained, for another table.
-        if len(trained & {variant.key for variant in ablation.variants}) > 1:
-            texts[f"ablation_{name}.md"] = ablation.tabulate(runs)
-    return texts
+    return texts | {page: TABLES[name].tabulate(read_runs(RESULTS / file)) for page, (name, file) in ABLATIONS.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
