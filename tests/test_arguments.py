@@ -615,7 +615,9 @@ def test_chain_misused() -> None:
             call()
 
 
-@pytest.mark.parametrize("features", [None, {"0": torch.zeros(1, 12, 6, 8)}, (x for x in ())], ids=str)
+@pytest.mark.parametrize(
+    "features", [None, {"0": torch.zeros(1, 12, 6, 8)}, iter(())], ids=["nothing", "dict", "iterator"]
+)
 def test_features_of_a_chain_are_a_sequence(features: object) -> None:
     with pytest.raises(TypeError, match=r"DRACBChain: features must be a list of 1 tensors, got \w+"):
         DRACBChain(12, 4, 1)(features)
