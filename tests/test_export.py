@@ -307,7 +307,9 @@ def test_latencies_are_measured_in_turn(files: dict[str, Path], capsys: pytest.C
     assert first.endswith("1 x 3 x 12 x 16, one thread, processor time")
     assert [line.split(":")[0] for line in rest] == ["float32.onnx", "int8.onnx"]
     assert rest[0].endswith("ratio 1.00")
-    assert onnxfile.main([*given, "--rounds", "0"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        onnxfile.main([*given, "--rounds", "0"])
+    assert "--rounds: must be a whole number of at least 1, got 0" in capsys.readouterr().err
     broken = files["float32"].parent / "broken.onnx"
     broken.write_text("no model")
     assert onnxfile.main([str(broken)]) == 1
