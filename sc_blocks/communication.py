@@ -116,8 +116,10 @@ class LearnableCommunication(nn.Module):
         >>> import torch
         >>> from sc_blocks import LearnableCommunication
         >>> channel = LearnableCommunication(15, per_channel=True)
-        >>> channel(torch.rand(1, 15, 8, 8), torch.rand(1, 15, 8, 8)).shape, channel.weight.shape
-        (torch.Size([1, 15, 8, 8]), torch.Size([15, 1, 1]))
+        >>> channel(torch.rand(1, 15, 8, 8), torch.rand(1, 15, 8, 8)).shape
+        torch.Size([1, 15, 8, 8])
+        >>> channel.weight.shape
+        torch.Size([15, 1, 1])
     """
 
     def __init__(

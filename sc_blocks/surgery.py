@@ -31,7 +31,8 @@ class Swap:
         >>> from torch import nn
         >>> from sc_blocks import WSILBV
         >>> from sc_blocks.surgery import replace_modules
-        >>> report = replace_modules(nn.Sequential(nn.ReLU()), nn.ReLU, lambda old, name: WSILBV(24))
+        >>> net = nn.Sequential(nn.ReLU())
+        >>> report = replace_modules(net, nn.ReLU, lambda old, name: WSILBV(24))
         >>> print(report.swaps[0])
         0: ReLU (0) -> WSILBV (318)
     """
@@ -143,7 +144,7 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
         >>> from torch import nn
         >>> from sc_blocks import SCACB
         >>> from sc_blocks.surgery import replace_modules
-        >>> net = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1))
+        >>> net = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3))
         >>> report = replace_modules(net, "2", lambda old, name: SCACB(old.in_channels))
         >>> print(report)
         Sequential: 1 module replaced, 5,880 -> 2,088 parameters

@@ -101,7 +101,9 @@ def fold_report(module: nn.Module) -> FoldReport:
         >>> from torch import nn
         >>> from sc_blocks import RBWA, SCACB
         >>> from sc_blocks.deploy import fold_report
-        >>> print(fold_report(nn.Sequential(SCACB(24, act_layer=nn.PReLU), RBWA(24), nn.Conv2d(24, 3, 3, padding=1))))
+        >>> conv = nn.Conv2d(24, 3, 3, padding=1)
+        >>> net = nn.Sequential(SCACB(24, act_layer=nn.PReLU), RBWA(24), conv)
+        >>> print(fold_report(net))
         rewritten:
           1: convolves before it enlarges, and in strips
           1.attention: statistics in strips
