@@ -30,7 +30,7 @@ def test_rows_have_the_parameters_that_the_paper_prints(name: str) -> None:
         assert round(parameters(MREN(4, **variant.config, device="meta")) / 1000) == published, variant.title
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("recipe", "trunk")])
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("init", "recipe", "trunk")])
 def test_rows_are_different_functions_and_the_first_is_the_default(name: str) -> None:
     variants = TABLES[name].variants
     assert variants[0].config == {}
@@ -99,6 +99,13 @@ def test_rows_that_tables_share_are_trained_once(tmp_path: Path, capsys: pytest.
     assert [line.partition(":")[0] for line in lines[:-1]] == rows
     assert lines[-1] == "10 of 10 runs to train, 2 steps each"
     assert not (tmp_path / "out").exists()
+
+
+def test_the_rows_on_first_weights_start_from_their_own() -> None:
+    ours, torchs = (variant.row(4, {"channels": 12, "num_blocks": 1}) for variant in TABLES["init"].variants)
+    assert (ours.begins_alike, torchs.begins_alike) == (True, False)
+    assert not ours.make().tail.weight.any()
+    assert torchs.make().tail.weight.all()
 
 
 def test_rows_about_the_training_differ_in_it() -> None:

@@ -49,6 +49,8 @@ class Row:
     """If it is an :class:`~examples.mren.model.MREN`, its arguments: they are written into its weight files."""
     channels: int = 0
     """Width, where rows differ in it."""
+    begins_alike: bool = True
+    """Whether its parameters begin as those of the first row that have their names and shapes."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """In what its training differs from that of the other rows: fields of a
     :class:`~examples.mren.recipes.Training`."""
@@ -68,8 +70,8 @@ class Setup:
     output: Path
     """Folder of the runs."""
     seeds: int = 3
-    """Runs of each row. A seed decides the first weights, for parameters of the same name and shape in all rows alike,
-    and the patches."""
+    """Runs of each row. A seed decides the first weights, for parameters of the same name and shape in all rows that
+    begin alike, and the patches."""
     held_out: int = 0
     """Images that are not trained on; the networks are scored on them, too."""
     matched: str = ""
@@ -209,7 +211,7 @@ def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Pat
         "row": row.name,
         "channels": row.channels,
         "config": row.config,
-        "begins_as": first.name,
+        "begins_as": first.name if row.begins_alike else row.name,
         "task": dataclasses.asdict(setup.task),
         "seed": seed,
         **training.settings(len(files), setup.task.scale),
@@ -224,7 +226,7 @@ def _initial_network(run: _Run, first: Row, init: Path | None) -> tuple[nn.Modul
     torch.manual_seed(run.seed)
     net = run.row.make()
     torch.manual_seed(run.seed)
-    shared = dict(first.make().named_parameters())
+    shared = dict(first.make().named_parameters()) if run.row.begins_alike else {}
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name in shared and shared[name].shape == parameter.shape:

@@ -44,6 +44,8 @@ class Variant:
     """PSNR on Set5 at ×4 that the paper prints."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the training, see :class:`examples.compare.runner.Row`."""
+    drawn: bool = True
+    """Whether the first weights are drawn by :meth:`MREN.init_weights` instead of by torch's layers."""
     block: Callable[[int], nn.Module] | None = None
     """Called with the width to build what stands in the place of an MREB; the width is that of equal parameters."""
 
@@ -52,6 +54,7 @@ class Variant:
         """Name of the row, and of the folder of its runs."""
         options = {name.replace("_", "-"): value for name, value in self.options.items()}
         changed = {**self.config, **options} | ({"trunk": self.block.__name__} if self.block else {})
+        changed |= {} if self.drawn else {"init": "torch"}
         values = {name: value.stem if isinstance(value, Path) else value for name, value in changed.items()}
         return ",".join(f"{name}={value}" for name, value in sorted(values.items())) or "default"
 
@@ -66,9 +69,9 @@ class Variant:
             ValueError: If no width has as many parameters.
         """
         arguments = {"scale": scale, **config, **self.config}
-        make = partial(MREN, **arguments)
+        make = partial(fresh_mren, arguments) if self.drawn else partial(MREN, **arguments)
         if self.block is None:
-            return Row(self.key, make, config=arguments, options=self.options)
+            return Row(self.key, make, config=arguments, options=self.options, begins_alike=self.drawn)
         build = partial(with_trunk, self.block, arguments)
         target = count_parameters(make)
         width = nearest_width(lambda channels: count_parameters(partial(build, channels)), target, lowest=16)
@@ -81,9 +84,16 @@ class Variant:
         return Row(self.key, partial(build, width), channels=width, options=self.options)
 
 
+def fresh_mren(config: Mapping[str, Any]) -> MREN:
+    """MREN with the weights that a training starts from."""
+    net = MREN(**config)
+    net.init_weights()
+    return net
+
+
 def with_trunk(block: Callable[[int], nn.Module], config: Mapping[str, Any], channels: int) -> MREN:
     """MREN with other blocks between its head and its tail, as many as it would have MREBs."""
-    net = MREN(**{**config, "channels": channels, "num_blocks": 1})
+    net = fresh_mren({**config, "channels": channels, "num_blocks": 1})
     net.body = nn.Sequential(*(block(channels) for _ in range(config["num_blocks"])))
     return net
 
@@ -158,6 +168,11 @@ TABLES = {
         Variant("MREBs"),
         Variant("IMDBs, of IMDN", block=IMDB),
         Variant("RFDBs, of RFDN", block=RFDB),
+    ),
+    "init": Table(
+        "First weights",
+        Variant("MREBs that keep the variance, no residual (default)"),
+        Variant("those of torch's layers", drawn=False),
     ),
     "recipe": Table(
         "How it is trained",

@@ -16,6 +16,7 @@ from examples.mren.weightfile import save_weights as save_weights  # part of wha
 from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, _checks
 from sc_blocks.communication import CommunicationLike
 from sc_blocks.dracb import Relay
+from sc_blocks.init import init_weights
 from sc_blocks.scacb import Exchange, Parts
 
 Scale = Literal[2, 3, 4]
@@ -166,6 +167,21 @@ class MREN(nn.Module):
         residual = self.tail(self.reconstruct(self.reduce(deep)))
         enlarged = F.interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False)
         return residual + enlarged
+
+    def init_weights(self) -> None:
+        """Draw the weights that a training starts from: those of :func:`sc_blocks.init.init_weights` in the MREBs.
+
+        The last convolution is zero, so that the network returns the bicubic image at first.
+
+        Example:
+            >>> net = MREN(4)
+            >>> net.init_weights()
+            >>> net.tail.weight.abs().max().item()
+            0.0
+        """
+        init_weights(self.body)
+        for parameter in self.tail.parameters():
+            nn.init.zeros_(parameter)
 
     def extra_repr(self) -> str:
         return f"{self.scale}"

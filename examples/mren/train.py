@@ -155,6 +155,7 @@ def train(args: argparse.Namespace) -> int:
     to_train, to_validate = _load_images(args, largest, is_main_process=accelerator.is_main_process)
     torch.manual_seed(args.seed)
     net = MREN(**config)
+    net.init_weights()
     untouched = [] if args.init is None else warm_start(net, args.init)
     sampler = PatchSampler(
         to_train,

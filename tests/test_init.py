@@ -1,0 +1,122 @@
+"""Fresh weights: they keep the variance of what passes, and change nothing that they should not."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from examples.mren.model import MREN
+from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILBV, DRACBChain, GatedCommunication
+from sc_blocks.init import init_weights
+from tests.blocks import Case, each_case
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def spread(map_: Tensor) -> float:
+    """How far the pixels of a channel lie apart."""
+    return map_.std(dim=(2, 3)).mean().item()
+
+
+def test_maps_and_branches_keep_the_spread_of_their_input() -> None:
+    torch.manual_seed(0)
+    x = noise(1, 240, 32, 32)
+    for block, of in ((SCACB(240), lambda block: block(x) - x), (DRACB(240, 60), lambda block: block(x)[1])):
+        before = spread(of(block))
+        init_weights(block, branch_scale=1)
+        assert before < 0.65
+        assert 0.7 < spread(of(block)) < 1.8
+
+
+def test_biases_are_zero_and_weights_have_the_variance_of_kaiming() -> None:
+    torch.manual_seed(0)
+    block = MREB(240)
+    init_weights(block)
+    stage = block.stages[0]
+    for conv, gain in (
+        (stage.compress, 2),
+        (stage.channel["weighing"], 2),
+        (stage.fuse, 0.3**2),
+        (block.refine.links[0].distill, 1),
+        (block.fuse, 1),
+    ):
+        fan_in = math.prod(conv.weight.shape[1:])
+        assert conv.weight.var().item() * fan_in == pytest.approx(gain, rel=0.1)
+        assert not conv.bias.any()
+
+
+@pytest.mark.parametrize("parts", ["both", "spatial", "channel"])
+def test_a_branch_of_scale_0_returns_its_input(parts: str) -> None:
+    x = noise(2, 12, 9, 7)
+    with_shortcut, without = SCACB(12, parts=parts), SCACB(12, parts=parts, residual=False, bias=False)
+    for block in (with_shortcut, without):
+        init_weights(block, branch_scale=0)
+    assert torch.equal(with_shortcut(x), x)
+    assert without(x).any()
+
+
+def test_other_modules_keep_their_weights() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3),
+        RBWA(12),
+        WSILBV(12),
+        DRACBChain(12, 3, 2, communication=GatedCommunication),
+        nn.Linear(3, 3),
+    )
+    before = copy.deepcopy(net.state_dict())
+    init_weights(net)
+    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"3.links.{link}.distill.{name}" for link in (0, 1) for name in ("weight", "bias")}
+
+
+@each_case
+def test_every_block_can_be_initialised_and_trained(case: Case) -> None:
+    torch.manual_seed(0)
+    module = case.build(perturbed=False)
+    names = {name: (parameter.shape, parameter.dtype) for name, parameter in module.named_parameters()}
+    init_weights(module)
+    assert {name: (parameter.shape, parameter.dtype) for name, parameter in module.named_parameters()} == names
+    module(noise(2, case.channels, 12, 12)).square().mean().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.isfinite().all(), name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_the_seed_decides_the_weights() -> None:
+    blocks = [MREB(12), MREB(12)]
+    for block in blocks:
+        torch.manual_seed(3)
+        init_weights(block)
+    ours, theirs = (block.state_dict() for block in blocks)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if "attention" not in name)
+
+
+def test_a_fresh_mren_returns_the_bicubic_image() -> None:
+    net = MREN(4, channels=12, num_blocks=1, reconstruct_channels=(8, 6))
+    x = torch.rand(1, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+    enlarged = F.interpolate(x, scale_factor=4, mode="bicubic", align_corners=False)
+    assert not torch.allclose(net(x), enlarged, atol=1e-4)
+    net.init_weights()
+    torch.testing.assert_close(net(x), enlarged)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "wanted"),
+    [
+        (("SCACB",), TypeError, "module"),
+        ((SCACB(12), True), TypeError, "branch_scale"),
+        ((SCACB(12), -1), ValueError, "branch_scale"),
+        ((SCACB(12), math.nan), ValueError, "branch_scale"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: tuple, error: type[Exception], wanted: str) -> None:
+    module, *scale = arguments
+    with pytest.raises(error, match=f"init_weights: {wanted}"):
+        init_weights(module, **({"branch_scale": scale[0]} if scale else {}))
