@@ -110,7 +110,7 @@ def comparison_table(
     head, last = [""], []
     lines = [[titles[name]] for name in rows]
     details: list[list[str]] = [[] for _ in rows]
-    sentences = []
+    notes: dict[str, list[str]] = {}  # what is said of several sets alike is said once
     for dataset in dict.fromkeys(run.dataset for own in rows.values() for run in own):
         scores = [{run.seed: run.psnr for run in own if run.dataset == dataset} for own in rows.values()]
         differences, sentence = (paired if first.paired else pooled)(scores)
@@ -125,11 +125,12 @@ def comparison_table(
         for line, detail, own, difference in zip(lines, details, scores, ["", *cells], strict=True):
             line += [f"{mean(own.values()):.2f}", difference]
             detail.append(", ".join(f"{own[seed]:.2f}" for seed in sorted(own)))
-        sentences.append(f"\n{dataset}: {sentence}\n")
+        notes.setdefault(sentence, []).append(dataset)
     head += [*last, *(COLUMNS[column][0] for column in shown), *(["paper, Set5"] if published else [])]
     for name, line, detail in zip(rows, lines, details, strict=True):
         line += [*detail, *(COLUMNS[column][1](rows[name]) for column in shown)]
         line += [published.get(name, "")] if published else []
+    sentences = [f"\n{', '.join(datasets)}: {sentence}\n" for sentence, datasets in notes.items()]
     if first.matched:
         costs = [getattr(run, first.matched) for run in runs]
         off = 100 * max(abs(cost / costs[0] - 1) for cost in costs)
