@@ -9,12 +9,14 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from examples.mren import files
+from examples.drop_in import compare as drop_in_compare
+from examples.mren import ablate, attention, compare, evaluate, export, files, onnxfile, train
 from examples.mren.cli import UsageError, check_target, one_line, run_command
 from examples.mren.files import atomic_write, check_regular, missing_path_hint, unique_names
 
@@ -49,6 +51,27 @@ def test_an_error_is_one_line_and_a_code(error: BaseException, code: int, words:
     (line,) = output.err.splitlines()
     assert line.startswith("error: ")
     assert words in line
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        ablate.main,
+        attention.main,
+        compare.main,
+        drop_in_compare.main,
+        evaluate.main,
+        export.main,
+        onnxfile.main,
+        train.main,
+    ],
+    ids=lambda main: main.__module__,
+)
+def test_an_empty_name_is_not_the_current_folder(main: Callable[[list[str]], int], capsys) -> None:
+    places = {onnxfile.main: [""], attention.main: [""], export.main: ["-o", ""]}
+    with pytest.raises(SystemExit, match="2"):
+        main(places.get(main, ["--data", ""]))
+    assert "a name is empty" in capsys.readouterr().err
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:

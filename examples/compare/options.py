@@ -7,7 +7,7 @@ from pathlib import Path
 
 from examples.compare.runner import Setup
 from examples.compare.tasks import Task
-from examples.mren.cli import check_target, whole_number
+from examples.mren.cli import check_target, path_name, whole_number
 from examples.mren.model import pick_device
 from examples.mren.options import add_device_option
 from examples.mren.trainoptions import add_training_options, training_of
@@ -16,15 +16,15 @@ from examples.mren.trainoptions import add_training_options, training_of
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command that compares; their values go to :func:`setup_from`."""
     add = parser.add_argument
-    add("--data", type=Path, nargs="+", required=True, help="folders of images to train on")
-    add("--test", type=Path, nargs="+", required=True, help="folders of images to score on")
+    add("--data", type=path_name, nargs="+", required=True, help="folders of images to train on")
+    add("--test", type=path_name, nargs="+", required=True, help="folders of images to score on")
     add("--seeds", type=whole_number(1), default=3, help="runs of each row")
     add("--held-out", type=whole_number(0), default=0, help="images of --data to score on instead")
     add_training_options(parser)
     parser.set_defaults(recipe="short", channels_last=True)
     add_device_option(parser)
     add("--cpu", action="store_const", const="cpu", dest="device", help="the same as --device cpu")
-    add("-o", "--output", type=Path, default=Path("runs/compare"), help="folder for runs and tables")
+    add("-o", "--output", type=path_name, default=Path("runs/compare"), help="folder for runs and tables")
     add("--dry-run", action="store_true", help="say what would be trained, stop")
 
 

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure, SubFigure
 from tabulate import tabulate
 from torch import Tensor
 
-from examples.mren.cli import UsageError, check_target, command_parser, run_command, whole_number
+from examples.mren.cli import UsageError, check_target, command_parser, path_name, run_command, whole_number
 from examples.mren.data import imresize, mod_crop
 from examples.mren.files import atomic_write
 from examples.mren.imageread import read_picture
@@ -228,8 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = command_parser("examples.mren.attention", __doc__)
     add = parser.add_argument
-    add("input", nargs="?", type=Path, metavar="IN", help="an image file")
-    add("-o", "--output", type=Path, default=Path(OUTPUT), metavar="OUT", help="(default: %(default)s)")
+    add("input", nargs="?", type=path_name, metavar="IN", help="an image file")
+    add("-o", "--output", type=path_name, default=Path(OUTPUT), metavar="OUT", help="(default: %(default)s)")
     add_network_options(parser)
     add("--blocks", type=int, nargs="+", metavar="N", help="MREBs to show, counted from 1 (all)")
     add("--max-side", type=whole_number(1), default=MAX_SIDE, metavar="N", help="larger ones are shrunk (%(default)s)")

@@ -278,3 +278,10 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def path_name(text: str) -> Path:
+    """A parser's type: a path. ``Path("")`` is the current folder, which nobody means who writes an empty name."""
+    if not text:
+        raise argparse.ArgumentTypeError("a name is empty, as of a shell variable that is not set")
+    return Path(text)

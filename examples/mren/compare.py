@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from examples.mren.cli import UsageError, check_target, command_parser, run_command
+from examples.mren.cli import UsageError, check_target, command_parser, path_name, run_command
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.evaluate import network_upscaler
 from examples.mren.files import unique_names
@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = command_parser("examples.mren.compare", __doc__)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of high-resolution images")
+    add("--data", type=path_name, required=True, help="folder of high-resolution images")
     add(
         "--crop",
         type=Detail.parse,
@@ -226,10 +226,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DETAIL",
         help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for the square where bicubic is worst",
     )
-    add("-o", "--output", type=Path, default=Path("details.png"), help="to write (%(default)s)")
+    add("-o", "--output", type=path_name, default=Path("details.png"), help="to write (%(default)s)")
     add("--overwrite", action="store_true", help="replace the output if it is there")
     add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="(default: %(default)s)")
-    add("--weights", type=Path, nargs="+", help="weight files of your own, instead of the shipped ones")
+    add("--weights", type=path_name, nargs="+", help="weight files of your own, instead of the shipped ones")
     add_device_option(parser)
     return run_command(run, parser.parse_args, argv)
 

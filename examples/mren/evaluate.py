@@ -20,7 +20,17 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.mren.cli import UsageError, check_target, command_parser, describe, fail, note, run_command, whole_number
+from examples.mren.cli import (
+    UsageError,
+    check_target,
+    command_parser,
+    describe,
+    fail,
+    note,
+    path_name,
+    run_command,
+    whole_number,
+)
 from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
 from examples.mren.degradation import Degradation, degrade, make_generator
 from examples.mren.files import unique_names
@@ -224,10 +234,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = command_parser("examples.mren.evaluate", __doc__)
     add = parser.add_argument
-    add("--data", type=Path, nargs="+", required=True, help="folders of high-resolution images")
+    add("--data", type=path_name, nargs="+", required=True, help="folders of high-resolution images")
     add(
         "--lr",
-        type=Path,
+        type=path_name,
         nargs="+",
         help="folders of low-resolution images, one for each of --data; without it, images are shrunk. Pairs have "
         "one name, or are named like baby.png and babyx4.png",
@@ -256,8 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="score in tiles of N low-resolution pixels, too",
     )
-    add("--onnx", type=Path, nargs="+", default=[], metavar="FILE", help="score exported files, too")
-    add("--csv", type=Path, help="file for the scores of every image")
+    add("--onnx", type=path_name, nargs="+", default=[], metavar="FILE", help="score exported files, too")
+    add("--csv", type=path_name, help="file for the scores of every image")
     add("--overwrite", action="store_true", help="replace the file of --csv if it is there")
     add("--max-megapixels", type=whole_number(1), default=64, metavar="N", help="of an image (%(default)s)")
     return run_command(run, parser.parse_args, argv)

@@ -28,7 +28,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from examples.mren.cli import UsageError, check_target, command_parser, describe, run_command, whole_number
+from examples.mren.cli import UsageError, check_target, command_parser, describe, path_name, run_command, whole_number
 from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, engine_module
 from examples.mren.engines.program import PortableMREN
 from examples.mren.files import atomic_write
@@ -275,7 +275,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("examples.mren.export", __doc__)
     add = parser.add_argument
-    add("-o", "--output", type=Path, required=True, metavar="OUT", help="file; for openvino, ncnn and coreml a folder")
+    add(
+        "-o",
+        "--output",
+        type=path_name,
+        required=True,
+        metavar="OUT",
+        help="file; for openvino, ncnn and coreml a folder",
+    )
     add("--format", choices=get_args(Format), default="onnx")
     add_network_options(parser)
     add("--size", nargs=2, type=whole_number(1, 8192), metavar=("HEIGHT", "WIDTH"), help="of the images, for litert")
@@ -293,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--calibrate",
-        type=Path,
+        type=path_name,
         metavar="FOLDER",
         help="for int8: high-resolution images such as those of the training",
     )

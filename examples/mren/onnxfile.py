@@ -21,7 +21,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from examples.mren.cli import command_parser, is_out_of_memory, one_line, run_command, whole_number
+from examples.mren.cli import command_parser, is_out_of_memory, one_line, path_name, run_command, whole_number
 from examples.mren.files import check_regular, unique_names
 from examples.mren.metrics import to_uint8
 from examples.timing import interleave, ratio, stopwatch, summarise
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = command_parser("examples.mren.onnxfile", __doc__)
     add = parser.add_argument
-    add("files", nargs="+", type=Path, metavar="FILE", help="ONNX files; ratios are to the first")
+    add("files", nargs="+", type=path_name, metavar="FILE", help="ONNX files; ratios are to the first")
     add("--size", nargs=2, type=whole_number(1), default=(120, 160), metavar=("HEIGHT", "WIDTH"))
     add("--rounds", type=whole_number(1), default=11)
     add("--threads", type=whole_number(0), default=1, help="0 for one a core (%(default)s)")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from examples.mren.cli import whole_number
+from examples.mren.cli import path_name, whole_number
 from examples.mren.model import DEVICES, STAGES, VARIANTS
 
 MAX_WINDOW = 4096  # of --local: far above any patch that a network is trained on
@@ -33,7 +32,7 @@ def add_network_options(parser: argparse.ArgumentParser, *, scale: int | None = 
     add("--variant", choices=tuple(VARIANTS), default="mren", help="which network (%(default)s)")
     add(
         "--weights",
-        type=Path,
+        type=path_name,
         metavar="FILE",
         help="weights of your own instead of the shipped ones; photo for those for JPEGs and noise (--variant mren_s)",
     )

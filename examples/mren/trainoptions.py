@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from examples.mren.cli import UsageError, number, one_line, positive_number, whole_number
+from examples.mren.cli import UsageError, number, one_line, path_name, positive_number, whole_number
 from examples.mren.files import check_regular
 from examples.mren.model import STAGES, VARIANTS
 from examples.mren.options import scale_factor
@@ -143,7 +143,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         type=number(lambda value: 0 <= value < 1, "at least 0 and below 1"),
         help="instead of the recipe's; 0 for no average of the weights",
     )
-    add("--init", type=Path, help="weight file to begin from, such as that of another scale")
+    add("--init", type=path_name, help="weight file to begin from, such as that of another scale")
     add(
         "--warm-up-new",
         type=whole_number(0),
@@ -171,8 +171,8 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=Path, nargs="+", help="folders of high-resolution images; required, but with --resume")
-    add("-o", "--output", type=Path, default=Path("runs/mren"), help="folder for everything that is written")
+    add("--data", type=path_name, nargs="+", help="folders of high-resolution images; required, but with --resume")
+    add("-o", "--output", type=path_name, default=Path("runs/mren"), help="folder for everything that is written")
     add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="what the network enlarges by")
     add("--variant", choices=tuple(VARIANTS), default="mren", help="widths of the network")
     add("--num-blocks", type=whole_number(1), default=6, help="MREBs")
