@@ -140,6 +140,7 @@ def comparison_table(
     return table(head, lines) + "".join(sentences)
 
 
+ONE_ROW = "one row, and nothing to compare it with."
 ONE_SEED = "one seed a row, which does not show which differences are significant."
 
 
@@ -158,7 +159,7 @@ def paired(scores: Sequence[Scores]) -> tuple[list[Difference], str]:
     differences = (means[1:] - means[0]).tolist()
     freedom = (len(scores) - 1) * (len(seeds) - 1)
     if not freedom:
-        return [Difference(difference, None) for difference in differences], ONE_SEED
+        return [Difference(difference, None) for difference in differences], ONE_SEED if differences else ONE_ROW
     chance = values - means[:, None] - values.mean(axis=0) + values.mean()
     deviation = math.sqrt(2 * np.square(chance).sum() / freedom / len(seeds))
     margin = float(students_t.ppf(0.975, freedom)) * deviation

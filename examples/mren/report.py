@@ -34,7 +34,9 @@ ABLATIONS = {
     **{f"ablation_{name}.md": (name, "ablation.csv") for name in ("2", "3", "4", "exchange", "communication")},
     "ablation_beyond.md": ("beyond", "beyond.csv"),
     "ablation_recipe.md": ("recipe", "recipe.csv"),
+    "ablation_init.md": ("init", "init.csv"),
     "ablation_trunk.md": ("trunk", "trunk.csv"),
+    "ablation_trunk_steps.md": ("trunk", "trunk_steps.csv"),
 }
 README, CARD = HERE.parents[1] / "README.md", WEIGHTS / "README.md"
 COMMAND = "examples.mren.report"
