@@ -89,6 +89,19 @@ def test_runs_of_one_seed_begin_alike_and_see_the_same(setup: Setup) -> None:
     assert [run.psnr for run in found if run.name == "a"] == [run.psnr for run in found if run.name == "b"]
 
 
+def test_a_row_can_begin_from_weights_of_its_own(setup: Setup) -> None:
+    def zeros() -> Net:
+        net = Net()
+        for parameter in net.parameters():
+            nn.init.zeros_(parameter)
+        return net
+
+    still = dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=1, lr=1e-12), seeds=1)
+    compare([ROWS[0], Row("own", zeros, begins_alike=False), Row("alike", zeros)], still)
+    assert torch.allclose(weights(still, "own")["up.weight"], torch.zeros(()), atol=1e-9)
+    assert torch.allclose(weights(still, "alike")["up.weight"], weights(still)["up.weight"], atol=1e-9)
+
+
 def test_a_run_that_is_stopped_ends_as_one_that_was_not(setup: Setup, tmp_path: Path) -> None:
     longer = dataclasses.replace(setup, seeds=1, training=dataclasses.replace(SHORT, steps=25))
     whole = compare(ROWS[:1], longer)
