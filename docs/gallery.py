@@ -51,7 +51,7 @@ def compared(file: Path, base: str, row: str, what: str, against: str, among: st
             return UNCOMPARED
         order = [base, row, *(name for name in names if name not in (base, row))]
         scores = [{run.seed: run.psnr for run in runs if run.name == name} for name in order]
-        (difference, *_), _ = (paired if runs[0].paired else pooled)(scores)
+        difference, *_ = (paired if runs[0].paired else pooled)(scores).differences
         if difference.margin is None:
             return f"{what}: compared with one seed only."
         printed = f"{difference.mean:+.2f} ± {difference.margin:.2f}".replace("-", "−")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from examples.compare import runner
 from examples.compare.cost import nearest_width
 from examples.compare.runner import HELD_OUT, Row, Setup, compare
-from examples.compare.tables import Difference, Run, comparison_table, paired, pooled, read_runs
+from examples.compare.tables import Difference, Run, comparison_table, paired, pooled, read_runs, significance
 from examples.compare.tasks import Denoising, SuperResolution
 from examples.markdown import begin, table, with_part
 from examples.mren.checkpoint import load_optimizer_tensors, optimizer_tensors
@@ -287,39 +287,46 @@ def by_seed(*rows: list[float]) -> list[dict[int, float]]:
 
 def test_paired_differences_of_two_rows_are_those_of_the_paired_t_test() -> None:
     first, second = [30.51, 30.33, 30.42, 30.2], [30.60, 30.39, 30.55, 30.28]
-    (difference,), sentence = paired(by_seed(first, second))
+    found = paired(by_seed(first, second))
+    (difference,) = found.differences
     interval = stats.ttest_rel(second, first).confidence_interval(0.95)
     assert difference.mean == pytest.approx((interval.low + interval.high) / 2)
     assert difference.margin == pytest.approx((interval.high - interval.low) / 2)
-    assert "4 seeds, 3 degrees of freedom" in sentence
-    assert "Significant: 1 of 1" in sentence
-    _, closer = paired(by_seed(first, [first[0] + 0.1, first[1] - 0.1, *first[2:]]))
-    assert "Significant: 0 of 1" in closer
+    assert found.spread == pytest.approx(np.std(np.subtract(second, first), ddof=1) / math.sqrt(2))
+    assert (found.seeds, found.freedom, difference.significant) == ((4,), 3, True)
+    (closer,) = paired(by_seed(first, [first[0] + 0.1, first[1] - 0.1, *first[2:]])).differences
+    assert not closer.significant
 
 
 def test_paired_differences_share_their_variance_between_rows() -> None:
     scores = np.random.default_rng(0).normal(30, 0.1, (4, 3)) + np.array([0.0, 0.3, 0.7])
-    differences, sentence = paired(by_seed(*scores.tolist()))
+    found = paired(by_seed(*scores.tolist()))
     # The residual variance of a two-way analysis of variance, here by least squares.
     rows, seeds = np.indices(scores.shape)
     design = np.column_stack([rows.ravel() == row for row in range(4)] + [seeds.ravel() == seed for seed in (1, 2)])
     _, (rest,), _, _ = np.linalg.lstsq(design.astype(float), scores.ravel(), rcond=None)
     half = stats.t.ppf(0.975, 6) * math.sqrt(2 * rest / 6 / 3)
-    assert [difference.margin for difference in differences] == pytest.approx([half] * 3)
-    assert "3 seeds, 6 degrees of freedom" in sentence
+    assert [difference.margin for difference in found.differences] == pytest.approx([half] * 3)
+    assert (found.seeds, found.freedom) == ((3,), 6)
 
 
 def test_seeds_that_not_all_rows_have_are_left_out_of_differences() -> None:
-    assert paired([{0: 30.0, 1: 31.0}, {0: 30.5}])[0] == [Difference(0.5, None)]
+    assert paired([{0: 30.0, 1: 31.0}, {0: 30.5}]).differences == [Difference(0.5, None)]
 
 
 def test_rows_with_more_seeds_than_others() -> None:
     scores = [[30.0, 30.2], [30.5, 30.7, 30.6], [31.0]]
     spread = math.sqrt((np.var(scores[0], ddof=1) + 2 * np.var(scores[1], ddof=1)) / 3)
     three, one = (stats.t.ppf(0.975, 3) * spread * math.sqrt(1 / 2 + 1 / count) for count in (3, 1))
-    _, sentence = pooled(by_seed(*scores))
-    assert f"from {three:.2f} or {one:.2f} dB; 2 of 2" in sentence
-    assert f"spread by {spread:.3f} dB (standard deviation, 3 degrees of freedom)" in sentence
+    found = pooled(by_seed(*scores))
+    assert [difference.margin for difference in found.differences] == pytest.approx([three, one])
+    assert found.spread == pytest.approx(spread)
+    assert (found.seeds, found.freedom) == ((1, 2, 3), 3)
+    (sentence,) = significance({"Set5": found}, paired=False)
+    assert (
+        f"1 or 2 or 3 seeds per row, a difference is significant (p < 0.05) from {three:.2f} or {one:.2f} dB"
+        in sentence
+    )
 
 
 def test_pooled_differences_of_two_rows_are_those_of_the_t_test() -> None:
@@ -328,16 +335,36 @@ def test_pooled_differences_of_two_rows_are_those_of_the_t_test() -> None:
         moved = [score + shift for score in second]
         test = stats.ttest_ind(moved, first)
         interval = test.confidence_interval(0.95)
-        (difference,), sentence = pooled(by_seed(first, moved))
+        (difference,) = pooled(by_seed(first, moved)).differences
         assert difference.mean - difference.margin == pytest.approx(interval.low)
         assert difference.mean + difference.margin == pytest.approx(interval.high)
         assert difference.significant == (test.pvalue < 0.05)
-        assert f"dB; {int(difference.significant)} of 1 are" in sentence
 
 
 @pytest.mark.parametrize("method", [paired, pooled])
 def test_one_seed_shows_nothing(method) -> None:
-    assert "one seed a row" in method(by_seed([30.0], [31.0]))[1]
+    found = method(by_seed([30.0], [31.0]))
+    assert found.differences == [Difference(1.0, None)]
+    assert not found.differences[0].significant
+    (sentence,) = significance({"Set5": found}, paired=method is paired)
+    assert "One seed per row" in sentence
+    (sentence,) = significance({"Set5": method(by_seed([30.0, 30.1]))}, paired=method is paired)
+    assert "One row" in sentence
+
+
+@pytest.mark.parametrize("method", [paired, pooled])
+def test_test_sets_with_as_many_seeds_share_a_sentence(method) -> None:
+    def rows(shift: float) -> list[dict[int, float]]:
+        return by_seed([30.51, 30.33, 30.42], [30.21 + shift, 30.12 + shift, 30.29 + shift])
+
+    found = {"Set5": method(rows(0)), "B100": method(rows(0.2)), "Set14": method(by_seed([30.0, 30.1], [30.1, 30.3]))}
+    sentences = significance(found, paired=method is paired)
+    assert [[name in sentence for name in found] for sentence in sentences] == [
+        [True, True, False],
+        [False, False, True],
+    ]
+    for sentence, some in zip(sentences, (True, False), strict=True):
+        assert ("bold" in sentence) is some
 
 
 # Tables and files
@@ -356,9 +383,12 @@ def runs_of(scores: dict[str, list[float]], **changes) -> list[Run]:
 def test_a_table_has_costs_scores_and_what_was_matched() -> None:
     found = runs_of({"plain": [29.0, 29.2]}) + runs_of({"scacb": [29.3, 29.5]}, parameters=61485, channels=32)
     text = comparison_table(found)
-    assert "|  | Set5, dB | difference | seeds, Set5 | channels | parameters | MACs | steps | minutes |" in text
-    assert "| plain | 29.10 |  | 29.00, 29.20 | 22 | 62,169 | 3.51 G | 600 | 1.5 |" in text
-    assert "| scacb | 29.40 | +0.300 ± 0.000 | 29.30, 29.50 | 32 | 61,485 | 3.51 G | 600 | 1.5 |" in text
+    assert "|  | Set5, dB | difference |\n" in text
+    assert "| plain | 29.10 |  |\n" in text
+    assert "| scacb | 29.40 | **+0.300** |\n" in text
+    assert "|  | seeds, Set5 | channels | parameters | MACs | steps | minutes |\n" in text
+    assert "| plain | 29.00, 29.20 | 22 | 62,169 | 3.51 G | 600 | 1.5 |\n" in text
+    assert "| scacb | 29.30, 29.50 | 32 | 61,485 | 3.51 G | 600 | 1.5 |\n" in text
     assert "Equal in parameters, to within 1.1 %" in text
 
 
@@ -366,10 +396,12 @@ def test_a_table_has_titles_and_the_figures_of_the_paper() -> None:
     found = runs_of({"b": [30.1], "a": [30.5]}, matched="") + runs_of({"b": [27.1], "a": [27.5]}, dataset="B100")
     text = comparison_table(found, titles={"a": "first", "b": "second", "c": "third"}, paper={"a": 32.24})
     lines = text.splitlines()
-    assert lines[2].startswith("| first | 30.50 |  | 27.50 |  | 30.50 | 27.50 | 62,169 | 3.51 G | 600 | 1.5 | 32.24 |")
-    assert lines[3].startswith(
-        "| second | 30.10 | -0.400 | 27.10 | -0.400 | 30.10 | 27.10 | 62,169 | 3.51 G | 600 | 1.5 |  |"
-    )
+    assert lines[0] == "|  | Set5, dB | difference | B100, dB | difference | paper, Set5 |"
+    assert lines[2:4] == ["| first | 30.50 |  | 27.50 |  | 32.24 |", "| second | 30.10 | -0.400 | 27.10 | -0.400 |  |"]
+    assert lines[-2:] == [
+        "| first | 30.50 | 62,169 | 3.51 G | 600 | 1.5 |",
+        "| second | 30.10 | 62,169 | 3.51 G | 600 | 1.5 |",
+    ]
     assert "third" not in text
     with pytest.raises(ValueError, match="no runs of c"):
         comparison_table(found, titles={"c": "third"})

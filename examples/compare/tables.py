@@ -64,6 +64,20 @@ class Difference:
         return self.margin is not None and abs(self.mean) > self.margin
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What the scores on one set of test images say about the differences of the rows from the first row."""
+
+    differences: list[Difference]
+    """For each row after the first."""
+    seeds: tuple[int, ...]
+    """How many seeds a row has; several numbers where the rows differ."""
+    freedom: int
+    """Degrees of freedom of the spread; 0 if it cannot be told."""
+    spread: float | None
+    """Standard deviation of the scores of one row over its seeds, in dB; within a seed if the runs are paired."""
+
+
 COLUMNS: dict[str, tuple[str, Callable[[Sequence[Run]], str]]] = {
     "channels": ("channels", lambda runs: f"{runs[0].channels}"),
     "parameters": ("parameters", lambda runs: f"{runs[0].parameters:,}"),
@@ -106,46 +120,48 @@ def comparison_table(
         "minutes": first.paired,
     }
     shown = [column for column, show in wanted.items() if show]
+    compare = paired if first.paired else pooled
     # On a narrow page the first columns are seen without scrolling: the scores.
-    head, last = [""], []
+    head = [""]
     lines = [[titles[name]] for name in rows]
-    details: list[list[str]] = [[] for _ in rows]
-    notes: dict[str, list[str]] = {}  # what is said of several sets alike is said once
+    found: dict[str, Comparison] = {}
     for dataset in dict.fromkeys(run.dataset for own in rows.values() for run in own):
-        scores = [{run.seed: run.psnr for run in own if run.dataset == dataset} for own in rows.values()]
-        differences, sentence = (paired if first.paired else pooled)(scores)
+        scores = [_scores(own, dataset) for own in rows.values()]
+        found[dataset] = compare(scores)
         head += [f"{dataset}, dB", "difference"]
-        last.append(f"seeds, {dataset}")
-        # The margins of unpaired runs are in the sentence.
-        cells = [
-            f"{difference.mean:+.3f}"
-            + ("" if difference.margin is None or not first.paired else f" ± {difference.margin:.3f}")
-            for difference in differences
-        ]
-        for line, detail, own, difference in zip(lines, details, scores, ["", *cells], strict=True):
+        differences = [_printed(difference) for difference in found[dataset].differences]
+        for line, own, difference in zip(lines, scores, ["", *differences], strict=True):
             line += [f"{mean(own.values()):.2f}", difference]
-            detail.append(", ".join(f"{own[seed]:.2f}" for seed in sorted(own)))
-        notes.setdefault(sentence, []).append(dataset)
-    head += [*last, *(COLUMNS[column][0] for column in shown), *(["paper, Set5"] if published else [])]
-    for name, line, detail in zip(rows, lines, details, strict=True):
-        line += [*detail, *(COLUMNS[column][1](rows[name]) for column in shown)]
-        line += [published.get(name, "")] if published else []
-    sentences = [f"\n{', '.join(datasets)}: {sentence}\n" for sentence, datasets in notes.items()]
+    if published:
+        head.append("paper, Set5")
+        lines = [[*line, published.get(name, "")] for name, line in zip(rows, lines, strict=True)]
+    costs = [
+        [titles[name], ", ".join(f"{score:.2f}" for _, score in sorted(_scores(own, first.dataset).items()))]
+        + [COLUMNS[column][1](own) for column in shown]
+        for name, own in rows.items()
+    ]
+    costs_head = ["", f"seeds, {first.dataset}", *(COLUMNS[column][0] for column in shown)]
+    sentences = significance(found, paired=bool(first.paired))
     if first.matched:
-        costs = [getattr(run, first.matched) for run in runs]
-        off = 100 * max(abs(cost / costs[0] - 1) for cost in costs)
+        values = [getattr(run, first.matched) for run in runs]
+        off = 100 * max(abs(value / values[0] - 1) for value in values)
         sentences.append(
-            f"\nEqual in {MATCHED[first.matched]}, to within {off:.1f} %; MACs are those of a result of 1280 × 720.\n"
+            f"Equal in {MATCHED[first.matched]}, to within {off:.1f} %; MACs are those of a result of 1280 × 720."
         )
-    return table(head, lines) + "".join(sentences)
+    return "\n".join([table(head, lines), *(f"{sentence}\n" for sentence in sentences), table(costs_head, costs)])
 
 
-ONE_ROW = "one row, and nothing to compare it with."
-ONE_SEED = "one seed a row, which does not show which differences are significant."
+def _scores(runs: Sequence[Run], dataset: str) -> Scores:
+    return {run.seed: run.psnr for run in runs if run.dataset == dataset}
 
 
-def paired(scores: Sequence[Scores]) -> tuple[list[Difference], str]:
-    """Differences from the first row within a seed, and a sentence on them.
+def _printed(difference: Difference) -> str:
+    text = f"{difference.mean:+.3f}"
+    return f"**{text}**" if difference.significant else text
+
+
+def paired(scores: Sequence[Scores]) -> Comparison:
+    """Differences from the first row within a seed.
 
     A randomised block design, with the seeds as blocks: what is left of a score after the mean of its row and the mean
     of its seed is chance, whose variance is pooled over the rows. For two rows this is the paired t-test.
@@ -158,20 +174,15 @@ def paired(scores: Sequence[Scores]) -> tuple[list[Difference], str]:
     means = values.mean(axis=1)
     differences = (means[1:] - means[0]).tolist()
     freedom = (len(scores) - 1) * (len(seeds) - 1)
-    if not freedom:
-        return [Difference(difference, None) for difference in differences], ONE_SEED if differences else ONE_ROW
-    chance = values - means[:, None] - values.mean(axis=0) + values.mean()
-    deviation = math.sqrt(2 * np.square(chance).sum() / freedom / len(seeds))
-    margin = float(students_t.ppf(0.975, freedom)) * deviation
-    found = [Difference(difference, margin) for difference in differences]
-    return found, (
-        f"differences within a seed, with their 95 % confidence interval ({len(seeds)} seeds, {freedom} degrees of "
-        f"freedom). Significant: {sum(difference.significant for difference in found)} of {len(found)}."
-    )
+    spread = None
+    if freedom:
+        chance = values - means[:, None] - values.mean(axis=0) + values.mean()
+        spread = math.sqrt(np.square(chance).sum() / freedom)
+    return _compared(differences, [(len(seeds), len(seeds))] * len(differences), freedom, spread)
 
 
-def pooled(scores: Sequence[Scores]) -> tuple[list[Difference], str]:
-    """Differences from the first row of independent runs, and a sentence on them.
+def pooled(scores: Sequence[Scores]) -> Comparison:
+    """Differences from the first row of independent runs.
 
     The spread is pooled over the rows: each one's variance over its seeds, averaged. A difference is
     significant, p < 0.05, if the means are further apart than Student's t times the standard error of a difference.
@@ -182,16 +193,66 @@ def pooled(scores: Sequence[Scores]) -> tuple[list[Difference], str]:
     rows = [list(own.values()) for own in scores]
     differences = [mean(own) - mean(rows[0]) for own in rows[1:]]
     freedom = sum(len(own) - 1 for own in rows)
-    if not freedom:
-        return [Difference(difference, None) for difference in differences], ONE_SEED
-    spread = math.sqrt(sum(variance(own) * (len(own) - 1) for own in rows if len(own) > 1) / freedom)
-    factor = float(students_t.ppf(0.975, freedom)) * spread
-    margins = [factor * math.sqrt(1 / len(rows[0]) + 1 / len(own)) for own in rows[1:]]
-    found = [Difference(difference, margin) for difference, margin in zip(differences, margins, strict=True)]
-    seeds = " or ".join(str(count) for count in sorted({len(own) for own in rows}))
-    thresholds = " or ".join(dict.fromkeys(f"{margin:.2f}" for margin in sorted(margins)))
-    return found, (
-        f"the seeds of a row spread by {spread:.3f} dB (standard deviation, {freedom} degrees of freedom). With "
-        f"{seeds} seeds a row, a difference is significant (p < 0.05) from {thresholds} dB; "
-        f"{sum(difference.significant for difference in found)} of {len(found)} are."
+    spread = None
+    if freedom:
+        spread = math.sqrt(sum(variance(own) * (len(own) - 1) for own in rows if len(own) > 1) / freedom)
+    return _compared(differences, [(len(rows[0]), len(own)) for own in rows[1:]], freedom, spread)
+
+
+def _compared(
+    differences: Sequence[float], counts: Sequence[tuple[int, int]], freedom: int, spread: float | None
+) -> Comparison:
+    """With the margins of differences between means over as many seeds."""
+    if spread is None:
+        margins = [None] * len(differences)
+    else:
+        factor = float(students_t.ppf(0.975, freedom)) * spread
+        margins = [factor * math.sqrt(1 / first + 1 / other) for first, other in counts]
+    return Comparison(
+        [Difference(difference, margin) for difference, margin in zip(differences, margins, strict=True)],
+        tuple(sorted({count for pair in counts for count in pair})),
+        freedom,
+        spread,
     )
+
+
+def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
+    """Sentences on the differences, by test set; one sentence for the sets with as many seeds.
+
+    Args:
+        found: What was found on each test set.
+        paired: Whether the differences are those within a seed.
+    """
+    sentences = []
+    for seeds, freedom in dict.fromkeys((each.seeds, each.freedom) for each in found.values()):
+        own = {name: each for name, each in found.items() if (each.seeds, each.freedom) == (seeds, freedom)}
+        count = " or ".join(map(str, seeds))
+        margins = {name: _margins(each, digits=3 if paired else 2) for name, each in own.items()}
+        some = any(difference.significant for each in own.values() for difference in each.differences)
+        if not seeds:
+            sentence = "One row, and nothing to compare it with."
+        elif not freedom:
+            sentence = "One seed per row, which does not show which differences are significant."
+        elif paired:
+            sentence = (
+                f"Differences are means over {count} seeds, within a seed. Their 95 % confidence intervals: "
+                + ", ".join(f"± {margin} dB ({name})" for name, margin in margins.items())
+                + f"; {freedom} degrees of freedom. "
+                + ("Significant differences are bold." if some else "No difference is significant.")
+            )
+        else:
+            sentence = (
+                f"With {count} seeds per row, a difference is significant (p < 0.05) from "
+                + ", ".join(f"{margin} dB ({name})" for name, margin in margins.items())
+                + ("; significant differences are bold." if some else "; none is.")
+                + " Standard deviation of the seeds of a row: "
+                + ", ".join(f"{each.spread:.3f} dB ({name})" for name, each in own.items())
+                + f"; {freedom} degrees of freedom."
+            )
+        sentences.append(sentence)
+    return sentences
+
+
+def _margins(comparison: Comparison, digits: int) -> str:
+    margins = sorted(each.margin for each in comparison.differences if each.margin is not None)
+    return " or ".join(dict.fromkeys(f"{margin:.{digits}f}" for margin in margins))

@@ -171,8 +171,8 @@ TABLES = {
     ),
     "init": Table(
         "First weights",
-        Variant("MREBs that keep the variance, no residual (default)"),
-        Variant("those of torch's layers", drawn=False),
+        Variant("`init_weights` (default)"),
+        Variant("torch's defaults", drawn=False),
     ),
     "recipe": Table(
         "How it is trained",
