@@ -22,7 +22,7 @@ from examples.mren.metrics import psnr_rgb
 from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer
 from examples.records import read_json
-from sc_blocks import RBWA, SCACB, WSILBV, DRACBChain
+from sc_blocks import DRACB, RBWA, SCACB, WSILB, WSILBV, DRACBChain
 from tests.images import photo, write_photos
 
 # Widths
@@ -38,7 +38,7 @@ def test_the_nearest_width_is_the_nearest_of_all(host: str, row: str) -> None:
 EQUAL = {
     "rfdn": (["plain", "scacb", "scacb+chain", "scacb+chain+wsilbv"], 4),
     "edsr": (["plain", "cca", "wsilbv", "scacb"], 4),
-    "unet": (["plain", "sca", "wsilbv", "wsilbv+dracb", "wsilbv+chain"], 1),
+    "unet": (["plain", "sca", "wsilb", "wsilbv", "wsilbv+dracb", "wsilbv+chain"], 1),
     "imdn": (["plain", "rbwa"], 4),
 }
 
@@ -72,12 +72,21 @@ def test_macs_are_counted_for_one_size_of_result() -> None:
 
 def test_the_plain_hosts_hold_no_block_of_ours() -> None:
     for host in HOSTS:
-        ours = {SCACB, WSILBV, DRACBChain, RBWA}
+        ours = {SCACB, WSILB, WSILBV, DRACBChain, RBWA}
         assert not ours & {type(module) for module in build(host, "plain", 2, 16).modules()}
         for part in HOSTS[host].parts:
-            named = {"scacb": SCACB, "wsilbv": WSILBV, "rbwa": RBWA, "cca": None, "sca": None}
+            named = {"scacb": SCACB, "wsilb": WSILB, "wsilbv": WSILBV, "rbwa": RBWA, "cca": None, "sca": None}
             expected = named.get(part, DRACBChain)
             assert expected is None or expected in {type(m) for m in build(host, part, 2, 16).modules()}
+
+
+@pytest.mark.parametrize(("host", "row"), [("rfdn", "scacb+chain"), ("unet", "wsilbv+chain"), ("edsr", "scacb")])
+def test_the_blocks_of_a_host_begin_as_for_a_training_from_scratch(host: str, row: str) -> None:
+    modules = list(build(host, row, 2, 16).modules())
+    biases = [module.fuse.bias for module in modules if isinstance(module, SCACB)]
+    biases += [module.distill.bias for module in modules if isinstance(module, DRACB)]
+    assert biases
+    assert not any(bias.any() for bias in biases)  # those of a fresh convolution of torch are not zero
 
 
 @pytest.mark.parametrize("host", [host for host in HOSTS if "rbwa" in HOSTS[host].parts])

@@ -19,7 +19,8 @@ from examples.drop_in.plain import ChannelAttention, ContrastAttention, Distilla
 from examples.drop_in.residual import ResidualNet
 from examples.drop_in.tails import narrow_rbwa, pixel_shuffle
 from examples.drop_in.unet import ChainedSkips, UNet
-from sc_blocks import SCACB, WSILBV, DRACBChain, GatedCommunication, LearnableCommunication
+from sc_blocks import SCACB, WSILB, WSILBV, DRACBChain, GatedCommunication, LearnableCommunication
+from sc_blocks.init import init_weights
 
 Match = Literal["parameters", "macs", "channels"]
 Parts = Mapping[str, Mapping[str, Callable[..., nn.Module]]]
@@ -97,6 +98,7 @@ HOSTS = {
         {"attention": nn.Identity, "skips": Skips},
         {
             "sca": {"attention": ChannelAttention},
+            "wsilb": {"attention": WSILB},
             "wsilbv": {"attention": WSILBV},
             **_chains("skips", ChainedSkips),
         },
@@ -154,6 +156,8 @@ def parts_of(host: str, row: str) -> dict[str, Callable[..., nn.Module]]:
 def build(host: str, row: str, scale: int, channels: int, *, skip: bool = True) -> nn.Module:
     """A network of a row, between image and restoration, with fresh weights.
 
+    SCACBs and DRACBs have those of :func:`~sc_blocks.init.init_weights`, everything else has those of torch.
+
     Args:
         host: Name of the host.
         row: What is in its places.
@@ -169,6 +173,7 @@ def build(host: str, row: str, scale: int, channels: int, *, skip: bool = True) 
     if not skip and not enlarges:
         raise ValueError(f"--no-skip: {host} does not enlarge by itself, it works on the bicubic image.")
     net = HOSTS[host].build(**places, **({"scale": scale} if enlarges else {}))
+    init_weights(net)
     return BicubicSkip(net, scale, enlarges=enlarges) if skip else net
 
 
