@@ -140,7 +140,7 @@ def text() -> str:
     note = (
         f"Cost beside a 3×3 convolution from 60 to 60 channels on a map of 60 × 180 × 320; time on {times.place} of "
         f"{times.machine['cpu']}, torch {times.machine['versions']['torch']}. Differences are those of short "
-        "trainings; [Choose a block](how-to/choose-a-block.md) has all of them."
+        "training runs; [Choose a block](how-to/choose-a-block.md) links to all comparisons."
     )
     return f"::::::{{grid}} 1 2 2 3\n:gutter: 3\n:class-container: gallery\n\n{cards}\n::::::\n\n{note}\n"
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -33,7 +37,8 @@ def init_weights(module: nn.Module, *, branch_scale: float = 0.3) -> None:
             returns its input at first.
 
     Raises:
-        ValueError: If ``branch_scale`` is negative or not finite.
+        ValueError: If ``branch_scale`` is negative, not finite or too large for the weights, or a convolution of a
+            block is parametrized, pruned, compiled or replaced; nothing is changed then.
         TypeError: If an argument is of another type.
 
     Source:
@@ -51,21 +56,42 @@ def init_weights(module: nn.Module, *, branch_scale: float = 0.3) -> None:
     """
     _checks.check_module("init_weights", "module", module)
     scale = _checks.check_number("init_weights", "branch_scale", branch_scale, least=0, hint="0.3 is the default")
-    for block in module.modules():
-        if isinstance(block, SCACB):
-            for layer in block.modules():
-                if isinstance(layer, nn.Conv2d):
-                    _draw(layer, activated=layer is not block.fuse)
-            if block.residual:
-                with torch.no_grad():
-                    block.fuse.weight.mul_(scale)
-        elif isinstance(block, DRACB):
-            _draw(block.distill)
-        elif isinstance(block, MREB):
-            _draw(block.fuse)
+    # All are found before the first is drawn.
+    convolutions = [
+        (_convolution(block, name, path, gain), gain)
+        for path, block in cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
+        for name, gain in _gains(block, scale).items()
+    ]
+    for conv, gain in convolutions:
+        nn.init.normal_(conv.weight, std=gain / math.sqrt(conv.weight[0].numel()))
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
 
 
-def _draw(conv: nn.Conv2d, *, activated: bool = False) -> None:
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu" if activated else "linear")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+def _gains(block: nn.Module, branch_scale: float) -> dict[str, float]:
+    """By what the convolutions of a block scale the standard deviation of their input, before an activation."""
+    if isinstance(block, SCACB):
+        parts = {"spatial": block.spatial, "channel": block.channel}
+        layers = [
+            f"{name}.{layer}" for name, part in parts.items() if part is not None for layer in part if layer != "act"
+        ]
+        activated = dict.fromkeys(["compress", *layers], math.sqrt(2))
+        return {**activated, "fuse": branch_scale if block.residual else 1}
+    if isinstance(block, DRACB):
+        return {"distill": 1}
+    if isinstance(block, MREB):
+        return {"fuse": 1}
+    return {}
+
+
+def _convolution(block: nn.Module, name: str, path: str, gain: float) -> nn.Conv2d:
+    conv = block.get_submodule(name)
+    # A weight that is computed from others would be computed anew, and lose what was drawn.
+    if not isinstance(conv, nn.Conv2d) or not isinstance(conv.weight, nn.Parameter):
+        raise ValueError(
+            f"init_weights: {f'{path}.{name}' if path else name} must be a convolution with a weight of its own, got "
+            f"{type(conv).__name__}; call it before convolutions are parametrized, pruned, compiled or replaced."
+        )
+    if gain > torch.finfo(conv.weight.dtype).max:
+        raise ValueError(f"init_weights: branch_scale must fit {conv.weight.dtype}, got {gain:g}; 0.3 is the default.")
+    return conv

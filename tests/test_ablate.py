@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.compare.tables import read_runs
+from examples.compare.tables import Run, read_runs
 from examples.mren.ablate import TABLES, Table, Variant, main
 from examples.mren.model import MREN, VARIANTS, load_mren
 from tests.images import write_photos
@@ -114,6 +114,21 @@ def test_rows_about_the_training_differ_in_it() -> None:
     assert all(not variant.config for variant in TABLES["recipe"].variants)
 
 
+def test_rows_of_several_calls_come_into_one_file(tmp_path: Path) -> None:
+    for row in ("parts=spatial", "default"):
+        assert main(command(tmp_path, "--table", "3", "4", "--only", row)) == 0
+        if row == "parts=spatial":
+            assert not (tmp_path / "out" / "table_4.md").exists()  # which has no such row
+    assert {run.name for run in read_runs(tmp_path / "out" / "runs.csv")} == {"parts=spatial", "default"}
+    assert "spatial part only" in (tmp_path / "out" / "table_3.md").read_text()
+
+
+def test_what_the_paper_prints_stands_beside_its_scale_alone() -> None:
+    runs = [Run("default", seed, 1, 1, 1, 1, 1.0, "Set5", 30.0 + seed) for seed in range(2)]
+    assert "32.24" in TABLES["3"].tabulate(runs)
+    assert "paper" not in TABLES["3"].tabulate(runs, scale=2)
+
+
 def test_a_table_is_made_of_the_rows_that_there_are() -> None:
     with pytest.raises(ValueError, match="no runs of default, a=1"):
         Table("", Variant("first"), Variant("second", {"a": 1})).tabulate([])
@@ -139,6 +154,7 @@ def test_arguments_that_make_no_sense(tmp_path: Path, capsys, more: list[str], w
     ("more", "words"),
     [
         (["--test", "nowhere"], "no folder at"),
+        (["--config", '{"exchange": null}'], "exchange: --table exchange compares it; leave it to the rows"),
         (["--config", '{"exchanges": null}'], "--config: MREN.__init__() got an unexpected keyword argument"),
         (["--patch-size", "128"], "less than the patch of 128 x 128"),
     ],

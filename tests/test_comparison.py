@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from examples.markdown import begin, table, with_part
 from examples.mren.checkpoint import load_optimizer_tensors, optimizer_tensors
 from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.recipes import Training, make_optimizer
+from examples.mren.trainer import Progress, Trainer
 from examples.records import read_json, read_rows, write_records
 from tests.images import write_photos
 
@@ -169,8 +171,33 @@ def test_what_is_not_alike_is_refused(setup: Setup) -> None:
 def test_two_processes_do_not_train_one_run(setup: Setup) -> None:
     lock = setup.output / "net" / "seed_0" / "checkpoints" / ".lock"
     lock.parent.mkdir(parents=True)
-    with FileLock(lock), pytest.raises(OSError, match="lock"):
+    with (
+        FileLock(lock),
+        pytest.raises(OSError, match="another process trains it; wait for it, take other rows by --only"),
+    ):
         compare(ROWS, setup)
+
+
+def test_a_run_that_another_process_has_finished_meanwhile_is_not_trained_again(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = dataclasses.replace(setup, seeds=1)
+    rows = [ROWS[0], dataclasses.replace(ROWS[1], begins_alike=False)]
+    trained: list[str] = []
+
+    class Watched(Trainer):
+        def run(self, **options) -> Progress:
+            trained.append(self.label)
+            if len(trained) == 1:
+                monkeypatch.setattr(runner, "Trainer", Trainer)
+                compare(rows[1:], dataclasses.replace(one, output=setup.output.parent / "other"))
+                shutil.copytree(setup.output.parent / "other" / "more", setup.output / "more")
+                monkeypatch.setattr(runner, "Trainer", Watched)
+            return super().run(**options)
+
+    monkeypatch.setattr(runner, "Trainer", Watched)
+    assert {run.name for run in compare(rows, one)} == {"net", "more"}
+    assert trained == ["net, seed 0"]
 
 
 def test_any_memory_format(setup: Setup) -> None:
@@ -278,6 +305,68 @@ def test_an_optimizer_goes_on_in_any_memory_format(memory_format: torch.memory_f
     assert torch.equal(trained(resumed=True), trained(resumed=False))
 
 
+@pytest.mark.parametrize(
+    ("row", "changes"),
+    [
+        (Row("net", Net, channels=8), {}),
+        (Row("net", Net, config={"scale": 2}), {}),
+        (Row("net", Net, begins_alike=False), {"rows_before": ROWS[1:]}),
+        (ROWS[0], {"task": SuperResolution(4)}),
+        (ROWS[0], {"held_out": 1}),
+    ],
+)
+def test_a_run_of_other_settings_is_not_taken_as_done(setup: Setup, row: Row, changes: dict) -> None:
+    before = changes.pop("rows_before", [])
+    compare([*before, ROWS[0]], setup)
+    with pytest.raises(ValueError, match="holds a run of other settings"):
+        compare([*before, row], dataclasses.replace(setup, **changes), only=["net"])
+
+
+def test_other_images_of_the_same_names_are_not_taken_as_trained_on(setup: Setup) -> None:
+    compare(ROWS[:1], setup)
+    (moved, *_) = sorted((setup.output.parent / "train").iterdir())
+    moved.rename(moved.with_stem("renamed"))
+    with pytest.raises(ValueError, match="holds a run of other settings"):
+        compare(ROWS[:1], setup)
+
+
+def test_a_test_set_of_the_same_name_with_other_images_is_scored_anew(setup: Setup) -> None:
+    one = dataclasses.replace(setup, seeds=1)
+    (before,) = compare(ROWS[:1], one)
+    write_photos(setup.output.parent / "other" / "Test", [(28, 24)])
+    (other,) = compare(ROWS[:1], dataclasses.replace(one, test=[setup.output.parent / "other" / "Test"]))
+    assert other.psnr != before.psnr
+    assert compare(ROWS[:1], one) == [before]
+
+
+def test_a_test_folder_named_as_the_held_out_images_is_refused(setup: Setup) -> None:
+    write_photos(setup.output.parent / HELD_OUT, [(24, 24)])
+    named = dataclasses.replace(setup, test=[setup.output.parent / HELD_OUT], held_out=1)
+    with pytest.raises(ValueError, match="--test: rename the folder 'held out'"):
+        compare(ROWS, named)
+
+
+def test_a_row_that_begins_from_weights_of_its_own_draws_them_from_its_seed(setup: Setup) -> None:
+    still = dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=1, lr=1e-12))
+    rows = [ROWS[0], Row("own", Net, begins_alike=False)]
+    compare(rows, still)
+    torch.rand(7)
+    compare(rows, dataclasses.replace(still, output=setup.output.parent / "again"))
+    for seed in (0, 1):
+        again = load_file(setup.output.parent / "again" / "own" / f"seed_{seed}" / "weights.safetensors")
+        assert torch.equal(again["up.weight"], weights(setup, "own", seed)["up.weight"])
+    assert not torch.equal(weights(setup, "own", 0)["up.weight"], weights(setup, "own", 1)["up.weight"])
+
+
+def test_averaged_weights_are_kept(setup: Setup) -> None:
+    longer = dataclasses.replace(setup, seeds=1, training=dataclasses.replace(SHORT, steps=20, ema_decay=0.9))
+    last = dataclasses.replace(longer, output=setup.output.parent / "last")
+    last = dataclasses.replace(last, training=dataclasses.replace(last.training, ema_decay=0))
+    for each in (longer, last):
+        compare(ROWS[:1], each)
+    assert not torch.equal(weights(longer)["up.weight"], weights(last)["up.weight"])
+
+
 # Statistics
 
 
@@ -317,15 +406,14 @@ def test_seeds_that_not_all_rows_have_are_left_out_of_differences() -> None:
 def test_rows_with_more_seeds_than_others() -> None:
     scores = [[30.0, 30.2], [30.5, 30.7, 30.6], [31.0]]
     spread = math.sqrt((np.var(scores[0], ddof=1) + 2 * np.var(scores[1], ddof=1)) / 3)
-    three, one = (stats.t.ppf(0.975, 3) * spread * math.sqrt(1 / 2 + 1 / count) for count in (3, 1))
+    three = stats.t.ppf(0.975, 3) * spread * math.sqrt(1 / 2 + 1 / 3)
     found = pooled(by_seed(*scores))
-    assert [difference.margin for difference in found.differences] == pytest.approx([three, one])
+    assert [difference.margin for difference in found.differences] == [pytest.approx(three), None]
     assert found.spread == pytest.approx(spread)
     assert (found.seeds, found.freedom) == ((1, 2, 3), 3)
     (sentence,) = significance({"Set5": found}, paired=False)
     assert (
-        f"1 or 2 or 3 seeds per row, a difference is significant (p < 0.05) from {three:.2f} or {one:.2f} dB"
-        in sentence
+        f"With 1 or 2 or 3 seeds per row, the smallest significant difference (p < 0.05) is {three:.3f} dB" in sentence
     )
 
 
@@ -397,7 +485,7 @@ def test_a_table_has_titles_and_the_figures_of_the_paper() -> None:
     text = comparison_table(found, titles={"a": "first", "b": "second", "c": "third"}, paper={"a": 32.24})
     lines = text.splitlines()
     assert lines[0] == "|  | Set5, dB | difference | B100, dB | difference | paper, Set5 |"
-    assert lines[2:4] == ["| first | 30.50 |  | 27.50 |  | 32.24 |", "| second | 30.10 | -0.400 | 27.10 | -0.400 |  |"]
+    assert lines[2:4] == ["| first | 30.50 |  | 27.50 |  | 32.24 |", "| second | 30.10 | −0.400 | 27.10 | −0.400 |  |"]
     assert lines[-2:] == [
         "| first | 30.50 | 62,169 | 3.51 G | 600 | 1.5 |",
         "| second | 30.10 | 62,169 | 3.51 G | 600 | 1.5 |",

@@ -230,7 +230,7 @@ def test_rows_are_trained_scored_and_tabulated(tmp_path: Path, capsys: pytest.Ca
         ("plain", 0, 2, "parameters"), ("wsilbv", 0, 2, "parameters"),
     ]  # fmt: skip
     text = (tmp_path / "out" / "edsr_sr.md").read_text()
-    assert text == comparison_table(found)
+    assert text == comparison_table(found, titles={"plain": "plain", "wsilbv": "WSILB-V"})
     assert text in capsys.readouterr().out
     assert main([*arguments, "--steps", "3"]) == 1
     assert "holds a run of other settings (steps was 2, is 3); take another --output" in capsys.readouterr().err

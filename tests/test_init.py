@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from examples.mren.model import MREN
 from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILBV, DRACBChain, GatedCommunication
@@ -90,12 +91,58 @@ def test_every_block_can_be_initialised_and_trained(case: Case) -> None:
 
 
 def test_the_seed_decides_the_weights() -> None:
-    blocks = [MREB(12), MREB(12)]
-    for block in blocks:
-        torch.manual_seed(3)
+    blocks = [MREB(12) for _ in range(3)]
+    for block, seed in zip(blocks, (3, 3, 4), strict=True):
+        torch.manual_seed(seed)
         init_weights(block)
-    ours, theirs = (block.state_dict() for block in blocks)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours if "attention" not in name)
+    ours, theirs, others = (
+        {name: p for name, p in block.named_parameters() if "attention" not in name} for block in blocks
+    )
+    drawn = [name for name in ours if name.endswith("weight")]
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not any(torch.equal(ours[name], others[name]) for name in drawn)
+    first, second, *_ = blocks[0].stages
+    assert not torch.equal(first.compress.weight, second.compress.weight)
+
+
+def test_an_activation_keeps_its_weights() -> None:
+    class Convolved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.conv.weight
+
+    block = SCACB(12, act_layer=Convolved)
+    before = {name: tensor.clone() for name, tensor in block.state_dict().items() if "act." in name}
+    assert before
+    init_weights(block)
+    assert all(torch.equal(block.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def replaced(block: MREB) -> None:
+    block.stages[1].fuse = nn.Sequential(block.stages[1].fuse)
+
+
+def normalised(block: MREB) -> None:
+    parametrizations.weight_norm(block.stages[1].fuse)
+
+
+def pruned(block: MREB) -> None:
+    prune.l1_unstructured(block.stages[1].fuse, "weight", 0.5)
+
+
+@pytest.mark.parametrize("change", [replaced, normalised, pruned])
+def test_a_convolution_whose_weight_is_not_its_own_is_named_and_nothing_changes(change) -> None:
+    block = MREB(12)
+    change(block)
+    before = copy.deepcopy(block.state_dict())
+    with pytest.raises(
+        ValueError, match=r"init_weights: stages\.1\.fuse must be a convolution with a weight of its own"
+    ):
+        init_weights(block)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
 
 
 def test_a_fresh_mren_returns_the_bicubic_image() -> None:
@@ -105,6 +152,7 @@ def test_a_fresh_mren_returns_the_bicubic_image() -> None:
     assert not torch.allclose(net(x), enlarged, atol=1e-4)
     net.init_weights()
     torch.testing.assert_close(net(x), enlarged)
+    assert not any(parameter.any() for name, parameter in net.body.named_parameters() if name.endswith("fuse.bias"))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +162,8 @@ def test_a_fresh_mren_returns_the_bicubic_image() -> None:
         ((SCACB(12), True), TypeError, "branch_scale"),
         ((SCACB(12), -1), ValueError, "branch_scale"),
         ((SCACB(12), math.nan), ValueError, "branch_scale"),
+        ((SCACB(12), 1e39), ValueError, "branch_scale must fit torch.float32"),
+        ((SCACB(12, dtype=torch.float16), 1e6), ValueError, "branch_scale must fit torch.float16"),
     ],
 )
 def test_bad_arguments_are_named(arguments: tuple, error: type[Exception], wanted: str) -> None:

@@ -7,6 +7,7 @@ again, one that was cut off goes on from its last checkpoint, and one of other s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -19,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
@@ -27,12 +28,13 @@ from tqdm import tqdm
 from examples.compare.cost import cost_of
 from examples.compare.tables import Run
 from examples.compare.tasks import Task
-from examples.mren.data import PatchSampler, list_images, load_pairs, split_held_out
+from examples.mren.data import ImagePair, PatchSampler, list_images, load_pairs, split_held_out
 from examples.mren.files import atomic_write
 from examples.mren.model import save_weights, warm_start
 from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer, check_settings
 from examples.records import read_json, write_json
+from sc_blocks.introspect import Complexity
 
 HELD_OUT = "held out"
 
@@ -88,6 +90,10 @@ class Setup:
         names = [folder.resolve().name for folder in self.test]
         if len(set(names)) < len(names):
             raise ValueError(f"--test: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
+        if self.held_out and HELD_OUT in names:
+            raise ValueError(
+                f"--test: rename the folder {HELD_OUT!r}, which is what --held-out images are filed under."
+            )
         sets = {name: list_images(folder) for name, folder in zip(names, self.test, strict=True)}
         if self.held_out:
             files, sets[HELD_OUT] = split_held_out(files, self.held_out)
@@ -107,12 +113,13 @@ def compare(
     Args:
         rows: The networks; runs of the others begin from the weights of the first where parameters are alike.
         setup: What they share.
-        only: Names of the rows to train, to share the work among machines; ``None`` for all.
+        only: Names of the rows to train, to share the work among processes; ``None`` for all.
         max_minutes: Stop after this long; the same call goes on from there.
         dry_run: Say what would be trained, and train nothing.
 
     Returns:
-        A run for each row, seed and test set; none if there was not enough time, or nothing was to be trained.
+        A run for each row, seed and test set, of all rows that are trained by now, whatever ``only`` says; none if
+        there was not enough time, or nothing was to be trained.
 
     Raises:
         ValueError: If images, networks or options do not fit, or the folder holds runs of other settings.
@@ -126,15 +133,15 @@ def compare(
         _Run(row, seed, setup.output / row.name / f"seed_{seed}", _settings(setup, row, rows[0], seed, files))
         for seed in range(setup.seeds)
         for row in rows
-        if only is None or row.name in only
     ]
-    unfinished = [run for run in runs if not run.finished()]
+    wanted = [run for run in runs if only is None or run.row.name in only]
+    unfinished = [run for run in wanted if not run.finished()]
     costs = {row.name: cost_of(row.make, scale) for row in rows if only is None or row.name in only}
     for name, cost in costs.items():
         print(f"{name}: {cost.parameters:,} parameters, {cost.macs / 1e9:.2f} G MACs")
     length = setup.training.minutes
     each = f"{setup.training.plan(len(files), scale).steps} steps" if length is None else f"{length:g} minutes"
-    print(f"{len(unfinished)} of {len(runs)} runs to train, {each} each", flush=True)
+    print(f"{len(unfinished)} of {len(wanted)} runs to train, {each} each", flush=True)
     if dry_run:
         return []
     pairs = []
@@ -142,42 +149,56 @@ def compare(
         side = max(side for run in unfinished for side in run.settings["patch_size"])
         pairs = load_pairs(files, scale, min_size=side)
     for run in unfinished:
-        training = dataclasses.replace(setup.training, **run.row.options)
-        net, untouched = _initial_network(run, rows[0], training.init)
-        patches = {name: run.settings[name][0] for name in ("patch_size", "batch_size")}
-        trainer = Trainer(
-            net,
-            training,
-            PatchSampler(pairs, scale, **patches, seed=run.seed, device=setup.device),
-            run.folder,
-            label=run.label,
-            draw=setup.task.batch,
-            untouched=untouched,
-            time_steps_alone=True,
-        )
-        begun = run.folder / "checkpoints" / "settings.json"
-        begun.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(begun.with_name(".lock"), timeout=0):  # two processes would mix their checkpoints up
-            check_settings(run.folder, read_json(begun) if begun.exists() else run.settings, run.settings)
-            write_json(begun, run.settings)
-            trainer.resume()
-            progress = trainer.run(stop_at=stop_at)
-        if progress.fraction < 1:
-            print(f"{run.label}: stopped; the same command goes on from there.")
-            return []
-        _save(trainer.average, run.folder / "weights.safetensors", run.row.config)
-        record = {
-            "settings": run.settings,
-            "torch": torch.__version__,
-            "parameters": costs[run.row.name].parameters,
-            "macs": costs[run.row.name].macs,
-            "steps": progress.step,
-            "minutes": round(progress.seconds / 60, 2),
-            "scores": {},
-        }
-        write_json(run.record, record)
-        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-    return [scored for run in runs for scored in _score(run, setup, sets)]
+        checkpoints = run.folder / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(checkpoints / ".lock", timeout=0):  # two processes would mix their checkpoints up
+                # Another one may have trained it since the runs were counted.
+                if not run.finished() and not _train(run, rows[0], setup, pairs, costs[run.row.name], stop_at):
+                    print(f"{run.label}: stopped; the same command goes on from there.")
+                    return []
+        except Timeout:
+            raise OSError(
+                f"{run.folder}: another process trains it; wait for it, take other rows by --only, or another folder."
+            ) from None
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return [scored for run in runs if run.finished() for scored in _score(run, setup, sets)]
+
+
+def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost: Complexity, stop_at: float) -> bool:
+    """Train a run, from its last checkpoint on, and write what came out; returns whether there was time to finish."""
+    training = dataclasses.replace(setup.training, **run.row.options)
+    net, untouched = _initial_network(run, first, training.init)
+    patches = {name: run.settings[name][0] for name in ("patch_size", "batch_size")}
+    trainer = Trainer(
+        net,
+        training,
+        PatchSampler(pairs, setup.task.scale, **patches, seed=run.seed, device=setup.device),
+        run.folder,
+        label=run.label,
+        draw=setup.task.batch,
+        untouched=untouched,
+        time_steps_alone=True,
+    )
+    begun = run.folder / "checkpoints" / "settings.json"
+    check_settings(run.folder, read_json(begun) if begun.exists() else run.settings, run.settings)
+    write_json(begun, run.settings)
+    trainer.resume()
+    progress = trainer.run(stop_at=stop_at)
+    if progress.fraction < 1:
+        return False
+    _save(trainer.average, run.folder / "weights.safetensors", run.row.config)
+    record = {
+        "settings": run.settings,
+        "torch": torch.__version__,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "steps": progress.step,
+        "minutes": round(progress.seconds / 60, 2),
+        "scores": {},
+    }
+    write_json(run.record, record)
+    return True
 
 
 @dataclass(frozen=True)
@@ -242,10 +263,17 @@ def _save(net: nn.Module, file: Path, config: Mapping[str, Any] | None) -> None:
         save_file({name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}, scratch)
 
 
+def _checksum(files: Sequence[Path]) -> int:
+    """Of what the images hold: another folder may have the name of one that was scored."""
+    return functools.reduce(lambda checksum, file: zlib.crc32(file.read_bytes(), checksum), files, 0)
+
+
 def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]]) -> list[Run]:
     """What a trained network scores; kept in its record, so that adding a test set does not score the others again."""
     record = read_json(run.record)
-    missing = [name for name in sets if name not in record["scores"]]
+    images = {name: _checksum(files) for name, files in sets.items()}
+    known = record.get("images", {})  # not in records of earlier versions
+    missing = [name for name in sets if name not in record["scores"] or known.get(name, images[name]) != images[name]]
     if missing:
         net = run.row.make()
         net.load_state_dict(load_file(run.folder / "weights.safetensors"))
@@ -255,6 +283,7 @@ def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]]) -> list[Run]:
             scores = [setup.task.score(net, file, setup.device) for file in files]
             means = {"psnr": fmean(score.psnr for score in scores), "ssim": fmean(score.ssim for score in scores)}
             record["scores"][name] = {key: round(mean, 5) for key, mean in means.items() if not math.isnan(mean)}
+            record["images"] = known = known | {name: images[name]}
         write_json(run.record, record)
     return [
         Run(

@@ -86,7 +86,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Sequence[Run]], str]]] = {
     "cpu_minutes": ("CPU minutes", lambda runs: f"{mean(run.minutes for run in runs):.1f}"),
     "minutes": ("minutes", lambda runs: f"{mean(run.minutes for run in runs):.1f}"),
 }
-MATCHED = {"parameters": "parameters", "macs": "multiply-accumulates", "channels": "width"}
+MATCHED = {"parameters": "parameters", "macs": "multiply-accumulates"}
 
 
 def comparison_table(
@@ -146,7 +146,12 @@ def comparison_table(
         values = [getattr(run, first.matched) for run in runs]
         off = 100 * max(abs(value / values[0] - 1) for value in values)
         sentences.append(
-            f"Equal in {MATCHED[first.matched]}, to within {off:.1f} %; MACs are those of a result of 1280 × 720."
+            (
+                "All rows have the same width"
+                if first.matched == "channels"
+                else f"Equal in {MATCHED[first.matched]}, to within {off:.1f} %"
+            )
+            + "; MACs are those of a result of 1280 × 720."
         )
     return "\n".join([table(head, lines), *(f"{sentence}\n" for sentence in sentences), table(costs_head, costs)])
 
@@ -156,7 +161,8 @@ def _scores(runs: Sequence[Run], dataset: str) -> Scores:
 
 
 def _printed(difference: Difference) -> str:
-    text = f"{difference.mean:+.3f}"
+    text = f"{difference.mean:+.3f}".replace("-", "−")
+    text = "0.000" if not text.strip("+−0.") else text
     return f"**{text}**" if difference.significant else text
 
 
@@ -207,7 +213,8 @@ def _compared(
         margins = [None] * len(differences)
     else:
         factor = float(students_t.ppf(0.975, freedom)) * spread
-        margins = [factor * math.sqrt(1 / first + 1 / other) for first, other in counts]
+        # One seed shows nothing of its row, however far it lies from the spread of the others.
+        margins = [factor * math.sqrt(1 / a + 1 / b) if min(a, b) > 1 else None for a, b in counts]
     return Comparison(
         [Difference(difference, margin) for difference, margin in zip(differences, margins, strict=True)],
         tuple(sorted({count for pair in counts for count in pair})),
@@ -227,7 +234,7 @@ def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
     for seeds, freedom in dict.fromkeys((each.seeds, each.freedom) for each in found.values()):
         own = {name: each for name, each in found.items() if (each.seeds, each.freedom) == (seeds, freedom)}
         count = " or ".join(map(str, seeds))
-        margins = {name: _margins(each, digits=3 if paired else 2) for name, each in own.items()}
+        margins = {name: _margins(each) for name, each in own.items()}
         some = any(difference.significant for each in own.values() for difference in each.differences)
         if not seeds:
             sentence = "One row, and nothing to compare it with."
@@ -235,16 +242,16 @@ def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
             sentence = "One seed per row, which does not show which differences are significant."
         elif paired:
             sentence = (
-                f"Differences are means over {count} seeds, within a seed. Their 95 % confidence intervals: "
+                f"Differences are paired by seed and averaged over {count} seeds. Their 95 % confidence intervals: "
                 + ", ".join(f"± {margin} dB ({name})" for name, margin in margins.items())
                 + f"; {freedom} degrees of freedom. "
                 + ("Significant differences are bold." if some else "No difference is significant.")
             )
         else:
             sentence = (
-                f"With {count} seeds per row, a difference is significant (p < 0.05) from "
+                f"With {count} seeds per row, the smallest significant difference (p < 0.05) is "
                 + ", ".join(f"{margin} dB ({name})" for name, margin in margins.items())
-                + ("; significant differences are bold." if some else "; none is.")
+                + ("; significant differences are bold." if some else "; no difference here is significant.")
                 + " Standard deviation of the seeds of a row: "
                 + ", ".join(f"{each.spread:.3f} dB ({name})" for name, each in own.items())
                 + f"; {freedom} degrees of freedom."
@@ -253,6 +260,6 @@ def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
     return sentences
 
 
-def _margins(comparison: Comparison, digits: int) -> str:
+def _margins(comparison: Comparison) -> str:
     margins = sorted(each.margin for each in comparison.differences if each.margin is not None)
-    return " or ".join(dict.fromkeys(f"{margin:.{digits}f}" for margin in margins))
+    return " or ".join(dict.fromkeys(f"{margin:.3f}" for margin in margins))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.compare.tables import comparison_table, read_runs
+from examples.drop_in.variants import title_of
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
 
@@ -22,7 +23,11 @@ DOCS = HERE.parents[1] / "docs" / "results"
 
 def tables() -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
-    return {f"hosts_{file.stem}.md": comparison_table(read_runs(file)) for file in sorted(RESULTS.glob("*.csv"))}
+    texts = {}
+    for file in sorted(RESULTS.glob("*.csv")):
+        runs = read_runs(file)
+        texts[f"hosts_{file.stem}.md"] = comparison_table(runs, titles={run.name: title_of(run.name) for run in runs})
+    return texts
 
 
 def main(argv: Sequence[str] | None = None) -> int:

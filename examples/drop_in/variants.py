@@ -107,6 +107,25 @@ HOSTS = {
 }
 
 
+TITLES = {
+    "scacb": "SCACB",
+    "dracb": "DRACBs that pass no maps",
+    "chain": "DRACBChain",
+    "chain-learnable": "DRACBChain, learned share",
+    "chain-gated": "DRACBChain, gated",
+    "wsilb": "WSILB",
+    "wsilbv": "WSILB-V",
+    "rbwa": "narrow RBWA",
+    "cca": "IMDN's attention",
+    "sca": "NAFNet's attention",
+}
+
+
+def title_of(row: str) -> str:
+    """What a row is called in a table."""
+    return " + ".join(TITLES.get(part, part) for part in row.split("+"))
+
+
 class BicubicSkip(nn.Module):
     """A network between an image and its restoration, which starts from the bicubic image and adds to it.
 

@@ -105,15 +105,14 @@ class Table:
         self.title = title
         self.variants = variants
 
-    def tabulate(self, runs: Sequence[Run]) -> str:
-        """The table in Markdown of those rows that there are runs of."""
-        return comparison_table(
-            runs,
-            titles={variant.key: variant.title for variant in self.variants},
-            paper={variant.key: variant.paper for variant in self.variants if variant.paper is not None},
-        )
+    def tabulate(self, runs: Sequence[Run], scale: int = 4) -> str:
+        """The table in Markdown of those rows that there are runs of; at ×4 with what the paper prints."""
+        paper = {variant.key: variant.paper for variant in self.variants if variant.paper is not None}
+        titles = {variant.key: variant.title for variant in self.variants}
+        return comparison_table(runs, titles=titles, paper=paper if scale == 4 else None)
 
 
+NUM_BLOCKS = 6  # of the paper's network
 BLOCK_COUNTS = {6: 32.24, 3: 32.06, 4: 32.12, 5: 32.16, 7: 32.20, 8: 32.21}  # as the paper prints them
 WEIGHTS = {
     0.2: 32.24, 0: 32.20, 0.1: 32.21, 0.3: 32.20, 0.4: 32.18, 0.5: 32.23,
@@ -122,7 +121,10 @@ WEIGHTS = {
 TABLES = {
     "1": Table(
         "Number of MREBs (table 1)",
-        *(Variant(f"{n} MREBs", {"num_blocks": n} if n != 6 else {}, paper) for n, paper in BLOCK_COUNTS.items()),
+        *(
+            Variant(f"{n} MREBs", {"num_blocks": n} if n != NUM_BLOCKS else {}, paper)
+            for n, paper in BLOCK_COUNTS.items()
+        ),
     ),
     "2": Table(
         "Weight of the preceding map (table 2)",
@@ -191,10 +193,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--table", nargs="+", choices=tuple(TABLES), required=True, help="what to compare")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to train, to share the work among machines")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to train, to share the work")
     parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="mren_s has a narrow tail")
-    parser.add_argument("--num-blocks", type=int, default=6, help="MREBs")
+    parser.add_argument("--num-blocks", type=int, default=NUM_BLOCKS, help="MREBs")
     meaning = """further arguments of all networks, such as '{"exchange": null}'"""
     parser.add_argument("--config", type=json_object, default={}, metavar="JSON", help=meaning)
     add_options(parser)
@@ -211,6 +213,11 @@ def ablate(args: argparse.Namespace) -> list[Run]:
     """Run the command."""
     config = {**VARIANTS[args.variant], "num_blocks": args.num_blocks, **args.config}
     variants = {variant.key: variant for name in args.table for variant in TABLES[name].variants}
+    given = {*args.config} | ({"num_blocks"} if args.num_blocks != NUM_BLOCKS else set())
+    if compared := given.intersection(name for variant in variants.values() for name in variant.config):
+        raise ValueError(
+            f"{' and '.join(sorted(compared))}: --table {' '.join(args.table)} compares it; leave it to the rows."
+        )
     try:
         MREN(args.scale, **config, device="meta")
     except TypeError as error:
@@ -220,8 +227,11 @@ def ablate(args: argparse.Namespace) -> list[Run]:
     runs = compare(rows, setup, only=args.only, max_minutes=args.max_minutes, dry_run=args.dry_run)
     if runs:
         write_records(args.output / "runs.csv", runs, Run)
+        trained = {run.name for run in runs}
         for name in args.table:
-            text = TABLES[name].tabulate(runs)
+            if not trained.intersection(variant.key for variant in TABLES[name].variants):
+                continue  # those of --only are in other tables
+            text = TABLES[name].tabulate(runs, args.scale)
             write_text(args.output / f"table_{name}.md", text)
             print(f"\n{TABLES[name].title}\n\n{text}")
     return runs
