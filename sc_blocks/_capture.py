@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from threading import get_ident
@@ -134,7 +134,8 @@ def _join(name: str, part: str) -> str:
 
 
 def _select(names: Sequence[str], available: Sequence[str], network: nn.Module) -> set[str]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    # Of an iterator nothing would be left after the check.
+    if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
         wanted = "a sequence of names or patterns, such as ['*.gate']"
         raise TypeError(f"capture_attention: names must be {wanted}, got {names!r}.")
     selected: set[str] = set()

@@ -309,6 +309,7 @@ WRONG_ARGUMENTS = [
     # sizes
     (lambda: SCACB(0), ValueError, r"SCACB: channels must be at least 1, got 0"),
     (lambda: SCACB(12.0), TypeError, r"SCACB: channels must be a positive integer, got 12.0 \(float\)"),
+    (lambda: MREN(2.0), TypeError, r"MREN: scale must be a positive integer, got 2.0 \(float\)"),
     (lambda: SCACB(True), TypeError, r"got True \(bool\)"),
     (lambda: SCACB("12"), TypeError, r"got '12' \(str\)"),
     (lambda: SCACB(5), ValueError, r"reduction=6 leaves no channel of channels=5; use reduction <= 5 or channels >= 6"),
@@ -670,6 +671,7 @@ def test_copied_module_brings_its_weights() -> None:
     ("call", "words"),
     [
         (lambda: MREN(5), r"MREN: scale must be one of 2, 3, 4; got 5"),
+        (lambda: MREN(0), r"MREN: scale must be one of 2, 3, 4; got 0"),
         (lambda: MREN(2, num_blocks=0), r"MREN: num_blocks must be .*at least 1, got 0"),
         (lambda: MREN(2, channels=12, num_blocks=1)(torch.zeros(3, 8, 8)), r"MREN: x must .*\(3, 8, 8\)"),
         (lambda: MREN(2, channels=12, num_blocks=1)(torch.zeros(1, 1, 8, 8)), r"MREN: x must .*\(1, 1, 8, 8\)"),

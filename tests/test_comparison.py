@@ -400,6 +400,8 @@ def test_paired_differences_share_their_variance_between_rows() -> None:
 
 
 def test_seeds_that_not_all_rows_have_are_left_out_of_differences() -> None:
+    with pytest.raises(ValueError, match="2 rows have no seed in common"):
+        paired([{0: 30.0}, {1: 30.5}])
     assert paired([{0: 30.0, 1: 31.0}, {0: 30.5}]).differences == [Difference(0.5, None)]
 
 

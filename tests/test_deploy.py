@@ -585,7 +585,7 @@ def test_an_example_is_run_and_compared() -> None:
             self.block = RBWA(24)
 
         def forward(self, x: Tensor, y: Tensor) -> dict[str, object]:
-            return {"sum": self.block(x) + y, "both": (self.block(x), [y]), "count": 2}
+            return {"sum": self.block(x) + y, "both": (self.block(x), [y]), "mask": y > 0.5, "count": 2}
 
     fold(Many(), example=(torch.rand(1, 24, 40, 6), torch.rand(1, 24, 80, 12)))
     with pytest.raises(ValueError, match="fold: the folded network is"):

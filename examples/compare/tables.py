@@ -174,8 +174,13 @@ def paired(scores: Sequence[Scores]) -> Comparison:
 
     Args:
         scores: For each row its scores; seeds that not all rows have are left out.
+
+    Raises:
+        ValueError: If the rows have no seed in common.
     """
     seeds = sorted(set.intersection(*(set(own) for own in scores)))
+    if not seeds:
+        raise ValueError(f"{len(scores)} rows have no seed in common; train them with the same --seeds.")
     values = np.array([[own[seed] for seed in seeds] for own in scores])
     means = values.mean(axis=1)
     differences = (means[1:] - means[0]).tolist()

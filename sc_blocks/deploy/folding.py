@@ -162,6 +162,8 @@ def _check_same(actual: Any, expected: Any, tolerance: float) -> None:
     for ours, theirs in zip(tensors_in(actual), tensors_in(expected), strict=True):
         if not theirs.numel():
             continue
+        if theirs.dtype is torch.bool:
+            ours, theirs = ours.int(), theirs.int()
         span = (theirs.amax() - theirs.amin()).item()
         difference = (ours - theirs).abs().amax().item()
         if not difference <= tolerance * span:  # not "greater": NaN must not pass
