@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from scipy.stats import t as students_t
 
 from examples.compare.cost import count_parameters
-from examples.compare.tables import read_runs
+from examples.compare.tables import paired, pooled, read_runs
 from examples.drop_in import report as hosts
 from examples.drop_in.variants import build
 from examples.mren import report
@@ -104,25 +103,19 @@ def test_the_committed_comparisons_are_fair(file: Path) -> None:
     for name, channels, parameters in {(run.name, run.channels, run.parameters) for run in runs}:
         assert parameters == count_parameters(partial(build, host, name, scale, channels))
     for run in runs:
-        assert abs(getattr(run, run.matched) / getattr(runs[0], run.matched) - 1) < 0.03
+        assert abs(getattr(run, run.matched) / getattr(runs[0], run.matched) - 1) < 0.05
 
 
 @pytest.mark.parametrize("name", ["rfdn_sr", "unet_denoise", "edsr_sr"])
 def test_what_the_readme_says_of_the_hosts_is_measured(name: str) -> None:
     runs = read_runs(hosts.RESULTS / f"{name}.csv")
     for dataset in {run.dataset for run in runs}:
+        own = [run for run in runs if run.dataset == dataset]
         rows = [
-            [run.psnr for run in runs if (run.name, run.dataset) == (row, dataset)]
-            for row in dict.fromkeys(run.name for run in runs)
+            {run.seed: run.psnr for run in own if run.name == row} for row in dict.fromkeys(run.name for run in own)
         ]
-        freedom = sum(len(row) - 1 for row in rows)
-        spread = (sum(statistics.variance(row) * (len(row) - 1) for row in rows) / freedom) ** 0.5
-        least = students_t.ppf(0.975, freedom) * spread * (2 / len(rows[0])) ** 0.5
-        differences = [statistics.fmean(row) - statistics.fmean(rows[0]) for row in rows[1:]]
-        if name != "edsr_sr":
-            assert all(abs(difference) < least for difference in differences), dataset
-        elif dataset == "B100":
-            assert all(difference < -least for difference in differences)
+        found = (paired if own[0].paired else pooled)(rows)
+        assert not any(difference.significant for difference in found.differences), dataset
 
 
 def test_curves_show_the_log(tmp_path: Path) -> None:

@@ -1,33 +1,68 @@
 """Write the tables of the documentation from the committed comparisons.
 
 Run as ``python -m examples.drop_in.report``: it reads ``results/*.csv``, as ``compare`` writes them, and writes
-``docs/results/hosts_*.md``.
+``docs/results/hosts_*.md`` and ``docs/results/hosts.md``, an overview.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from examples.compare.tables import comparison_table, read_runs
-from examples.drop_in.variants import title_of
+from examples.compare.tables import Run, comparison_table, paired, pooled, read_runs
+from examples.drop_in.variants import HOSTS, title_of
+from examples.markdown import table
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs" / "results"
+TASKS = {"sr": "×4", "tail": "×4", "denoise": "denoising"}
+MATCHED = {"parameters": "parameters", "macs": "MACs", "channels": "width"}
 
 
 def tables() -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
-    texts = {}
-    for file in sorted(RESULTS.glob("*.csv")):
-        runs = read_runs(file)
-        texts[f"hosts_{file.stem}.md"] = comparison_table(runs, titles={run.name: title_of(run.name) for run in runs})
-    return texts
+    found = {file.stem: read_runs(file) for file in sorted(RESULTS.glob("*.csv"))}
+    texts = {
+        f"hosts_{name}.md": comparison_table(runs, titles={run.name: title_of(run.name) for run in runs})
+        for name, runs in found.items()
+    }
+    return texts | {"hosts.md": overview(found)}
+
+
+def overview(found: Mapping[str, Sequence[Run]]) -> str:
+    """A line for each row of each comparison: how far it lies from the plain network on Set5, with its 95 % interval.
+
+    Args:
+        found: The runs of each comparison, under the name of its file.
+    """
+    lines = []
+    for name, runs in found.items():
+        host, _, task = name.partition("_")
+        own = [run for run in runs if run.dataset == "Set5"]
+        rows = {run.name: {other.seed: other.psnr for other in own if other.name == run.name} for run in own}
+        compared = (paired if own[0].paired else pooled)(list(rows.values()))
+        same_steps = len({run.steps for run in own}) == 1
+        for row, difference in zip(list(rows)[1:], compared.differences, strict=True):
+            budget = f"{own[0].steps:,} steps" if same_steps else f"{own[0].minutes:.0f} minutes"
+            text = f"{difference.mean:+.3f}".replace("-", "−")
+            text = f"**{text}**" if difference.significant else text
+            lines.append(
+                [
+                    f"{HOSTS[host].title.partition(',')[0]}, {TASKS[task]}",
+                    title_of(row),
+                    text if difference.margin is None else f"{text} ± {difference.margin:.3f}",
+                    MATCHED[own[0].matched],
+                    budget,
+                    str(len(rows[row])),
+                ]
+            )
+    head = ["network", "with", "Set5, dB", "equal", "budget", "seeds"]
+    return table(head, lines, text=("network", "with", "equal"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
