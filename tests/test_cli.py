@@ -239,6 +239,39 @@ def test_a_target_that_cannot_be_written_is_found_before_work(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    for target, words in {
+        tmp_path / "pipe": "is a named pipe, which is never replaced by a file",
+        tmp_path / "link": "is a named pipe",
+        Path(os.devnull): "is a device",
+        tmp_path / "circle": "cannot be written",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            check_target(target, overwrite=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="on Windows not everybody may make links")
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    for name, before in {"there": "old", "not yet": None}.items():
+        link, target = tmp_path / f"link to {name}", tmp_path / "elsewhere" / name
+        link.symlink_to(target)
+        if before is not None:
+            files.write_text(target, before)
+        with pytest.raises(UsageError, match="would be overwritten"):
+            check_target(link, overwrite=False)
+        with pytest.raises(FileExistsError):
+            files.write_text(link, "new", overwrite=False)
+        check_target(link, overwrite=True)
+        files.write_text(link, "new")
+        assert link.is_symlink()
+        assert target.read_text() == "new"
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["not yet", "there"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     started = time.monotonic()

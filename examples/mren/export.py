@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from examples.mren.cli import UsageError, check_target, command_parser, describe, path_name, run_command, whole_number
 from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, engine_module
 from examples.mren.engines.program import PortableMREN
-from examples.mren.files import atomic_write
+from examples.mren.files import atomic_write, followed
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.model import MREN, Scale, find_weights, load_mren, read_weights, variant_of
 from examples.mren.options import add_network_options
@@ -162,6 +162,7 @@ def _check(engine: Engine, net: nn.Module, sizes: Sequence[tuple[int, ...]], tol
 @contextmanager
 def _atomic_folder(folder: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a scratch folder that takes the place of ``folder`` if the block succeeds, and vanishes if not."""
+    folder = followed(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch, replaced = (folder.with_name(f".{secrets.token_hex(6)}{folder.suffix[:16]}") for _ in range(2))
     try:
