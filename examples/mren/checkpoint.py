@@ -157,8 +157,9 @@ def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
-    return sorted(path for path in (output / "checkpoints").glob("step_*") if path.suffix != PARTIAL)
+    """The finished checkpoints of a run, oldest first: by number, for names grow longer after step 9,999,999."""
+    found = {path: path.name.removeprefix("step_") for path in (output / "checkpoints").glob("step_*")}
+    return sorted((path for path, step in found.items() if step.isdecimal()), key=lambda path: int(found[path]))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
