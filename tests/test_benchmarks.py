@@ -320,7 +320,7 @@ def test_a_worker_of_something_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--threads", "0"], "--threads: must be a whole number of at least 1, got 0"),
+        (["--threads", "0"], "--threads: must be a whole number of at least 1 and at most 4096, got 0"),
         (["--threads", "many"], "got many"),
         (["--repeats", "0"], "--repeats: must be a whole number of at least 1, got 0"),
         (["--limit", "0"], "--limit: must be a number above 0, got 0"),

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import precision
+from benchmarks import run as benchmarks_run
 from examples.drop_in import compare as drop_in_compare
-from examples.mren import ablate, attention, compare, evaluate, export, files, onnxfile, train
+from examples.mren import ablate, attention, compare, evaluate, export, files, onnxfile, train, upscale
 from examples.mren.cli import UsageError, check_target, one_line, run_command
 from examples.mren.files import atomic_write, check_regular, missing_path_hint, unique_names
 
@@ -64,11 +66,15 @@ def test_an_error_is_one_line_and_a_code(error: BaseException, code: int, words:
         export.main,
         onnxfile.main,
         train.main,
+        upscale.main,
+        benchmarks_run.main,
+        precision.main,
     ],
     ids=lambda main: main.__module__,
 )
 def test_an_empty_name_is_not_the_current_folder(main: Callable[[list[str]], int], capsys) -> None:
-    places = {onnxfile.main: [""], attention.main: [""], export.main: ["-o", ""]}
+    places = {onnxfile.main: [""], attention.main: [""], export.main: ["-o", ""], upscale.main: ["-o", ""]}
+    places |= {benchmarks_run.main: ["--against", ""], precision.main: ["--calibrate", ""]}
     with pytest.raises(SystemExit, match="2"):
         main(places.get(main, ["--data", ""]))
     assert "a name is empty" in capsys.readouterr().err

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -213,6 +213,23 @@ def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> N
         raise UsageError(f"{file}: cannot be written ({error.strerror or error}); choose another output.") from error
 
 
+def check_no_input(targets: Iterable[Path], sources: Iterable[Path]) -> None:
+    """Find out before any work whether a result would take the place of an input, under whatever name.
+
+    Raises:
+        UsageError: If so; the message names the result.
+    """
+
+    def identity(file: Path) -> tuple[int, int]:
+        status = file.stat()
+        return status.st_dev, status.st_ino
+
+    inputs = {identity(source) for source in sources if source.exists()}
+    for target in targets:
+        if target.exists() and identity(target) in inputs:
+            raise UsageError(f"{target}: is an input, which is never overwritten; choose another output.")
+
+
 def print_any_character() -> None:
     """Let stdout and stderr print what their encoding lacks as an escape: a name must not make a result a failure."""
     for stream in (sys.stdout, sys.stderr):
@@ -283,8 +300,13 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def path_name(text: str) -> Path:
-    """A parser's type: a path. ``Path("")`` is the current folder, which nobody means who writes an empty name."""
+def given_name(text: str) -> str:
+    """A parser's type: text that is not empty, such as a path that may end in ``/``."""
     if not text:
         raise argparse.ArgumentTypeError("a name is empty, as of a shell variable that is not set")
-    return Path(text)
+    return text
+
+
+def path_name(text: str) -> Path:
+    """A parser's type: a path. ``Path("")`` is the current folder, which nobody means who writes an empty name."""
+    return Path(given_name(text))
