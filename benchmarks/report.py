@@ -457,7 +457,7 @@ def pages(results: Results) -> dict[Path, str]:
     return {
         **{DOCS / name: text for name, text in tables(results).items()},
         **{DOCS.parent / "engines" / name: text for name, text in engine_tables(results).items()},
-        README: with_part(README.read_text(), COMMAND, choices_table(results, memory=False)),
+        README: with_part(README.read_text(encoding="utf-8"), COMMAND, choices_table(results, memory=False)),
     }
 
 
