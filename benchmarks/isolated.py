@@ -103,7 +103,7 @@ def main(request: Request) -> dict[str, Any]:
 
 def resident(key: str) -> int:
     """``VmRSS``, the resident memory, or ``VmHWM``, its highest value, in bytes."""
-    lines = STATUS.read_text().splitlines()
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
@@ -116,7 +116,7 @@ def peak(call: Callable[[], object], device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        CLEAR_REFS.write_text("5")  # sets the high-water mark to what is resident now
+        CLEAR_REFS.write_text("5", encoding="utf-8")  # sets the high-water mark to what is resident now
     except OSError:  # only Linux has it
         call()
         return None

@@ -20,7 +20,7 @@ from skimage import data
 from torch import Tensor, nn
 
 from benchmarks.candidates import ENGINES, runtime
-from examples.mren.cli import note, run_command
+from examples.mren.cli import note, path_name, run_command
 from examples.mren.data import imresize, mod_crop
 from examples.mren.fold import fold_mren
 from examples.mren.metrics import psnr, to_uint8
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks.precision", description=__doc__.partition("\n")[0])
-    parser.add_argument("--calibrate", type=Path, help="folder of images such as those of the training")
+    parser.add_argument("--calibrate", type=path_name, help="folder of images such as those of the training")
     return run_command(run, parser.parse_args, argv)
 
 

@@ -85,7 +85,8 @@ def comparisons(results: Results) -> Iterator[Comparison]:
         if mine and reference:
             least = min(mine, key=lambda row: row["peak_bytes"])
             times = least["peak_bytes"] / reference["peak_bytes"]
-            yield f"peak memory: {_label(least)} / {_label(reference)}", suite.place, Summary(times, times, times)
+            label = f"peak memory: {_label(least)} / {_label(reference)}"
+            yield label, suite.place_and_run, Summary(times, times, times)
     for suite in results.get("blocks", []):
         for mode, (mine, other) in product((FORWARD, BACKWARD), BLOCK_PAIRS):
             yield from _compare(suite, suite.row(mine, "eager", mode), suite.row(other, "eager", mode))
@@ -105,7 +106,7 @@ def comparisons(results: Results) -> Iterator[Comparison]:
 
 def _compare(suite: Suite, mine: Row | None, other: Row | None) -> Iterator[Comparison]:
     if mine and other and mine is not other and "rounds" in mine and "rounds" in other:
-        yield f"{_label(mine)} / {_label(other)}", suite.place, ratio(mine["rounds"], other["rounds"])
+        yield f"{_label(mine)} / {_label(other)}", suite.place_and_run, ratio(mine["rounds"], other["rounds"])
 
 
 def _to_reference(row: Row, suite: Suite) -> Iterator[Comparison]:
@@ -114,7 +115,7 @@ def _to_reference(row: Row, suite: Suite) -> Iterator[Comparison]:
     to = ", ".join(map(_code, times.pop("to").split(" | ")[:2]))
     if not times["q1"] == times["q3"] == 1 and row.get("code", "this code") == "this code":
         size = f" at {_size(row)}" if "size" in row else ""
-        yield f"{_label(row)}{size} / {to}", suite.place, Summary(**times)
+        yield f"{_label(row)}{size} / {to}", suite.place_and_run, Summary(**times)
 
 
 def is_worse(comparison: Comparison) -> bool:
@@ -164,10 +165,10 @@ def costs_table(suite: Suite, results: Results) -> str:
             counted = counts.get(name, row) if form == "eager" else {}
             numbers = [_parameters(counted), _gmacs(counted, 3), _median(row), _median(suite.row(name, form, BACKWARD))]
             lines.append([name if form == "eager" else f"{name}, {form}", *numbers, mib(counted.get("kept_bytes"))])
-    plain = [suite.row(CONVOLUTION, "eager", mode) for mode in (FORWARD, BACKWARD)]
-    times = " and ".join(f"{_ms(row)} ms" for row in plain if row)
+    plain = {mode.replace("+", " and "): suite.row(CONVOLUTION, "eager", mode) for mode in MODES}
+    times = ", ".join(f"{_ms(row)} ms {mode}" for mode, row in plain.items() if row)
     header = ["", "parameters", "GMACs", "forward", "forward + backward", "saved, MiB"]
-    return f"Times are those of the convolution, {times}.\n\n{table(header, lines)}"
+    return f"Times are relative to the convolution's: {times}.\n\n{table(header, lines)}"
 
 
 def forms_tables(results: Results) -> str:
@@ -252,11 +253,16 @@ def engine_tables(results: Results) -> dict[str, str]:
     """The tables of the pages of engines; those of times where these were measured."""
     texts = {"precision.md": engine_precision_table(results)}
     for suite in results.get("engines", [])[:1]:
-        texts["times.md"] = pivot_table(suite, suite.rows, "engine")
+        texts["times.md"] = pivot_table(suite, filter(_is_as_upscaling_runs_it, suite.rows), "engine")
         if all(suite.row(OURS, form) for form in CONVERTED):
             ours = [row for row in suite.rows if row["name"].startswith("MREN") and row["engine"] in CONVERTED]
             texts["folded.md"] = pivot_table(suite, ours, "form")
     return texts
+
+
+def _is_as_upscaling_runs_it(row: Row) -> bool:
+    """Whether a row is of the form that ``upscale --engine`` runs. Where two would be left, the last one is."""
+    return row["engine"] != "onnx" or "folded" not in row["form"].split(", ")
 
 
 def arithmetic_rate(row: Row, suite: Suite) -> Summary | None:
@@ -291,6 +297,12 @@ def _label(row: Row) -> str:
 
 def _patches(row: Row) -> str:
     return "{0} of {1} × {1}".format(*row["patches"])
+
+
+def _batch(row: Row) -> str:
+    if "patches" in row:
+        return "{0} patches of {1} × {1}".format(*row["patches"])
+    return str(row["size"][0]) if "frames_per_second" in row else ""
 
 
 def _size(row: Row) -> str:
@@ -410,9 +422,9 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
     | MS
     | {
         "steps/s": _number("steps_per_second"),
-        "batch": lambda row, _: str(row["size"][0]) if "frames_per_second" in row else "",
-        "of measured limits": _number("fraction_of_measured"),
-        "of the data sheet": _number("fraction_of_data_sheet"),
+        "batch": lambda row, _: _batch(row),
+        "fraction of measured limit": _number("fraction_of_measured"),
+        "fraction of data-sheet limit": _number("fraction_of_data_sheet"),
     },
 }
 
@@ -427,19 +439,20 @@ def rows_table(name: str, suite: Suite, _: Results) -> str:
 def gpu_table(suite: Suite, results: Results) -> str:
     """What ran on a GPU, and how much did not, in the time that there was or for want of a package."""
     ran = replace(suite, rows=[row for row in suite.rows if "rounds" in row])
+    budget = suite.settings.get("budget")  # not in older files
+    late = f" did not fit into the {budget:g} seconds" if budget else " did not fit into the time"
     short = ("no time was left", "not prepared within")
     why = [row["skipped"] for row in suite.rows if "skipped" in row]
-    counts = Counter(short[0] if reason.startswith(short) else reason for reason in why)
-    others = "; ".join(f"{count}, because {reason}" for reason, count in counts.items())
+    counts = Counter(late if reason.startswith(short) else f", because {reason}" for reason in why)
+    others = "; ".join(f"{count}{reason}" for reason, count in counts.items())
     return rows_table("gpu", ran, results) + (f"\nForms that were not run: {others}.\n" if others else "")
 
 
 def tables(results: Results) -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
-    first = {name: suites[:1] for name, suites in results.items()}
     texts = {
         "choices.md": choices_table(results),
-        "losses.md": comparison_table(filter(is_worse, comparisons(first))),
+        "losses.md": comparison_table(filter(is_worse, comparisons(results))),
         "summary.md": comparison_table(comparisons(results)),
         "forms.md": forms_tables(results),
         "precision.md": precision_table(),
@@ -457,7 +470,7 @@ def pages(results: Results) -> dict[Path, str]:
     return {
         **{DOCS / name: text for name, text in tables(results).items()},
         **{DOCS.parent / "engines" / name: text for name, text in engine_tables(results).items()},
-        README: with_part(README.read_text(), COMMAND, choices_table(results, memory=False)),
+        README: with_part(README.read_text(encoding="utf-8"), COMMAND, choices_table(results, memory=False)),
     }
 
 

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import torch
@@ -22,7 +21,7 @@ from benchmarks.candidates import BLOCKS, NETS, STEPS
 from benchmarks.results import Row
 from benchmarks.runner import Settings
 from benchmarks.suites import SUITES
-from examples.mren.cli import check_target, command_parser, positive_number, run_command, whole_number
+from examples.mren.cli import check_target, command_parser, path_name, positive_number, run_command, whole_number
 from examples.mren.files import write_text
 
 CUDA_SECONDS = 75.0
@@ -48,20 +47,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=positive_number, metavar="SECONDS",
                         help="for everything, from the start of the process; what does not fit is named; "
                         f"default: {CUDA_SECONDS:g} on cuda, none on a CPU")  # fmt: skip
-    parser.add_argument("--against", type=Path, help="a checkout whose training step is timed in the same rounds")
+    parser.add_argument("--against", type=path_name, help="a checkout whose training step is timed in the same rounds")
     parser.add_argument("--without", nargs="+", default=[], choices=[step for step in STEPS if step != "eager"],
                         metavar="STEP", help="leave out forms that take this step, such as compiled")  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], choices=[*NETS, *BLOCKS], metavar="NAME",
                         help="networks and blocks to measure; default: all of a suite")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that everything runs, measures nothing")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json",
+    parser.add_argument("-o", "--output", type=path_name, metavar="FILE.json",
                         help="written after every suite; suites in it that are not run now stay; "
                         "default on cuda: benchmarks/results/cuda.json")  # fmt: skip
     return parser
 
 
 def _threads(text: str) -> int:
-    return machine.usable_cores() if text == "all" else whole_number(1)(text)
+    return machine.usable_cores() if text == "all" else whole_number(1, 4096)(text)
 
 
 def settings_from(given: argparse.Namespace) -> Settings:

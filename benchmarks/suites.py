@@ -221,13 +221,14 @@ def kept_for_backward(block: nn.Module, size: Sequence[int]) -> int:
     Each piece of memory is counted once, on the ``meta`` device. A block's own input counts where it is saved.
     """
     block = block.to("meta")
-    ours = {parameter.untyped_storage()._cdata for parameter in block.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}  # the storages themselves, so that no address is used twice
+    # The storages themselves are kept: torch gives one object for each as long as it lives, and no id is used twice.
+    ours = {id(storage): storage for storage in (parameter.untyped_storage() for parameter in block.parameters())}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in ours:
-            saved[storage._cdata] = storage
+        if id(storage) not in ours:
+            saved[id(storage)] = storage
         return tensor
 
     x = torch.empty(tuple(size), device="meta", requires_grad=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -184,7 +185,7 @@ def test_the_sample(tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch) -> Non
     ("arguments", "words"),
     [
         (["IN", "-o", "there.png"], "there.png: would be overwritten; pass --overwrite, or choose another output"),
-        (["IN", "-o", "IN", "--overwrite"], "is the input, which is never overwritten"),
+        (["IN", "-o", "IN", "--overwrite"], "is an input, which is never overwritten"),
         (["IN", "-o", "out.jpg"], "out.jpg: must end in one of .png, .pdf, .svg"),
         (["IN", "-o", "out"], "out: must end in one of"),
         (["missing.png", "-o", "out.png"], "missing.png: No such file"),
@@ -230,6 +231,14 @@ def test_overwrites_when_told(photo: Path, tmp_path: Path, run) -> None:
     assert run(photo, "-o", tmp_path / "out.png", "--overwrite") == 0
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.width > 500
+
+
+def test_the_weights_for_photographs_are_named_as_everywhere(photo: Path, tmp_path: Path, monkeypatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(command, "draw", lambda *_, title, channel: titles.append(title) or Figure())
+    arguments = ["--variant", "mren_s", "--weights", "photo", "--device", "cpu"]
+    assert command.main([str(photo), "-o", str(tmp_path / "out.png"), *arguments]) == 0
+    assert titles == ["mren_s_x4_photo ×4, looking at 0.png, 14 × 9"]
 
 
 def test_draws_without_a_display_and_without_pyplot() -> None:

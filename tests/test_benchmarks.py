@@ -320,7 +320,7 @@ def test_a_worker_of_something_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--threads", "0"], "--threads: must be a whole number of at least 1, got 0"),
+        (["--threads", "0"], "--threads: must be a whole number of at least 1 and at most 4096, got 0"),
         (["--threads", "many"], "got many"),
         (["--repeats", "0"], "--repeats: must be a whole number of at least 1, got 0"),
         (["--limit", "0"], "--limit: must be a number above 0, got 0"),
@@ -472,6 +472,7 @@ def test_costs_are_counted_and_timed_beside_the_convolution() -> None:
     counted = {"name": "SCACB", "form": "eager", "parameters": 8280, "macs": 4665600, "kept_bytes": 3 * 2**20}
     found["counts"] = [results.Suite(blocks.machine, blocks.settings, [counted])]
     texts = report.tables(found)
+    assert "Times are relative to the convolution's: 150 ms forward, 600 ms forward and backward." in texts["costs.md"]
     assert ["SCACB", "8,280", "0.005", "2.00", "2.00", "3.00"] in lines_of(texts["costs.md"])
     assert ["SCACB, folded", "", "", "0.750", "", ""] in lines_of(texts["costs.md"])
     assert "DRACB" not in texts["costs.md"]
@@ -537,7 +538,7 @@ def test_engines_beside_each_other() -> None:
     ]  # fmt: skip
     suite = results.Suite(nets.machine, nets.settings, [*rows, {"name": "IMDN ×4", "engine": "eager", "skipped": "x"}])
     texts = report.engine_tables({"engines": [suite]})
-    assert lines_of(texts["times.md"])[2:] == [["MREN ×4", "500", "1,000", "125"], ["IMDN ×4", "2,000", "", ""]]
+    assert lines_of(texts["times.md"])[2:] == [["MREN ×4", "250", "1,000", "125"], ["IMDN ×4", "2,000", "", ""]]
     assert lines_of(texts["folded.md"])[2:] == [["MREN ×4", "250", "500", "1,000"]]
     found = lines_of(texts["precision.md"])
     assert ["MREN ×4", "openvino int8", "125"] in [line[:3] for line in found]
@@ -556,6 +557,40 @@ def test_a_frame_rate_is_compared_by_the_fastest_form() -> None:
     ]  # fmt: skip
     texts = report.tables({"gpu": [results.Suite(nets.machine, nets.settings, rows)]})
     assert ["MREN ×4, b / IMDN ×4, a", "1 thread, none", "2.00 (2.00–2.00)"] in lines_of(texts["summary.md"])
+
+
+def test_a_gpu_table_says_how_large_a_batch_is_and_what_did_not_fit() -> None:
+    (nets,) = made_up()["nets"]
+    done = {"form": "a", "rounds": [0.5], "seconds": summarise([0.5]).as_dict()}
+    fractions = {"fraction_of_measured": 0.5, "fraction_of_data_sheet": 0.25}
+    rows = [
+        done | {"name": "MREN ×4", "size": [8, 3, 180, 320], "frames_per_second": 16.0, **fractions},
+        done | {"name": "MREN ×4, training step", "patches": [64, 48], "steps_per_second": 2.0},
+        {"name": "IMDN ×4", "form": "a", "size": [1, 3, 180, 320], "skipped": "no time was left"},
+        {"name": "IMDN ×4", "form": "b", "size": [1, 3, 180, 320], "skipped": "not prepared within 0.1 s"},
+        {"name": "SPAN ×4", "form": "a", "size": [1, 3, 180, 320], "skipped": "the package spandrel is not installed"},
+    ]
+    for budget, allowed in ((75.0, "the 75 seconds"), (None, "the time")):
+        suite = results.Suite(nets.machine, nets.settings | {"budget": budget}, rows)
+        text = report.tables({"gpu": [suite]})["gpu.md"]
+        head, _, *lines = lines_of(text)
+        assert [line[head.index("batch")] for line in lines] == ["8", "64 patches of 48 × 48"]
+        assert head[-2:] == ["fraction of measured limit", "fraction of data-sheet limit"]
+        assert f"not run: 2 did not fit into {allowed}; 1, because the package spandrel is not installed." in text
+
+
+def test_runs_of_one_place_are_told_apart_and_each_machine_can_lose(tmp_path: Path) -> None:
+    (nets,) = made_up()["nets"]
+    for file, about in {"a": {"revision": "abc"}, "b": {"revision": "def"}, "c": {"instructions": "other"}}.items():
+        suite = {"machine": nets.machine | about, "settings": nets.settings, "rows": nets.rows}
+        (tmp_path / f"{file}.json").write_text(results.dumps({"format": results.FORMAT, "suites": {"nets": suite}}))
+    texts = report.tables(results.load(tmp_path))
+    for name in ("losses.md", "summary.md"):
+        assert [cells[1] for cells in lines_of(texts[name])[2:]] == [
+            "1 thread, none, revision abc", "1 thread, none, revision def", "1 thread, other"
+        ]  # fmt: skip
+    titles = [line for line in texts["nets.md"].splitlines() if line.startswith("**")]
+    assert [title.partition("rounds")[2] for title in titles] == [", revision abc.", ", revision def.", "."]
 
 
 def test_the_report_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

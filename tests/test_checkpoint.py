@@ -97,6 +97,14 @@ def test_the_state_of_another_optimizer_is_refused(optimizer: torch.optim.Adam, 
     assert all(torch.equal(value, before[name]) for name, value in optimizer_tensors(optimizer).items())
 
 
+def test_the_newest_is_that_of_the_highest_step(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_0000003 mine").mkdir(parents=True)
+    for step in (9_999_999, 10_000_000, 10_000_001):
+        write_checkpoint(tmp_path, step, {"net": {"a": torch.ones(1)}}, {})
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step_10000000", "step_10000001"]
+    assert (tmp_path / "checkpoints" / "step_0000003 mine").is_dir()
+
+
 def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step, {"net": {"a": torch.ones(2)}}, {"step": step})

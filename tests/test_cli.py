@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import precision
+from benchmarks import run as benchmarks_run
 from examples.drop_in import compare as drop_in_compare
-from examples.mren import ablate, attention, compare, evaluate, export, files, onnxfile, train
+from examples.mren import ablate, attention, compare, evaluate, export, files, onnxfile, train, upscale
 from examples.mren.cli import UsageError, check_target, one_line, run_command
 from examples.mren.files import atomic_write, check_regular, missing_path_hint, unique_names
 
@@ -64,11 +66,15 @@ def test_an_error_is_one_line_and_a_code(error: BaseException, code: int, words:
         export.main,
         onnxfile.main,
         train.main,
+        upscale.main,
+        benchmarks_run.main,
+        precision.main,
     ],
     ids=lambda main: main.__module__,
 )
 def test_an_empty_name_is_not_the_current_folder(main: Callable[[list[str]], int], capsys) -> None:
-    places = {onnxfile.main: [""], attention.main: [""], export.main: ["-o", ""]}
+    places = {onnxfile.main: [""], attention.main: [""], export.main: ["-o", ""], upscale.main: ["-o", ""]}
+    places |= {benchmarks_run.main: ["--against", ""], precision.main: ["--calibrate", ""]}
     with pytest.raises(SystemExit, match="2"):
         main(places.get(main, ["--data", ""]))
     assert "a name is empty" in capsys.readouterr().err
@@ -236,6 +242,39 @@ def test_a_target_that_cannot_be_written_is_found_before_work(tmp_path: Path) ->
     with atomic_write(tmp_path / ("n" * 251 + ".png")) as scratch:
         scratch.write_text("the scratch file's name must not be longer")
     assert {path.name[:4] for path in tmp_path.iterdir()} == {"file", "fold", "nnnn"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    for target, words in {
+        tmp_path / "pipe": "is a named pipe, which is never replaced by a file",
+        tmp_path / "link": "is a named pipe",
+        Path(os.devnull): "is a device",
+        tmp_path / "circle": "cannot be written",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            check_target(target, overwrite=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="on Windows not everybody may make links")
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    for name, before in {"there": "old", "not yet": None}.items():
+        link, target = tmp_path / f"link to {name}", tmp_path / "elsewhere" / name
+        link.symlink_to(target)
+        if before is not None:
+            files.write_text(target, before)
+        with pytest.raises(UsageError, match="would be overwritten"):
+            check_target(link, overwrite=False)
+        with pytest.raises(FileExistsError):
+            files.write_text(link, "new", overwrite=False)
+        check_target(link, overwrite=True)
+        files.write_text(link, "new")
+        assert link.is_symlink()
+        assert target.read_text() == "new"
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["not yet", "there"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")

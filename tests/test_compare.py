@@ -75,6 +75,10 @@ def test_a_file_is_not_overwritten(tmp_path: Path, capsys) -> None:
     assert target.read_text() == "mine"
     assert main([*command[:-1], str(tmp_path / "details.txt")]) == 2
     assert "the name must end in one of" in capsys.readouterr().err
+    before = image.read_bytes()
+    assert main([*command[:-1], str(image), "--overwrite"]) == 2
+    assert "0.png: is an input, which is never overwritten" in capsys.readouterr().err
+    assert image.read_bytes() == before
 
 
 def test_weights_of_your_own_are_columns(tmp_path: Path, capsys) -> None:
@@ -109,3 +113,5 @@ def test_a_sample_is_drawn_beside_its_original(tmp_path: Path, capsys) -> None:
         assert drawn.width > 4 * 240
     scores = dict(re.findall(r"(\w+): ([\d.]+) dB", capsys.readouterr().out))
     assert float(scores["Bicubic"]) > float(scores["repeated"]) > 20
+    with pytest.raises(FileExistsError):
+        write_sample(torch.nn.Upsample(scale_factor=4), 4, tmp_path / "sample.png", overwrite=False)

@@ -291,6 +291,10 @@ def test_an_output_that_takes_no_files_is_named_first(tmp_path: Path, capsys) ->
     output = capsys.readouterr()
     assert "is a file, not a folder; choose another output" in output.err
     assert output.out == ""
+    for suffix in ("csv", "md"):
+        (tmp_path / suffix / f"edsr_sr.{suffix}").mkdir(parents=True)
+        assert main(command(tmp_path, "-o", str(tmp_path / suffix))) == 2
+        assert f"edsr_sr.{suffix}: is a folder; name a file in it" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from examples.mren import export as command
 from examples.mren import upscale
-from examples.mren.engines import compile_network, engine_module
+from examples.mren.engines import FOLDERS, compile_network, engine_module
 from examples.mren.engines.program import PortableBicubic
 from examples.mren.export import export
+from examples.mren.files import write_text
 from examples.mren.model import MREN, load_mren
 from tests.images import photo, write_photos, write_weights
 from tests.test_readme import code_blocks
@@ -118,6 +120,8 @@ def test_each_says_what_it_is(exported: dict[str, Path]) -> None:
     assert json.loads((exported["ncnn"] / "metadata.json").read_text())["scale"] == "3"
     told = {"weights": ""}
     torch.export.load(exported["pt2"], extra_files=told)
+    for name in ("openvino", "ncnn"):
+        assert {file.name for file in exported[name].iterdir()} == FOLDERS[name]
     assert told["weights"] == "small.safetensors"
 
 
@@ -194,7 +198,7 @@ class TestFolders:
     @pytest.fixture(autouse=True)
     def conversion_in_no_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         module = engine_module("ncnn")
-        monkeypatch.setattr(module, "write", lambda network, path, *_: (path / "model.bin").write_text("new"))
+        monkeypatch.setattr(module, "write", lambda network, path, *_: (path / "model.ncnn.bin").write_text("new"))
         monkeypatch.setattr(module, "load", lambda path: self.net)
 
     def test_one_that_differs_from_torch_is_not_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,26 +210,48 @@ class TestFolders:
     def test_one_of_ours_is_replaced_and_others_are_not(self, tmp_path: Path) -> None:
         target = tmp_path / "out"
         export(self.net, target, "ncnn")
-        (target / "model.bin").write_text("old")
+        (target / "model.ncnn.bin").write_text("old")
         with pytest.raises(FileExistsError):
             export(self.net, target, "ncnn", overwrite=False)
-        assert (target / "model.bin").read_text() == "old"
+        assert (target / "model.ncnn.bin").read_text() == "old"
         export(self.net, target, "ncnn")
-        assert (target / "model.bin").read_text() == "new"
+        assert (target / "model.ncnn.bin").read_text() == "new"
         (target / "thesis.txt").write_text("the only copy")
         with pytest.raises(FileExistsError, match=r"also holds thesis\.txt"):
             export(self.net, target, "ncnn")
         assert (target / "thesis.txt").read_text() == "the only copy"
         assert list(tmp_path.iterdir()) == [target]
 
+    def test_another_file_is_found_in_any_depth_and_before_the_conversion(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    ) -> None:
+        target = tmp_path / "x.mlpackage"
+        for name in ("Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/thesis.txt"):
+            write_text(target / name, "the only copy")
+        monkeypatch.setattr(command, "load_mren", None)  # would be called next
+        assert command.main(["--format", "coreml", "-o", str(target), "--overwrite"]) == 2
+        assert "also holds Data/com.apple.CoreML/thesis.txt, so it is not replaced" in capsys.readouterr().err
+        monkeypatch.setattr(engine_module("coreml"), "write", None)
+        with pytest.raises(FileExistsError, match=r"also holds Data/com\.apple\.CoreML/thesis\.txt"):
+            export(self.net, target, "coreml")
+        assert len(list(target.rglob("*.*"))) == 4
+
+    @pytest.mark.skipif(os.name == "nt", reason="on Windows not everybody may make links")
+    def test_a_link_stays_and_its_folder_is_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "out")
+        for _ in range(2):
+            export(self.net, tmp_path / "link", "ncnn")
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+            assert (tmp_path / "link").is_symlink()
+
     def test_one_that_cannot_be_replaced_is_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         target = tmp_path / "out"
         export(self.net, target, "ncnn")
-        (target / "model.bin").write_text("old")
+        (target / "model.ncnn.bin").write_text("old")
         rename = Path.rename
 
         def stop_before_the_second(source: Path, to: Path) -> Path:
-            if to == target and (source / "model.bin").read_text() == "new":
+            if to == target and (source / "model.ncnn.bin").read_text() == "new":
                 raise KeyboardInterrupt
             return rename(source, to)
 
@@ -233,7 +259,7 @@ class TestFolders:
         with pytest.raises(KeyboardInterrupt):
             export(self.net, target, "ncnn")
         assert list(tmp_path.iterdir()) == [target]
-        assert (target / "model.bin").read_text() == "old"
+        assert (target / "model.ncnn.bin").read_text() == "old"
 
 
 @pytest.mark.parametrize(
@@ -313,3 +339,4 @@ def test_core_ml_has_the_structure_that_is_promised(tmp_path: Path) -> None:
     net = MREN(4, channels=12, num_blocks=1).eval()
     assert export(net, tmp_path / "small.mlpackage", "coreml", metadata={"scale": "4"}) is None
     assert not engine_module("coreml").operators(tmp_path / "small.mlpackage") & NEURAL_ENGINE_REFUSES
+    assert export(net, tmp_path / "small.mlpackage", "coreml") is None  # whose files are those of FOLDERS

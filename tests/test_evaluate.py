@@ -266,6 +266,13 @@ def test_a_set_that_is_not_whole_is_said(tmp_path: Path, weights: Path, capsys) 
     assert "mine:" not in said
 
 
+def test_weights_do_not_take_the_place_of_another_method(tmp_path: Path, weights: Path, capsys) -> None:
+    write_photos(tmp_path / "mine", [(48, 48)])
+    own = weights.rename(weights.with_name("bicubic.safetensors"))
+    assert main(["--data", str(tmp_path / "mine"), "--scale", "2", "--weights", str(own)]) == 2
+    assert "bicubic: scores are filed by name, and two methods would have this one" in capsys.readouterr().err
+
+
 def test_a_network_without_weights_says_which_there_are() -> None:
     assert not weights_path(3, "mren_l").exists()
     with pytest.raises(

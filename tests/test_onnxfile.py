@@ -140,6 +140,12 @@ def test_the_command_for_times_names_the_file_that_fails(tmp_path: Path, capsys)
     assert line.startswith(f"error: {tmp_path / 'fixed.onnx'}: onnxruntime fails at images of (1, 3, 8, 9)")
 
 
+def test_more_threads_than_a_computer_has_are_a_usage_error(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        onnxfile.main([str(tmp_path / "net.onnx"), "--threads", "1000000000000"])
+    assert "--threads: must be a whole number of at least 0 and at most 4096" in capsys.readouterr().err
+
+
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.onnx: no such file; python -m examples\.mren\.export -o"):
         onnxfile.open_session(tmp_path / "none.onnx")

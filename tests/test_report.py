@@ -7,6 +7,8 @@ import itertools
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +83,16 @@ def test_table_5_holds_our_scores_and_the_papers(scale: int) -> None:
             assert [score.strip() for score in scores] == [f"{psnr:.2f}", f"{ssim:.4f}"]
     published = {2: "| 37.98 | 0.9597 |", 3: "| 34.42 | 0.9265 |", 4: "| 32.24 | 0.8947 |"}
     assert f"**MREN, as the paper reports it** {published[scale]}" in text
+
+
+def test_pages_are_read_as_utf_8_everywhere() -> None:
+    program = "from benchmarks import report; from examples.mren import report as ours; report.pages({}); ours.pages()"
+    # What asks for the encoding of the system warns then; so do other packages.
+    strict = ["-X", "warn_default_encoding", "-W", "default::EncodingWarning"]
+    done = subprocess.run(
+        [sys.executable, *strict, "-c", program], cwd=WEIGHTS.parents[2], capture_output=True, text=True, check=True
+    )
+    assert not re.findall(r"(?:examples|benchmarks)/.*: EncodingWarning.*", done.stderr)
 
 
 def test_every_generated_file_is_on_a_page() -> None:

@@ -75,6 +75,23 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(images: Path, tmp_
         assert torch.equal(ours, theirs)
 
 
+def test_a_run_that_was_stopped_before_a_validation_names_no_weights(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--steps", "30", "--max-minutes", "1e-9") == 0
+    said = capsys.readouterr().out
+    assert f"stopped at step 10; --resume -o {tmp_path / 'run'} goes on from there." in said
+    assert "best validation" not in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there, ./ is another name")
+def test_a_folder_whose_name_begins_with_a_dash_is_resumed(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images.rename("-x")
+    assert main(["--data", "./-x", "-o", "run", *SMALL, "--steps", "20", "--max-minutes", "1e-9"]) == 0
+    assert resume(tmp_path / "run") == 0
+
+
 def test_what_is_saved_is_the_average_of_the_weights(images: Path, tmp_path: Path) -> None:
     # Followed by hand: the network after each step, averaged with a decay that grows towards the recipe's.
     torch.manual_seed(0)
@@ -589,6 +606,40 @@ def test_minutes_are_kept_and_the_schedule_ends(tmp_path: Path, clock: Clock) ->
     resumed = trainer_of(tmp_path, training=Training(minutes=0.1, batch_size=2, patch_size=16))
     with pytest.raises(trainer.TrainingError, match=r"--minutes 0\.1 would cut off"):
         resumed.resume()
+
+
+# A validation is assumed to take as long as four steps. Of the longest steps, one is measured, and one ends the run.
+@pytest.mark.parametrize(("seconds", "least", "most"), [(1.0, 50, 60), (5.0, 30, 60), (45.0, 90, 140)])
+def test_minutes_are_kept_with_long_steps(
+    seconds: float, least: float, most: float, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = trainer.Trainer._step
+
+    def slow(self: trainer.Trainer) -> torch.Tensor:
+        clock.now += seconds - 0.1
+        return step(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", slow)
+    progress = trainer_of(tmp_path, training=Training(minutes=1, batch_size=2, patch_size=16)).run()
+    assert progress.fraction == 1
+    assert least < clock.now <= most
+    assert progress.history[-1]["lr"] == pytest.approx(0, abs=1e-5)
+
+
+def test_one_slow_step_at_the_start_does_not_end_a_run(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = trainer.Trainer._step
+
+    def slow_once(self: trainer.Trainer) -> torch.Tensor:
+        clock.now += 3.0 if self.progress.step == 1 else 0.0
+        return step(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", slow_once)
+    run = trainer_of(tmp_path, training=Training(minutes=1, batch_size=2, patch_size=16))
+    run.check_every = 100  # as on a GPU
+    assert 400 < run.run().step <= 600
+    assert 50 < clock.now <= 60
 
 
 class OneOfTwo:

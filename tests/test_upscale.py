@@ -435,6 +435,10 @@ def test_sample(tmp_path: Path, run, monkeypatch, capsys) -> None:
     (tmp_path / "folder").mkdir()
     assert run("-o", "folder", "--overwrite") == 0
     assert (tmp_path / "folder" / "mren_sample.png").is_file()
+    # One that comes to be while it is drawn stays.
+    monkeypatch.setattr(command, "fold_mren", lambda net: Path("late.png").write_text("theirs") and net)
+    assert run("-o", "late.png") == 1
+    assert Path("late.png").read_text() == "theirs"
 
 
 def test_sample_that_cannot_be_written_is_an_error_line(tmp_path: Path, run, capsys) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from examples.mren import evaluate, upscale
 from examples.mren.model import MREN, load_mren, read_weights, save_weights, warm_start
+from examples.mren.spandrel_arch import write_for_spandrel
 from examples.mren.weightfile import KEY, parse_arguments
 from tests.images import write_photos
 
@@ -187,6 +188,8 @@ def test_permissions_of_a_weight_file_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         save_weights(MREN(**CONFIG), tmp_path / "a.safetensors", CONFIG)
+        write_for_spandrel(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640
+    for name in ("a", "b"):
+        assert stat.S_IMODE((tmp_path / f"{name}.safetensors").stat().st_mode) == 0o640

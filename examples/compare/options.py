@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from examples.compare.runner import Setup
@@ -28,13 +29,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="say what would be trained, stop")
 
 
-def setup_from(args: argparse.Namespace, task: Task, output: Path, *, matched: str = "") -> Setup:
+def setup_from(
+    args: argparse.Namespace, task: Task, output: Path, *, matched: str = "", targets: Sequence[Path] = ()
+) -> Setup:
     """What the options say that all rows share; threads and determinism are set.
 
+    Args:
+        args: The values of the options.
+        task: What the networks are trained for.
+        output: Folder of the runs.
+        matched: What all rows have alike.
+        targets: Files of results, beside ``runs.csv`` in that folder, that are written or replaced at the end.
+
     Raises:
-        UsageError: If the output takes no files.
+        UsageError: If the output takes no files, or a file of results could not be written.
     """
-    check_target(output / "runs.csv", overwrite=True)
+    for target in (output / "runs.csv", *targets):
+        check_target(target, overwrite=True)
     return Setup(
         task,
         training_of(args),

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
@@ -29,10 +29,10 @@ from examples.compare.cost import cost_of
 from examples.compare.tables import Run
 from examples.compare.tasks import Task
 from examples.mren.data import ImagePair, PatchSampler, list_images, load_pairs, split_held_out
-from examples.mren.files import atomic_write
 from examples.mren.model import save_weights, warm_start
 from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer, check_settings
+from examples.mren.weightfile import write_tensors
 from examples.records import read_json, write_json
 from sc_blocks.introspect import Complexity
 
@@ -259,8 +259,7 @@ def _save(net: nn.Module, file: Path, config: Mapping[str, Any] | None) -> None:
     if config is not None:
         save_weights(net, file, dict(config))
         return
-    with atomic_write(file) as scratch:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}, scratch)
+    write_tensors(file, net.state_dict())
 
 
 def _checksum(files: Sequence[Path]) -> int:

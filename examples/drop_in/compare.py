@@ -75,12 +75,13 @@ def run(args: argparse.Namespace) -> list[Run]:
         skip=args.skip,
     )
     name = f"{args.host}_{args.task}" + ("" if args.skip else "_no_skip")
-    setup = setup_from(args, task, args.output / name, matched=args.match)
+    scores, page = (args.output / f"{name}.{suffix}" for suffix in ("csv", "md"))
+    setup = setup_from(args, task, args.output / name, matched=args.match, targets=(scores, page))
     runs = compare(rows, setup, max_minutes=args.max_minutes, dry_run=args.dry_run)
     if runs:
         text = comparison_table(runs, titles={run.name: title_of(run.name) for run in runs})
-        write_records(args.output / f"{name}.csv", runs, Run)
-        write_text(args.output / f"{name}.md", text)
+        write_records(scores, runs, Run)
+        write_text(page, text)
         print(f"\n{HOSTS[args.host].title}\n\n{text}")
     return runs
 

@@ -28,11 +28,19 @@ from matplotlib.figure import Figure, SubFigure
 from tabulate import tabulate
 from torch import Tensor
 
-from examples.mren.cli import UsageError, check_target, command_parser, path_name, run_command, whole_number
+from examples.mren.cli import (
+    UsageError,
+    check_no_input,
+    check_target,
+    command_parser,
+    path_name,
+    run_command,
+    whole_number,
+)
 from examples.mren.data import imresize, mod_crop
 from examples.mren.files import atomic_write
 from examples.mren.imageread import read_picture
-from examples.mren.model import MREN, NETWORKS, Scale, load_mren, pick_device
+from examples.mren.model import MREN, NETWORKS, Scale, find_weights, load_mren, pick_device
 from examples.mren.options import add_device_option, add_network_options
 from examples.mren.picture import bleed
 from sc_blocks import DRACB, NoCommunication
@@ -199,8 +207,7 @@ def run(args: argparse.Namespace) -> None:
     source, target = args.input, args.output
     if target.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{target}: must end in one of {', '.join(SUFFIXES)}.")
-    if source is not None and target.exists() and source.exists() and target.samefile(source):
-        raise UsageError(f"{target}: is the input, which is never overwritten; choose another output.")
+    check_no_input([target], [] if source is None else [source])
     check_target(target, overwrite=args.overwrite)
     device = pick_device(args.device)
     net = load_mren(cast(Scale, args.scale), args.variant, device=device, path=args.weights)
@@ -211,7 +218,8 @@ def run(args: argparse.Namespace) -> None:
     blocks = [number - 1 for number in numbers]
     image = _read(source, args.max_side)
     full, ablated = (collect_attention(each, image.to(device), blocks) for each in (net, without_communication(net)))
-    label = NETWORKS[args.variant] if args.weights is None else args.weights.stem
+    weights = find_weights(cast(Scale, args.scale), args.variant, args.weights)
+    label = NETWORKS[args.variant] if args.weights is None else weights.stem
     name = "chelsea, from scikit-image" if source is None else source.name
     title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
     channel = net.body[0].refine.links[1].communication  # the first link has none

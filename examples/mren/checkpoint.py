@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from examples.mren.cli import is_out_of_memory, one_line
 from examples.mren.files import check_regular
+from examples.mren.weightfile import write_tensors
 
 KEEP = 2
 PARTIAL = ".part"
@@ -111,8 +112,7 @@ def write_checkpoint(output: Path, step: int, tensors: Mapping[str, Mapping[str,
     try:
         scratch.mkdir(parents=True)
         for name, values in tensors.items():
-            contiguous = {key: value.detach().cpu().contiguous() for key, value in values.items()}
-            (scratch / f"{name}.safetensors").write_bytes(save(contiguous))
+            write_tensors(scratch / f"{name}.safetensors", values)
         (scratch / STATE).write_text(json.dumps(state), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
@@ -157,8 +157,9 @@ def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
-    return sorted(path for path in (output / "checkpoints").glob("step_*") if path.suffix != PARTIAL)
+    """The finished checkpoints of a run, oldest first: by number, for names grow longer after step 9,999,999."""
+    found = {path: path.name.removeprefix("step_") for path in (output / "checkpoints").glob("step_*")}
+    return sorted((path for path, step in found.items() if step.isdecimal()), key=lambda path: int(found[path]))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -24,13 +24,13 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from examples.mren.files import missing_path_hint
+from examples.mren.files import followed, kind_of, missing_path_hint
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "could not create a primitive")
@@ -185,8 +185,8 @@ def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> N
     """Find out before hours of work whether a file could be written at the end.
 
     Args:
-        file: Path of the result.
-        overwrite: Whether a file that is there may be replaced.
+        file: Path of the result, or of a link to it.
+        overwrite: Whether a file that is there may be replaced. A pipe or a device never is.
         check_folder: Whether to try if its folder, or the nearest that exists, takes files.
 
     Raises:
@@ -197,17 +197,37 @@ def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> N
             raise UsageError(f"{file}: is a folder; name a file in it.")
         if os.path.lexists(file) and not overwrite:
             raise UsageError(f"{file}: would be overwritten; pass --overwrite, or choose another output.")
-        folder = file.parent
+        target = followed(file)
+        if os.path.lexists(target) and (kind := kind_of(target)) != "a file":
+            raise UsageError(f"{file}: is {kind}, which is never replaced by a file; choose another output.")
+        folder = target.parent
         while not os.path.lexists(folder):
             folder = folder.parent
         if not folder.is_dir():
             raise UsageError(f"{file}: {folder} is a file, not a folder; choose another output.")
-        os.path.lexists(folder / file.name)  # a name that is too long for the filesystem raises here
+        os.path.lexists(folder / target.name)  # a name that is too long for the filesystem raises here
         if check_folder:
             with tempfile.TemporaryFile(dir=folder):  # more than permissions: a filesystem may be read-only or full
                 pass
     except OSError as error:
         raise UsageError(f"{file}: cannot be written ({error.strerror or error}); choose another output.") from error
+
+
+def check_no_input(targets: Iterable[Path], sources: Iterable[Path]) -> None:
+    """Find out before any work whether a result would take the place of an input, under whatever name.
+
+    Raises:
+        UsageError: If so; the message names the result.
+    """
+
+    def identity(file: Path) -> tuple[int, int]:
+        status = file.stat()
+        return status.st_dev, status.st_ino
+
+    inputs = {identity(source) for source in sources if source.exists()}
+    for target in targets:
+        if target.exists() and identity(target) in inputs:
+            raise UsageError(f"{target}: is an input, which is never overwritten; choose another output.")
 
 
 def print_any_character() -> None:
@@ -280,8 +300,13 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def path_name(text: str) -> Path:
-    """A parser's type: a path. ``Path("")`` is the current folder, which nobody means who writes an empty name."""
+def given_name(text: str) -> str:
+    """A parser's type: text that is not empty, such as a path that may end in ``/``."""
     if not text:
         raise argparse.ArgumentTypeError("a name is empty, as of a shell variable that is not set")
-    return Path(text)
+    return text
+
+
+def path_name(text: str) -> Path:
+    """A parser's type: a path. ``Path("")`` is the current folder, which nobody means who writes an empty name."""
+    return Path(given_name(text))

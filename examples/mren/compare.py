@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from examples.mren.cli import UsageError, check_target, command_parser, path_name, run_command
+from examples.mren.cli import UsageError, check_no_input, check_target, command_parser, path_name, run_command
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.evaluate import network_upscaler
 from examples.mren.files import unique_names
@@ -141,7 +141,7 @@ def draw_panels(rows: Sequence[Sequence[Panel]], *, gap: int = 12, text_height: 
     return canvas
 
 
-def write_sample(net: nn.Module, scale: Scale, target: Path, *, label: str = "MREN") -> None:
+def write_sample(net: nn.Module, scale: Scale, target: Path, *, label: str = "MREN", overwrite: bool = True) -> None:
     """Shrink a photograph that scikit-image ships, upscale it again, and draw the result next to the original.
 
     Args:
@@ -149,6 +149,10 @@ def write_sample(net: nn.Module, scale: Scale, target: Path, *, label: str = "MR
         scale: The factor.
         target: Image file to write.
         label: What to call the network in the picture.
+        overwrite: Whether a file that is there may be replaced.
+
+    Raises:
+        FileExistsError: If there is one that must not be.
     """
     from skimage.data import coffee  # here only: importing it takes a second that upscaling files does not need
 
@@ -165,7 +169,7 @@ def write_sample(net: nn.Module, scale: Scale, target: Path, *, label: str = "MR
         "Original": original,
     }
     row = [Panel(_image(panel), text) for text, panel in panels.items()]
-    save_image(draw_panels([row], text_height=36), target)
+    save_image(draw_panels([row], text_height=36), target, overwrite=overwrite)
     for name, value in scores.items():
         print(f"{name}: {value:.2f} dB PSNR (Y)")
     print(f"{target}: input, bicubic, {label} and original at x{scale}")
@@ -194,9 +198,11 @@ def _overview(hr: Tensor, left: int, top: int, side: int) -> Image.Image:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    check_target(args.output, overwrite=args.overwrite)
     if args.output.suffix.lower() not in FORMATS:
         raise UsageError(f"{args.output}: the name must end in one of {', '.join(FORMATS)}.")
+    images = list_images(args.data)
+    check_no_input([args.output], images)
+    check_target(args.output, overwrite=args.overwrite)
     device = pick_device(args.device)
     if args.weights is not None:
         networks = {
@@ -208,7 +214,7 @@ def run(args: argparse.Namespace) -> None:
             for variant in VARIANTS
             if variant == "mren" or weights_path(args.scale, variant).exists()
         }
-    files = unique_names(list_images(args.data))
+    files = unique_names(images)
     save_image(draw_details(files, args.crop, args.scale, networks), args.output, overwrite=args.overwrite)
     print(f"{args.output}: {len(args.crop)} details at x{args.scale}")
 
@@ -227,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for the square where bicubic is worst",
     )
     add("-o", "--output", type=path_name, default=Path("details.png"), help="to write (%(default)s)")
-    add("--overwrite", action="store_true", help="replace the output if it is there")
+    add("--overwrite", action="store_true", help="replace the output if it is there; never an image of --data")
     add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="(default: %(default)s)")
     add("--weights", type=path_name, nargs="+", help="weight files of your own, instead of the shipped ones")
     add_device_option(parser)

@@ -218,15 +218,23 @@ def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscal
         to_local(local, torch.zeros(1, 3, args.local, args.local, device=device))
         nets[f"{label}, local statistics"] = local
     methods: dict[str, Upscale] = {"bicubic": lambda lr: imresize(lr, args.scale)}
+
+    def add(name: str, upscale: Upscale) -> None:
+        if name in methods:
+            raise UsageError(
+                f"{name}: scores are filed by name, and two methods would have this one; rename the file of --weights."
+            )
+        methods[name] = upscale
+
     for name, net in nets.items():
-        methods[name] = network_upscaler(net, device)
-        for tile in args.tile:
-            methods[f"{name}, tiles of {tile}"] = network_upscaler(net, device, tile=tile, scale=args.scale)
+        add(name, network_upscaler(net, device))
+        for tile in dict.fromkeys(args.tile):
+            add(f"{name}, tiles of {tile}", network_upscaler(net, device, tile=tile, scale=args.scale))
     if args.onnx:
         from examples.mren.onnxfile import onnx_upscaler  # here only: scoring weights needs no onnxruntime
 
-        files = unique_names(args.onnx, suffixes=True)
-        methods |= {name: onnx_upscaler(file, args.scale) for name, file in files.items()}
+        for name, file in unique_names(args.onnx, suffixes=True).items():
+            add(name, onnx_upscaler(file, args.scale))
     return methods
 
 

@@ -20,7 +20,7 @@ import json
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from examples.mren.cli import UsageError, check_target, command_parser, describe, path_name, run_command, whole_number
 from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, engine_module
 from examples.mren.engines.program import PortableMREN
-from examples.mren.files import atomic_write
+from examples.mren.files import atomic_write, followed
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.model import MREN, Scale, find_weights, load_mren, read_weights, variant_of
 from examples.mren.options import add_network_options
@@ -102,8 +102,12 @@ def export(
         network = fold_mren(pad_widths(net) if format == "openvino" else net)
     if precision == "float16":
         network = _HalfPrecision(network)
-    write_atomically = _atomic_folder if format in FOLDERS else atomic_write
-    with write_atomically(Path(target), overwrite=overwrite) as scratch:
+    target = Path(target)
+    if format in FOLDERS:
+        writing = _atomic_folder(target, FOLDERS[format], overwrite=overwrite)
+    else:
+        writing = atomic_write(target, overwrite=overwrite)
+    with writing as scratch:
         example = torch.rand(1, 3, *size)
         if precision == "int8":
             from examples.mren import quantize
@@ -160,15 +164,21 @@ def _check(engine: Engine, net: nn.Module, sizes: Sequence[tuple[int, ...]], tol
 
 
 @contextmanager
-def _atomic_folder(folder: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a scratch folder that takes the place of ``folder`` if the block succeeds, and vanishes if not."""
+def _atomic_folder(folder: Path, names: Collection[str], *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a scratch folder that takes the place of ``folder`` if the block succeeds, and vanishes if not.
+
+    A folder that holds other files than those of these names is not replaced.
+    """
+    folder = followed(folder)
+    if overwrite and folder.exists():
+        _check_replaceable(folder, names)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch, replaced = (folder.with_name(f".{secrets.token_hex(6)}{folder.suffix[:16]}") for _ in range(2))
     try:
         scratch.mkdir()
         yield scratch
         if overwrite and folder.exists():
-            _check_replaceable(folder, scratch)
+            _check_replaceable(folder, names)  # again: a conversion takes long enough to put something there
             folder.rename(replaced)
         elif folder.exists():
             raise FileExistsError(f"{folder}: came to be in the meantime.")
@@ -180,12 +190,12 @@ def _atomic_folder(folder: Path, *, overwrite: bool = True) -> Iterator[Path]:
             shutil.rmtree(each, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path, replacement: Path) -> None:
+def _check_replaceable(folder: Path, names: Collection[str]) -> None:
     """Only what this command wrote is removed: a folder may hold more by mistake."""
     if not folder.is_dir():
         raise FileExistsError(f"{folder}: is a file; a folder is written.")
-    others = {file.name for file in folder.iterdir()} - {file.name for file in replacement.iterdir()}
-    if others:
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    if others := {file.relative_to(folder).as_posix() for file in files} - set(names):
         raise FileExistsError(f"{folder}: also holds {min(others)}, so it is not replaced; choose another output.")
 
 
@@ -238,6 +248,11 @@ def run(args: argparse.Namespace) -> None:
         check_target(output, overwrite=args.overwrite)
     elif not args.overwrite:
         raise UsageError(f"{output}: would be overwritten; pass --overwrite, or choose another output.")
+    else:
+        try:
+            _check_replaceable(output, FOLDERS[format])
+        except FileExistsError as error:
+            raise UsageError(str(error)) from error
     scale = cast(Scale, args.scale)
     source = find_weights(scale, args.variant, args.weights)
     try:

@@ -22,6 +22,7 @@ def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a scratch path beside ``file`` that takes its place if the block succeeds, and vanishes if not.
 
     The scratch file has a hidden name, which no command takes for an input, and the permissions that the umask gives.
+    A link stays: what it leads to is replaced.
 
     Args:
         file: Where the result goes; missing folders are made.
@@ -40,14 +41,15 @@ def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
         ...     Path(folder, "note.txt").read_text()
         'whole'
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    target = followed(file) if overwrite else file  # without it, a link is something that is in the way
+    target.parent.mkdir(parents=True, exist_ok=True)
     # The name first, then the file: a signal between the two leaves nothing behind.
-    scratch = file.with_name(f".{secrets.token_hex(6)}{file.suffix[:16]}")
+    scratch = target.with_name(f".{secrets.token_hex(6)}{file.suffix[:16]}")
     try:
         scratch.touch(exist_ok=False)
         yield scratch
         if overwrite:
-            scratch.replace(file)
+            scratch.replace(target)
         else:
             _rename_to_new(scratch, file)
     except OSError as error:
@@ -65,6 +67,27 @@ def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def followed(file: Path) -> Path:
+    """The path that a link leads to, whether something is there or not; that of anything else is returned as it is."""
+    return Path(os.path.realpath(file)) if file.is_symlink() else file
+
+
+def kind_of(file: str | Path) -> str:
+    """What is at a path, or at the end of a link: ``"a file"``, ``"a folder"``, or something else in such words.
+
+    Raises:
+        FileNotFoundError: If nothing is there.
+    """
+    kinds = {
+        stat.S_ISREG: "a file",
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a named pipe",
+        stat.S_ISSOCK: "a socket",
+    }
+    mode = os.stat(file).st_mode
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
+
+
 def check_regular(file: str | Path) -> None:
     """Raise unless a path is that of a file with contents: reading a named pipe would wait for ever.
 
@@ -72,13 +95,10 @@ def check_regular(file: str | Path) -> None:
         FileNotFoundError: If nothing is there.
         ValueError: If it is a folder, a pipe, a socket or a device.
     """
-    mode = os.stat(file).st_mode
-    if stat.S_ISDIR(mode):
-        raise ValueError(f"{file}: is a folder, a file is needed; name one in it.")
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
-        kind = next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
-        raise ValueError(f"{file}: is {kind}, a file is needed; save what it gives as one.")
+    kind = kind_of(file)
+    if kind != "a file":
+        remedy = "name one in it" if kind == "a folder" else "save what it gives as one"
+        raise ValueError(f"{file}: is {kind}, a file is needed; {remedy}.")
 
 
 def missing_path_hint(path: str | Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.mren.cli import UsageError, check_target, note
+from examples.mren.cli import UsageError, check_no_input, check_target, note
 from examples.mren.files import check_regular, missing_path_hint
 from examples.mren.imageread import IMAGE_SUFFIXES, is_image
 from examples.mren.imagewrite import FORMATS
@@ -176,15 +176,9 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
             raise UsageError(f"{job.name}: is given twice; give it once.")
         if first is not job:
             raise UsageError(f"{first.name} and {job.name} would both become {job.target}; upscale them one by one.")
-    sources = {_identity(job.source) for job in jobs if job.source is not None}
-    for job in jobs:
-        if job.target is not None and job.target.exists() and _identity(job.target) in sources:
-            raise UsageError(f"{job.target}: is an input, which is never overwritten; choose another output.")
-
-
-def _identity(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_dev, status.st_ino
+    check_no_input(
+        [job.target for job in jobs if job.target is not None], [job.source for job in jobs if job.source is not None]
+    )
 
 
 def _listed(paths: Sequence[Path], most: int = 3) -> str:

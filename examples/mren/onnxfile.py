@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("files", nargs="+", type=path_name, metavar="FILE", help="ONNX files; ratios are to the first")
     add("--size", nargs=2, type=whole_number(1), default=(120, 160), metavar=("HEIGHT", "WIDTH"))
     add("--rounds", type=whole_number(1), default=11)
-    add("--threads", type=whole_number(0), default=1, help="0 for one a core (%(default)s)")
+    add("--threads", type=whole_number(0, 4096), default=1, help="0 for one a core (%(default)s)")
     return run_command(run, parser.parse_args, argv)
 
 

@@ -117,7 +117,7 @@ def pages() -> dict[Path, str]:
     """The pages with generated parts: their text, with those parts generated again."""
     psnr, ssim = map(scores_table, MEASURES)
     parts = {README: psnr, CARD: f"{files_table()}\n{psnr}\n{ssim}"}
-    return {page: with_part(page.read_text(), COMMAND, part) for page, part in parts.items()}
+    return {page: with_part(page.read_text(encoding="utf-8"), COMMAND, part) for page, part in parts.items()}
 
 
 def _title(file: Path) -> str:

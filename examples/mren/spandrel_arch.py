@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from spandrel import (
     MAIN_REGISTRY,
     Architecture,
@@ -32,9 +31,8 @@ from spandrel import (
 from spandrel.util import KeyCondition, get_seq_len
 from torch import Tensor
 
-from examples.mren.files import atomic_write
 from examples.mren.model import MREN, read_weights
-from examples.mren.weightfile import parse_arguments
+from examples.mren.weightfile import KEY, parse_arguments, write_tensors
 
 # The tensor that holds the constructor's arguments: JSON, one character an element. ASCII outlives a cast to fp16.
 ARGUMENTS = "mren_arguments"
@@ -172,8 +170,7 @@ def write_for_spandrel(weights: str | Path, copy: str | Path) -> None:
     arguments, state = read_weights(weights)
     text = json.dumps(arguments)
     state[ARGUMENTS] = torch.tensor(list(text.encode("ascii")), dtype=torch.uint8)
-    with atomic_write(copy) as scratch:
-        save_file(state, scratch, metadata={"format": "pt", "mren": text})
+    write_tensors(copy, state, {"format": "pt", KEY: text})
 
 
 def register_spandrel(registry: ArchRegistry = MAIN_REGISTRY) -> None:

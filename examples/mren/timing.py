@@ -36,19 +36,38 @@ class Deadline:
     end: float
     """On the clock of ``time.monotonic``."""
     seconds_per_step: float | None = None
-    """Unknown until enough steps were timed."""
+    """Unknown until enough steps were timed, or time is short."""
+    is_measured: bool = False
+    """Whether that is of enough steps."""
     validation: float | None = None
     """Seconds that the last validation took; unknown before the first."""
     looked: tuple[int, float] | None = None
     """Step and time of the last look."""
 
-    def look(self, step: int) -> None:
-        """Measure the steps since the last look, if they are enough. The first look comes after compilation."""
+    def is_short(self, step: int) -> bool:
+        """Whether the end would come before enough steps are timed."""
+        if self.looked is None or self.is_measured or step == self.looked[0]:
+            return False
+        now, timed = time.monotonic(), step - self.looked[0]
+        return now + (MEASURED_STEPS - timed) * (now - self.looked[1]) / timed > self.end
+
+    def look(self, step: int, *, short: bool = False) -> None:
+        """Measure the steps since the last look, if they are enough. The first look comes after compilation.
+
+        Args:
+            step: How many were taken.
+            short: Whether a few are enough, because time is short; then later looks correct what they gave.
+        """
         now = time.monotonic()
         if self.looked is None:
             self.looked = step, now
-        elif step - self.looked[0] >= MEASURED_STEPS:
-            self.seconds_per_step = (now - self.looked[1]) / (step - self.looked[0])
+            return
+        timed = step - self.looked[0]
+        enough = timed >= MEASURED_STEPS
+        if enough or (timed and (short or not (self.is_measured or self.seconds_per_step is None))):
+            self.seconds_per_step = (now - self.looked[1]) / timed
+        if enough:
+            self.is_measured = True
             self.looked = step, now
 
     def validated(self, step: int, seconds: float) -> None:

@@ -229,13 +229,15 @@ def train(args: argparse.Namespace) -> int:
             progress = trainer.run(validate_every=args.validate_every, stop_at=stop_at, started=started)
     finally:
         lock.release()
-    if received:
+    if received or progress.fraction < 1:
         accelerator.print(f"stopped at step {progress.step}; --resume -o {args.output} goes on from there.")
+    if received:
         return 128 + received[0]
-    accelerator.print(
-        f"step {progress.step} of {trainer.steps or 'some'}, {progress.seconds / 60:.1f} minutes, best validation "
-        f"{progress.best_psnr:.2f} dB; weights in {args.output}"
-    )
+    if progress.history:  # weights are written by validations alone
+        accelerator.print(
+            f"step {progress.step} of {trainer.steps or 'some'}, {progress.seconds / 60:.1f} minutes, best validation "
+            f"{progress.best_psnr:.2f} dB; weights in {args.output}"
+        )
     accelerator.print(trainer.timing.describe(first.batch_size))
     return 0
 

@@ -178,6 +178,8 @@ class Trainer:
                 progress.step += 1
                 bar.update()
                 checking = progress.step % self.check_every == 0
+                if deadline is not None and not deadline.is_measured:
+                    checking = True  # with long steps, the next look at the clock could come after the end
                 if not self.time_steps_alone:
                     progress.seconds = before + time.monotonic() - started
                 elif progress.step > begun + 1:
@@ -200,7 +202,7 @@ class Trainer:
                     shown["loss"] = f"{values[-1]:.4f}"
                     losses.clear()
                 if deadline is not None and checking:
-                    deadline.look(progress.step)
+                    deadline.look(progress.step, short=self._any_process(deadline.is_short(progress.step)))
                     self._plan(deadline)
                     bar.total = self.steps
                 if due and self.held_out:

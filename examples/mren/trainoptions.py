@@ -93,8 +93,8 @@ def _as_argv(name: str, value: Any) -> list[str]:
         return []
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
-    if isinstance(value, list):
-        return [f"--{option}", *map(str, value)]
+    if isinstance(value, list):  # of folders; one whose name begins with a dash would be an option
+        return [f"--{option}", *(f"./{each}" if str(each).startswith("-") else str(each) for each in value)]
     return [f"--{option}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 

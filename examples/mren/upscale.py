@@ -34,6 +34,7 @@ from examples.mren.cli import (
     command_parser,
     describe,
     fail,
+    given_name,
     note,
     positive_number,
     printable,
@@ -276,7 +277,7 @@ def run(args: argparse.Namespace) -> int:
         model = compile_network(faster, args.engine, torch.zeros(1, 3, 24, 20), threads=args.threads or 0)
     if sample is not None:
         label = NETWORKS[args.variant] if args.weights is None else weights.stem
-        write_sample(model, net.scale, sample, label=label)
+        write_sample(model, net.scale, sample, label=label, overwrite=args.overwrite)
     options = Options(**{each.name: getattr(args, each.name) for each in fields(Options)})
     return upscale_all(model, jobs, net.scale, options)
 
@@ -286,7 +287,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("examples.mren.upscale", __doc__)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="IN", help="image files and folders of them; - for standard input")
-    add("-o", "--output", metavar="OUT", help="file for a single image, - for standard output, otherwise folder")
+    add(
+        "-o",
+        "--output",
+        type=given_name,
+        metavar="OUT",
+        help="file for a single image, - for standard output, otherwise folder",
+    )
     add_network_options(parser, scale=None)
     add_device_option(parser)
     add(

@@ -169,13 +169,21 @@ def save_weights(net: nn.Module, file: Path, config: dict[str, Any], *, degrade:
         config: The constructor arguments.
         degrade: How the images that it was trained on were degraded, for readers of the file; no code uses it.
     """
-    state = {
-        unwrapped_name(name): tensor.detach().cpu().float().contiguous() for name, tensor in net.state_dict().items()
-    }
+    state = {unwrapped_name(name): tensor.float() for name, tensor in net.state_dict().items()}
+    about = {} if degrade is None else {"degrade": degrade}
+    write_tensors(file, state, {"format": "pt", KEY: json.dumps(config), **about})
+
+
+def write_tensors(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> None:
+    """Write tensors by name to a ``.safetensors`` file, whole or not at all, with the permissions of any other file.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    values = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(file) as scratch:
-        about = {} if degrade is None else {"degrade": degrade}
         # Not save_file: it sets its own permissions, and its errors are not OSErrors.
-        scratch.write_bytes(save(state, metadata={"format": "pt", KEY: json.dumps(config), **about}))
+        scratch.write_bytes(save(values, metadata=dict(metadata) or None))
 
 
 def unwrapped_name(name: str) -> str:

@@ -38,7 +38,14 @@ SUFFIXES: dict[Format, str] = {
     "coreml": ".mlpackage",
     "pt2": ".pt2",
 }
-FOLDERS: tuple[Format, ...] = ("openvino", "ncnn", "coreml")
+# Those that are written as a folder, and the files that are in it: only a folder without others is ever replaced.
+FOLDERS: dict[Format, frozenset[str]] = {
+    "openvino": frozenset({"model.xml", "model.bin"}),
+    "ncnn": frozenset({"model.ncnn.param", "model.ncnn.bin", "metadata.json"}),
+    "coreml": frozenset(
+        {"Manifest.json"} | {f"Data/com.apple.CoreML/{name}" for name in ("model.mlmodel", "weights/weight.bin")}
+    ),
+}
 
 
 class EngineModule(Protocol):

@@ -57,7 +57,7 @@ def write(
     if done.returncode != 0 or not (path / BIN).is_file():
         raise ValueError(f"pnnx cannot convert the network ({one_line(done.stderr)[-300:]}).")
     # Operators without a layer of ncnn keep their own names, such as F.adaptive_max_pool2d.
-    kinds = {line.split()[0] for line in (path / PARAM).read_text().splitlines()[2:]}
+    kinds = {line.split()[0] for line in (path / PARAM).read_text(encoding="utf-8").splitlines()[2:]}
     if unknown := sorted(kind for kind in kinds if "." in kind or ":" in kind):
         raise ValueError(f"ncnn has no layer for {', '.join(unknown)}, which the network has for images of any size.")
     if metadata:
