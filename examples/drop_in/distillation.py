@@ -20,7 +20,9 @@ from sc_blocks import SCACB, WSILBV, DRACBChain
 
 
 class DistillationBlock(nn.Module):
-    """Residual blocks in a row, each stage distilled on the way; with its defaults an MREB without the outer shortcut.
+    """Residual blocks in a row, each stage distilled on the way.
+
+    With its defaults it is an MREB without the outer shortcut that distils to half of the width instead of a quarter.
 
     Args:
         channels: Width of the input and of the output, at least 6.
