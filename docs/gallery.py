@@ -98,6 +98,7 @@ CARDS = (
         "Channel attention from the contrast and the peak of each channel.",
         "C → C",
         "WSILB",
+        compared(HOSTS / "unet_denoise.csv", "plain", "wsilb", "Denoising U-Net", "no attention"),
     ),
     Card(
         "WSILB-V",

@@ -184,7 +184,7 @@ def test_names_and_patterns_select() -> None:
         (["body.0.refine.links.0.GATE"], ValueError, r"close are 'body.0.refine.links.0"),
         ("*.gate", TypeError, r"capture_attention: names must be a sequence .*such as \['\*.gate'\], got '\*.gate'"),
         ([0], TypeError, r"names must be a sequence of names or patterns, .*got \[0\]"),
-        (iter(["*.gate"]), TypeError, r"names must be a sequence of names or patterns, .*got <list_iterator"),
+        pytest.param(iter(["*.gate"]), TypeError, r"names must be a sequence .*got <list_iterator", id="iterator"),
         (3, TypeError, r"names must be a sequence of names or patterns, .*got 3"),
     ],
     ids=str,

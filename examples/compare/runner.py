@@ -72,7 +72,7 @@ class Setup:
     output: Path
     """Folder of the runs."""
     seeds: int = 3
-    """Runs of each row. A seed decides the first weights, for parameters of the same name and shape in all rows that
+    """Runs of each row. A seed decides the initial weights, for parameters of the same name and shape in all rows that
     begin alike, and the patches."""
     held_out: int = 0
     """Images that are not trained on; the networks are scored on them, too."""

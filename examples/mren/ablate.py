@@ -45,7 +45,7 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the training, see :class:`examples.compare.runner.Row`."""
     drawn: bool = True
-    """Whether the first weights are drawn by :meth:`MREN.init_weights` instead of by torch's layers."""
+    """Whether the initial weights are drawn by :meth:`MREN.init_weights` instead of by torch's layers."""
     block: Callable[[int], nn.Module] | None = None
     """Called with the width to build what stands in the place of an MREB; the width is that of equal parameters."""
 
@@ -172,7 +172,7 @@ TABLES = {
         Variant("RFDBs, of RFDN", block=RFDB),
     ),
     "init": Table(
-        "First weights",
+        "Initialisation",
         Variant("`init_weights` (default)"),
         Variant("torch's defaults", drawn=False),
     ),
