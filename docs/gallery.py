@@ -78,7 +78,7 @@ CARDS = (
         "Distils the features of a stage and gates them with their own attention map.",
         "C → C/4, and a map",
         "DRACB",
-        compared(ABLATIONS / "ablation.csv", "gate=False", "default", "MREN ×4", "DRACBs without the gate", among="4"),
+        compared(ABLATIONS / "parts.csv", "gate=False", "default", "MREN-S ×4", "DRACBs without the gate", among="4"),
     ),
     Card(
         "DRACBChain",
@@ -88,7 +88,7 @@ CARDS = (
         "4 × C → 4 × C/4",
         "DRACBChain of 4",
         compared(
-            ABLATIONS / "ablation.csv", "communication=0", "default", "MREN ×4", "DRACBs that pass no maps", among="2"
+            ABLATIONS / "parts.csv", "communication=0", "default", "MREN-S ×4", "DRACBs that pass no maps", among="4"
         ),
     ),
     Card(
