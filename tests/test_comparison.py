@@ -438,6 +438,8 @@ def test_one_seed_shows_nothing(method) -> None:
     assert not found.differences[0].significant
     (sentence,) = significance({"Set5": found}, paired=method is paired)
     assert "One seed per row" in sentence
+    (sentence,) = significance({"Set5": method(by_seed([30.0, 30.1], [31.0]))}, paired=method is paired)
+    assert "One seed per row" in sentence
     (sentence,) = significance({"Set5": method(by_seed([30.0, 30.1]))}, paired=method is paired)
     assert "One row" in sentence
 

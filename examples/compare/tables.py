@@ -243,7 +243,7 @@ def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
         some = any(difference.significant for each in own.values() for difference in each.differences)
         if not seeds:
             sentence = "One row, and nothing to compare it with."
-        elif not freedom:
+        elif not any(margins.values()):
             sentence = "One seed per row, which does not show which differences are significant."
         elif paired:
             sentence = (
