@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import results
-from examples.compare.tables import paired, pooled, read_runs
+from examples.compare import tables
+from examples.compare.tables import read_runs
 from examples.drop_in.report import RESULTS as HOSTS
 from examples.mren.ablate import TABLES
 from examples.mren.report import RESULTS as ABLATIONS
@@ -50,8 +51,7 @@ def compared(file: Path, base: str, row: str, what: str, against: str, among: st
         if not {base, row} <= names.keys():
             return UNCOMPARED
         order = [base, row, *(name for name in names if name not in (base, row))]
-        scores = [{run.seed: run.psnr for run in runs if run.name == name} for name in order]
-        difference, *_ = (paired if runs[0].paired else pooled)(scores).differences
+        difference, *_ = tables.compared(runs, order).differences
         if difference.margin is None:
             return f"{what}: compared with one seed only."
         printed = f"{difference.mean:+.2f} ± {difference.margin:.2f}".replace("-", "−")

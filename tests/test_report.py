@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from examples.compare.cost import count_parameters
-from examples.compare.tables import paired, pooled, read_runs
+from examples.compare.tables import compared, read_runs
 from examples.drop_in import report as hosts
 from examples.drop_in.variants import build
 from examples.mren import report
@@ -127,9 +127,9 @@ def test_what_the_readme_says_of_the_hosts_is_measured(name: str, lower: set[tup
     found = set()
     for dataset in {run.dataset for run in runs}:
         own = [run for run in runs if run.dataset == dataset]
-        rows = {run.name: {other.seed: other.psnr for other in own if other.name == run.name} for run in own}
-        differences = (paired if own[0].paired else pooled)(list(rows.values())).differences
-        found |= {(row, dataset) for row, each in zip(list(rows)[1:], differences, strict=True) if each.significant}
+        rows = list(dict.fromkeys(run.name for run in own))
+        differences = compared(own, rows).differences
+        found |= {(row, dataset) for row, each in zip(rows[1:], differences, strict=True) if each.significant}
         assert all(each.mean < 0 for each in differences if each.significant)
     assert found == lower
 

@@ -162,7 +162,8 @@ def compare(
                 f"{run.folder}: another process trains it; wait for it, take other rows by --only, or another folder."
             ) from None
         shutil.rmtree(checkpoints, ignore_errors=True)
-    return [scored for run in runs if run.finished() for scored in _score(run, setup, sets)]
+    images = {name: _checksum(files) for name, files in sets.items()}
+    return [scored for run in runs if run.finished() for scored in _score(run, setup, sets, images)]
 
 
 def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost: Complexity, stop_at: float) -> bool:
@@ -267,10 +268,9 @@ def _checksum(files: Sequence[Path]) -> int:
     return functools.reduce(lambda checksum, file: zlib.crc32(file.read_bytes(), checksum), files, 0)
 
 
-def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]]) -> list[Run]:
+def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[str, int]) -> list[Run]:
     """What a trained network scores; kept in its record, so that adding a test set does not score the others again."""
     record = read_json(run.record)
-    images = {name: _checksum(files) for name, files in sets.items()}
     known = record.get("images", {})  # not in records of earlier versions
     missing = [name for name in sets if name not in record["scores"] or known.get(name, images[name]) != images[name]]
     if missing:

@@ -86,7 +86,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Sequence[Run]], str]]] = {
     "cpu_minutes": ("CPU minutes", lambda runs: f"{mean(run.minutes for run in runs):.1f}"),
     "minutes": ("minutes", lambda runs: f"{mean(run.minutes for run in runs):.1f}"),
 }
-MATCHED = {"parameters": "parameters", "macs": "multiply-accumulates"}
+MATCHED = {"parameters": "parameters", "macs": "MACs", "channels": "width"}
 
 
 def comparison_table(
@@ -120,16 +120,15 @@ def comparison_table(
         "minutes": first.paired,
     }
     shown = [column for column, show in wanted.items() if show]
-    compare = paired if first.paired else pooled
     # On a narrow page the first columns are seen without scrolling: the scores.
     head = [""]
     lines = [[titles[name]] for name in rows]
     found: dict[str, Comparison] = {}
     for dataset in dict.fromkeys(run.dataset for own in rows.values() for run in own):
         scores = [_scores(own, dataset) for own in rows.values()]
-        found[dataset] = compare(scores)
+        found[dataset] = compared([run for run in runs if run.dataset == dataset], list(rows))
         head += [f"{dataset}, dB", "difference"]
-        differences = [_printed(difference) for difference in found[dataset].differences]
+        differences = [printed(difference) for difference in found[dataset].differences]
         for line, own, difference in zip(lines, scores, ["", *differences], strict=True):
             line += [f"{mean(own.values()):.2f}", difference]
     if published:
@@ -146,11 +145,8 @@ def comparison_table(
         values = [getattr(run, first.matched) for run in runs]
         off = 100 * max(abs(value / values[0] - 1) for value in values)
         sentences.append(
-            (
-                "All rows have the same width"
-                if first.matched == "channels"
-                else f"Equal in {MATCHED[first.matched]}, to within {off:.1f} %"
-            )
+            f"Equal in {MATCHED[first.matched]}"
+            + (f", to within {off:.1f} %" if off else "")
             + "; MACs are those of a result of 1280 × 720."
         )
     return "\n".join([table(head, lines), *(f"{sentence}\n" for sentence in sentences), table(costs_head, costs)])
@@ -160,10 +156,22 @@ def _scores(runs: Sequence[Run], dataset: str) -> Scores:
     return {run.seed: run.psnr for run in runs if run.dataset == dataset}
 
 
-def _printed(difference: Difference) -> str:
+def printed(difference: Difference) -> str:
+    """A difference in dB, in bold if it is significant."""
     text = f"{difference.mean:+.3f}".replace("-", "−")
     text = "0.000" if not text.strip("+−0.") else text
     return f"**{text}**" if difference.significant else text
+
+
+def compared(runs: Sequence[Run], names: Sequence[str]) -> Comparison:
+    """What the runs on one set of test images say about the differences of the rows from the first one.
+
+    Args:
+        runs: On that set alone.
+        names: Of the rows.
+    """
+    scores = [{run.seed: run.psnr for run in runs if run.name == name} for name in names]
+    return (paired if runs[0].paired else pooled)(scores)
 
 
 def paired(scores: Sequence[Scores]) -> Comparison:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from examples.compare.tables import Run, comparison_table, paired, pooled, read_runs
+from examples.compare.tables import MATCHED, Run, compared, comparison_table, printed, read_runs
 from examples.drop_in.variants import HOSTS, title_of
 from examples.markdown import table
 from examples.mren.cli import run_command
@@ -21,7 +22,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs" / "results"
 TASKS = {"sr": "×4", "tail": "×4", "denoise": "denoising"}
-MATCHED = {"parameters": "parameters", "macs": "MACs", "channels": "width"}
 
 
 def tables() -> dict[str, str]:
@@ -44,13 +44,11 @@ def overview(found: Mapping[str, Sequence[Run]]) -> str:
     for name, runs in found.items():
         host, _, task = name.partition("_")
         own = [run for run in runs if run.dataset == "Set5"]
-        rows = {run.name: {other.seed: other.psnr for other in own if other.name == run.name} for run in own}
-        compared = (paired if own[0].paired else pooled)(list(rows.values()))
+        seeds = Counter(run.name for run in own)
         same_steps = len({run.steps for run in own}) == 1
-        for row, difference in zip(list(rows)[1:], compared.differences, strict=True):
-            budget = f"{own[0].steps:,} steps" if same_steps else f"{own[0].minutes:.0f} minutes"
-            text = f"{difference.mean:+.3f}".replace("-", "−")
-            text = f"**{text}**" if difference.significant else text
+        budget = f"{own[0].steps:,} steps" if same_steps else f"{own[0].minutes:.0f} minutes"
+        for row, difference in zip([*seeds][1:], compared(own, [*seeds]).differences, strict=True):
+            text = printed(difference)
             lines.append(
                 [
                     f"{HOSTS[host].title.partition(',')[0]}, {TASKS[task]}",
@@ -58,7 +56,7 @@ def overview(found: Mapping[str, Sequence[Run]]) -> str:
                     text if difference.margin is None else f"{text} ± {difference.margin:.3f}",
                     MATCHED[own[0].matched],
                     budget,
-                    str(len(rows[row])),
+                    str(seeds[row]),
                 ]
             )
     head = ["network", "with", "Set5, dB", "equal", "budget", "seeds"]

@@ -174,7 +174,7 @@ def save_weights(net: nn.Module, file: Path, config: dict[str, Any], *, degrade:
     write_tensors(file, state, {"format": "pt", KEY: json.dumps(config), **about})
 
 
-def write_tensors(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> None:
+def write_tensors(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors by name to a ``.safetensors`` file, whole or not at all, with the permissions of any other file.
 
     Raises:
@@ -183,7 +183,7 @@ def write_tensors(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(file) as scratch:
         # Not save_file: it sets its own permissions, and its errors are not OSErrors.
-        scratch.write_bytes(save(values, metadata=dict(metadata) or None))
+        scratch.write_bytes(save(values, metadata=None if metadata is None else dict(metadata)))
 
 
 def unwrapped_name(name: str) -> str:
