@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import results
 from examples.markdown import table
-from examples.mren.model import MREN, PHOTO, VARIANTS, WEIGHTS, read_weights, variant_of
+from examples.mren.model import KINDS, MREN, VARIANTS, WEIGHTS, read_weights, variant_of
 from examples.mren.report import DATASETS, NETWORKS
 from examples.records import read_rows
 from sc_blocks.introspect import complexity
@@ -54,9 +54,9 @@ class Weights:
         return variant
 
     @property
-    def photo(self) -> bool:
-        """Whether these weights are for photographs that were compressed."""
-        return self.file.stem.endswith(f"_{PHOTO}")
+    def kind(self) -> str:
+        """``"photo"``, ``"free"``, or nothing."""
+        return self.file.stem.partition("_x")[2][2:]
 
     @property
     def network(self) -> str:
@@ -66,13 +66,13 @@ class Weights:
     @property
     def title(self) -> str:
         """The name to print, such as ``MREN-S ×4 for photographs``."""
-        return self.network + " for photographs" * self.photo
+        return f"{self.network} {KINDS[self.kind]}" if self.kind else self.network
 
     @property
     def call(self) -> str:
         """How the weights are loaded."""
         arguments = [str(self.scale)]
-        arguments += [f'"{self.variant}"'] * (self.variant != "mren") + [f'path="{PHOTO}"'] * self.photo
+        arguments += [f'"{self.variant}"'] * (self.variant != "mren") + [f'path="{self.kind}"'] * bool(self.kind)
         return f"load_mren({', '.join(arguments)})"
 
     @property
@@ -86,6 +86,11 @@ class Weights:
         net = MREN(**self.arguments, device="meta")
         found = complexity(net, (1, 3, HEIGHT // self.scale, WIDTH // self.scale))
         return found.parameters, found.macs / 1e9
+
+    @property
+    def method(self) -> str:
+        """The name that these weights are scored under."""
+        return self.file.stem if self.kind else self.variant
 
     def scores(self, method: str) -> Scores:
         """Means over each test set: of these weights, or of ``"bicubic"``; none if they were not scored there."""
@@ -115,10 +120,10 @@ class Weights:
 
 
 def shipped(folder: Path = WEIGHTS) -> list[Weights]:
-    """The weight files of a folder: by scale, then by variant, those for photographs last."""
+    """The weight files of a folder: by kind, then by scale, then by variant."""
     found = [Weights(file) for file in folder.glob("*.safetensors")]
-    order = list(NETWORKS)
-    return sorted(found, key=lambda weights: (weights.photo, weights.scale, order.index(weights.variant)))
+    kinds, order = ["", *KINDS], list(NETWORKS)
+    return sorted(found, key=lambda w: (kinds.index(w.kind), w.scale, order.index(w.variant)))
 
 
 def timed() -> results.Suite:
@@ -137,7 +142,7 @@ def summary(found: list[Weights], suite: results.Suite) -> str:
     rows = []
     for weights in found:
         parameters, macs = weights.cost
-        ours, bicubic = (weights.scores(method).get("Set14") for method in (weights.variant, "bicubic"))
+        ours, bicubic = (weights.scores(method).get("Set14") for method in (weights.method, "bicubic"))
         seconds = weights.seconds(suite, "eager")
         rows.append(
             [
@@ -191,7 +196,7 @@ def _times(weights: Weights, suite: results.Suite) -> str:
 
 
 def _scores(weights: Weights) -> str:
-    ours, bicubic = weights.scores(weights.variant), weights.scores("bicubic")
+    ours, bicubic = weights.scores(weights.method), weights.scores("bicubic")
     if not ours:
         return "What it gains on JPEGs and on noise: [JPEGs and real photographs](how-to/photographs.md).\n"
     rows = [

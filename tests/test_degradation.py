@@ -163,21 +163,24 @@ def shipped(tmp_path: Path, monkeypatch) -> Path:
     """A folder of weights in the place of the shipped one."""
     folder = tmp_path / "shipped"
     folder.mkdir()
-    for name in ("mren_s_x2", "mren_s_x2_photo", "mren_s_x4_photo"):
+    for name in ("mren_s_x2", "mren_s_x2_photo", "mren_s_x4_photo", "mren_s_x4_free"):
         config = {"scale": int(name[8]), "num_blocks": 1, **VARIANTS["mren_s"]}
         save_weights(MREN(**config), folder / f"{name}.safetensors", config)
     monkeypatch.setattr(model, "WEIGHTS", folder)
     return folder
 
 
-def test_weights_for_photographs_have_a_short_name(shipped: Path) -> None:
-    for scale, path, name in ((2, "photo", "x2_photo"), (None, Path("photo"), "x4_photo"), (2, None, "x2")):
+def test_shipped_weights_of_other_kinds_have_short_names(shipped: Path) -> None:
+    names = [(2, "photo", "x2_photo"), (None, Path("photo"), "x4_photo"), (4, "free", "x4_free"), (2, None, "x2")]
+    for scale, path, name in names:
         net, file = load_mren(scale, "mren_s", path=path), shipped / f"mren_s_{name}.safetensors"
         assert torch.equal(net.head.weight, load_mren(None, path=file).head.weight)
     with pytest.raises(FileNotFoundError, match=r"no weights at .*mren_x4_photo.*Shipped: .*mren_s_x4_photo"):
         load_mren(4, path="photo")
     with pytest.raises(FileNotFoundError, match=r"Train your own .* --scale 3 --variant mren_l --degrade photo, then"):
         load_mren(3, "mren_l", path="photo")
+    with pytest.raises(FileNotFoundError, match=r"Shipped: .*mren_s_x4_free.* --scale 2 --variant mren_s, then"):
+        load_mren(2, "mren_s", path="free")
     with pytest.raises(FileNotFoundError, match=r"x5\.safetensors; .* did you mean .*mren_s_x"):
         load_mren(None, path=shipped / "mren_s_x5.safetensors")
     with pytest.raises(ValueError, match="is a folder, a file is needed"):

@@ -24,7 +24,10 @@ Variant = Literal["mren", "mren_s", "mren_l"]
 Chain = Literal["block", "network"]
 
 WEIGHTS = Path(__file__).parent / "weights"
-PHOTO = "photo"  # the name of the shipped weights that were trained with `--degrade photo`
+# Names of shipped weights that were trained in another way.
+PHOTO = "photo"  # with `--degrade photo`
+FREE = "free"  # only on images whose terms allow any use
+KINDS = {PHOTO: "for photographs", FREE: "from freely licensed images"}
 
 # Each scale as the factors of its reconstruction stages; a second stage halves the width.
 STAGES: dict[int, tuple[float, ...]] = {2: (2,), 3: (2, 1.5), 4: (2, 2)}
@@ -203,9 +206,9 @@ def mren_l(scale: Scale = 4) -> MREN:
     return MREN(scale, **VARIANTS["mren_l"])
 
 
-def weights_path(scale: Scale, variant: Variant = "mren", *, photo: bool = False) -> Path:
-    """Where the shipped weights of a network are, or would be; ``photo`` for those for photographs."""
-    return WEIGHTS / f"{variant}_x{scale}{f'_{PHOTO}' if photo else ''}.safetensors"
+def weights_path(scale: Scale, variant: Variant = "mren", *, kind: str | None = None) -> Path:
+    """Where the shipped weights of a network are, or would be; ``kind`` is ``"photo"`` or ``"free"``."""
+    return WEIGHTS / f"{variant}_x{scale}{f'_{kind}' if kind else ''}.safetensors"
 
 
 def find_weights(scale: Scale | None, variant: Variant = "mren", path: str | Path | None = None) -> Path:
@@ -215,8 +218,10 @@ def find_weights(scale: Scale | None, variant: Variant = "mren", path: str | Pat
         >>> find_weights(2, "mren_s", "photo").name, find_weights(None, path="runs/my.safetensors").name
         ('mren_s_x2_photo.safetensors', 'my.safetensors')
     """
-    photo = path is not None and str(path) == PHOTO
-    return weights_path(scale or 4, variant, photo=photo) if path is None or photo else Path(path)
+    kind = None if path is None else str(path)
+    if kind is None or kind in KINDS:
+        return weights_path(scale or 4, variant, kind=kind)
+    return Path(kind)
 
 
 def variant_of(config: dict[str, Any]) -> Variant | None:
@@ -245,7 +250,8 @@ def load_mren(
         variant: ``"mren"``, ``"mren_s"`` or ``"mren_l"``.
         device: Where the network goes.
         path: A weight file of your own, such as :mod:`examples.mren.train` writes, of any width; ``None`` for the
-            shipped one; ``"photo"`` for the shipped one for photographs, which are JPEGs and noisy.
+            shipped one; ``"photo"`` for the shipped one for photographs, which are JPEGs and noisy; ``"free"`` for the
+            one trained only on images whose terms allow any use.
 
     Returns:
         The network in eval mode.
@@ -259,11 +265,11 @@ def load_mren(
     if variant not in VARIANTS:
         raise ValueError(f"load_mren: variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
     file = find_weights(scale, variant, path)
-    own = path is not None and str(path) != PHOTO
+    own = path is not None and str(path) not in KINDS
     if not file.exists():
         shipped = ", ".join(sorted(found.stem for found in WEIGHTS.glob("*.safetensors"))) or "none"
         options = f"--scale {scale or 4}" + f" --variant {variant}" * (variant != "mren")
-        options += "" if path is None or own else " --degrade photo"
+        options += " --degrade photo" * (str(path) == PHOTO)
         raise FileNotFoundError(
             f"no weights at {file}{'; ' + missing_path_hint(file) if own else '.'} Shipped: {shipped}; choose by scale "
             f"and variant. Train your own with python -m examples.mren.train --data FOLDER {options}, then pass path= "

@@ -34,7 +34,8 @@ def add_network_options(parser: argparse.ArgumentParser, *, scale: int | None = 
         "--weights",
         type=path_name,
         metavar="FILE",
-        help="weights of your own instead of the shipped ones; photo for those for JPEGs and noise (--variant mren_s)",
+        help="weights of your own instead of the shipped ones; with --variant mren_s also photo, for JPEGs and noise, "
+        "and free, trained on freely licensed images only (×4)",
     )
 
 

@@ -20,7 +20,7 @@ from examples.markdown import table, with_part
 from examples.mren.ablate import TABLES
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
-from examples.mren.model import NETWORKS, WEIGHTS, read_weights
+from examples.mren.model import FREE, KINDS, NETWORKS, WEIGHTS, read_weights
 from examples.mren.plots import svg_plot
 from examples.records import read_rows
 
@@ -44,11 +44,14 @@ COMMAND = "examples.mren.report"
 
 
 def scored(scale: int) -> dict[str, dict[str, tuple[float, float]]]:
-    """What the committed scores of a scale say: method, then test set, then mean PSNR and SSIM."""
+    """What the committed scores of a scale say: method, then test set, then mean PSNR and SSIM.
+
+    A method is ``bicubic``, a variant, or the name of a file of another kind, such as ``mren_s_x4_free``.
+    """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for file in sorted(WEIGHTS.glob(f"*_x{scale}.scores.csv")):
+    for file in sorted(WEIGHTS.glob(f"*_x{scale}*.scores.csv")):
         for row in read_rows(file):
-            if row["method"] in ("bicubic", file.name.removesuffix(f"_x{scale}.scores.csv")):
+            if row["method"] in ("bicubic", file.name.removesuffix(".scores.csv").removesuffix(f"_x{scale}")):
                 scores = found.setdefault(row["method"], {}).setdefault(row["dataset"], [])
                 scores.append((float(row["psnr"]), float(row["ssim"])))
     return {
@@ -100,6 +103,9 @@ def scores_table(measure: str) -> str:
                 rows.append((f"**{name} ×{scale}, these weights**", _cells(ours[variant])))
                 paper = [_published_cells(row) for row in published(scale) if row["method"] == name]
                 rows += [(f"{name} ×{scale}, as the paper reports it", cells) for cells in paper]
+            free = f"{variant}_x{scale}_{FREE}"
+            if free in ours:
+                rows.append((f"**{name} ×{scale}, {KINDS[FREE]}**", _cells(ours[free])))
     which = MEASURES.index(measure)
     lines = [[name, *(cell[which] for cell in cells)] for name, cells in rows]
     return table([measure, *DATASETS], lines, text=(measure,))
@@ -123,8 +129,9 @@ def pages() -> dict[Path, str]:
 
 def _title(file: Path) -> str:
     """The name to print of a file in the folder of weights, such as MREN-S ×4."""
-    variant, _, rest = file.name.partition("_x")
-    return f"{NETWORKS[variant]} ×{rest[0]}" + ", for photographs" * rest[1:].startswith("_photo.")
+    variant, _, rest = file.name.partition(".")[0].partition("_x")
+    kind = rest[2:]
+    return f"{NETWORKS[variant]} ×{rest[0]}" + (f", {KINDS[kind]}" if kind else "")
 
 
 def _cells(scores: dict[str, tuple[float, float]]) -> list[tuple[str, str]]:
