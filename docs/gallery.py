@@ -10,6 +10,7 @@ from benchmarks import results
 from examples.compare import tables
 from examples.compare.tables import read_runs
 from examples.drop_in.report import RESULTS as HOSTS
+from examples.markdown import signed
 from examples.mren.ablate import TABLES
 from examples.mren.report import RESULTS as ABLATIONS
 
@@ -54,7 +55,7 @@ def compared(file: Path, base: str, row: str, what: str, against: str, among: st
         difference, *_ = tables.compared(runs, order).differences
         if difference.margin is None:
             return f"{what}: compared with one seed only."
-        printed = f"{difference.mean:+.2f} ± {difference.margin:.2f}".replace("-", "−")
+        printed = f"{signed(difference.mean, 2)} ± {difference.margin:.2f}"
         outcome = "significant" if difference.significant else "not significant"
         return f"{what}: {printed} dB on Set5 against {against}, {outcome}."
 
@@ -139,9 +140,9 @@ def text() -> str:
     times = next(suite for suite in loaded["blocks"] if suite.settings["threads"] == 1)
     cards = "\n".join(_card(card, counts, times) for card in CARDS)
     note = (
-        f"Cost beside a 3×3 convolution from 60 to 60 channels on a map of 60 × 180 × 320; time on {times.place} of "
-        f"{times.machine['cpu']}, torch {times.machine['versions']['torch']}. Differences are those of short "
-        "training runs; [Choose a block](how-to/choose-a-block.md) links to all comparisons."
+        f"Cost relative to a 3×3 convolution from 60 to 60 channels on a map of 60 × 180 × 320; time on "
+        f"{times.place} of {times.machine['cpu']}, torch {times.machine['versions']['torch']}. Differences are those of "
+        "short training runs; [Choose a block](how-to/choose-a-block.md) links to all comparisons."
     )
     return f"::::::{{grid}} 1 2 2 3\n:gutter: 3\n:class-container: gallery\n\n{cards}\n::::::\n\n{note}\n"
 

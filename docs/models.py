@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import results
-from examples.markdown import table
+from examples.markdown import signed, table
 from examples.mren.model import KINDS, MREN, VARIANTS, WEIGHTS, read_weights, variant_of
 from examples.mren.report import DATASETS, NETWORKS
 from examples.records import read_rows
@@ -148,7 +148,7 @@ def summary(found: list[Weights], suite: results.Suite) -> str:
             [
                 f"[{weights.title}](#{_anchor(weights)})",
                 f"{ours[0]:.2f}" if ours else DASH,
-                f"{ours[0] - bicubic[0]:+.2f}" if ours and bicubic else DASH,
+                signed(ours[0] - bicubic[0], 2) if ours and bicubic else DASH,
                 f"{parameters / 1000:.0f} K",
                 f"{macs:.1f}",
                 f"{seconds:.2f}" if seconds else DASH,

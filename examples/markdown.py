@@ -37,6 +37,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: Collectio
     return tabulate(shown, head, layout, disable_numparse=True, stralign=None).rstrip() + "\n"
 
 
+def signed(value: float, decimals: int) -> str:
+    """A difference, with a minus sign as wide as the plus sign; zero has no sign.
+
+    Example:
+        >>> signed(0.126, 2), signed(-0.126, 2), signed(-0.001, 2)
+        ('+0.13', '−0.13', '0.00')
+    """
+    text = f"{value:+.{decimals}f}".replace("-", "−")
+    return text if text.strip("+−0.") else text[1:]
+
+
 def digits(value: float) -> str:
     """Three digits where there are decimals; whole numbers in full.
 

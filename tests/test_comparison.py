@@ -414,6 +414,7 @@ def test_rows_with_more_seeds_than_others() -> None:
     assert found.spread == pytest.approx(spread)
     assert (found.seeds, found.freedom) == ((1, 2, 3), 3)
     (sentence,) = significance({"Set5": found}, paired=False)
+    assert "A row with one seed is not tested." in sentence
     assert (
         f"With 1 or 2 or 3 seeds per row, the smallest significant difference (p < 0.05) is {three:.3f} dB" in sentence
     )

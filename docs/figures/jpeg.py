@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from docs.figures.plotting import command, in_the_dark, photograph, read_numbers, write_numbers
 from docs.figures.scores import DATA, ROOT, TABLES, lay_out
+from examples.markdown import signed
 from examples.mren.data import imresize, list_images, mod_crop
 from examples.mren.degradation import Degradation, degrade, make_generator
 from examples.mren.evaluate import Upscale, evaluate, mean_score, network_upscaler
@@ -26,7 +27,7 @@ SCALES = (4, 2)
 SETS = ("Set14", "B100")
 # What the low-resolution images go through, by the heading of the column.
 INPUTS = {
-    "not compressed": None,
+    "clean": None,
     "quality 75": Degradation(quality=75),
     "quality 50": Degradation(quality=50),
     "quality 30": Degradation(quality=30),
@@ -79,7 +80,7 @@ def table(scale: Scale) -> str:
             if method == "bicubic":
                 rows.append([f"{name}, {title}", *(f"{cell[method]:.2f}" for cell in cells)])
             else:
-                rows.append([title, *(f"{cell[method]:+.2f}" for cell in cells)])
+                rows.append([title, *(signed(cell[method], 2) for cell in cells)])
     return lay_out(rows)
 
 

@@ -11,7 +11,7 @@ from statistics import mean, variance
 import numpy as np
 from scipy.stats import t as students_t
 
-from examples.markdown import table
+from examples.markdown import signed, table
 from examples.records import read_records
 
 Scores = dict[int, float]
@@ -158,8 +158,7 @@ def _scores(runs: Sequence[Run], dataset: str) -> Scores:
 
 def printed(difference: Difference) -> str:
     """A difference in dB, in bold if it is significant."""
-    text = f"{difference.mean:+.3f}".replace("-", "−")
-    text = "0.000" if not text.strip("+−0.") else text
+    text = signed(difference.mean, 3)
     return f"**{text}**" if difference.significant else text
 
 
@@ -265,6 +264,7 @@ def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
                 f"With {count} seeds per row, the smallest significant difference (p < 0.05) is "
                 + ", ".join(f"{margin} dB ({name})" for name, margin in margins.items())
                 + ("; significant differences are bold." if some else "; no difference here is significant.")
+                + (" A row with one seed is not tested." if 1 in seeds else "")
                 + " Standard deviation of the seeds of a row: "
                 + ", ".join(f"{each.spread:.3f} dB ({name})" for name, each in own.items())
                 + f"; {freedom} degrees of freedom."
