@@ -23,7 +23,7 @@ from benchmarks.results import Results, Row, Suite, load
 from benchmarks.runner import BACKWARD, FORWARD
 from benchmarks.suites import CONVERTED
 from examples import markdown
-from examples.markdown import digits, mib, spread, with_part
+from examples.markdown import digits, mib, signed, spread, with_part
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
 from examples.timing import Summary, ratio
@@ -163,11 +163,12 @@ def costs_table(suite: Suite, results: Results) -> str:
         name, form = row["name"], row["form"]
         if row["mode"] == FORWARD and "skipped" not in row and form in ("eager", "folded"):
             counted = counts.get(name, row) if form == "eager" else {}
-            numbers = [_parameters(counted), _gmacs(counted, 3), _median(row), _median(suite.row(name, form, BACKWARD))]
-            lines.append([name if form == "eager" else f"{name}, {form}", *numbers, mib(counted.get("kept_bytes"))])
+            numbers = [_median(row), _median(suite.row(name, form, BACKWARD)), mib(counted.get("kept_bytes"))]
+            numbers += [_parameters(counted), _gmacs(counted, 3)]
+            lines.append([name if form == "eager" else f"{name}, {form}", *numbers])
     plain = {mode.replace("+", " and "): suite.row(CONVOLUTION, "eager", mode) for mode in MODES}
     times = ", ".join(f"{_ms(row)} ms {mode}" for mode, row in plain.items() if row)
-    header = ["", "parameters", "GMACs", "forward", "forward + backward", "saved, MiB"]
+    header = ["", "forward", "forward + backward", "saved, MiB", "parameters", "GMACs"]
     return f"Times are relative to the convolution's: {times}.\n\n{table(header, lines)}"
 
 
@@ -237,16 +238,16 @@ def engine_precision_table(results: Results) -> str:
     for row in rows:
         key, psnr = (row["network"], row["form"]), float(row["psnr"])
         if row["form"] in ENGINES:
-            lines.append([*key, times.get(key, ""), f"{psnr:.3f}", f"{psnr - exact[row['network']]:+.3f}"])
+            lines.append([*key, times.get(key, ""), f"{psnr:.3f}", signed(psnr - exact[row["network"]], 3)])
     return table(["", "engine", "ms", "PSNR, dB", "difference from float64, dB"], lines) or NOT_MEASURED
 
 
 def pivot_table(suite: Suite, rows: Iterable[Row], column: str) -> str:
-    """Milliseconds of networks, in columns by a value of their rows."""
+    """Milliseconds of networks, one column each, in lines by a value of their rows."""
     found = {(row["name"], row[column]): _ms(row) for row in rows if "seconds" in row}
-    names, columns = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
-    lines = [[name, *(found.get((name, each), "") for each in columns)] for name in names]
-    return f"{suite.title}\n\n{table(['', *columns], lines)}"
+    names, values = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
+    lines = [[value, *(found.get((name, value), "") for name in names)] for value in values]
+    return f"{suite.title}\n\n{table([column, *names], lines)}"
 
 
 def engine_tables(results: Results) -> dict[str, str]:
@@ -301,8 +302,12 @@ def _patches(row: Row) -> str:
 
 def _batch(row: Row) -> str:
     if "patches" in row:
-        return "{0} patches of {1} × {1}".format(*row["patches"])
+        return str(row["patches"][0])
     return str(row["size"][0]) if "frames_per_second" in row else ""
+
+
+def _tiles(row: Row) -> str:
+    return f"tiles of {row['tile']}" if row["tile"] else ""
 
 
 def _size(row: Row) -> str:
@@ -327,9 +332,9 @@ def _ms(row: Row) -> str:
     return digits(1000 * _seconds(row))
 
 
-def _spread_ms(row: Row, unit: float = 1000) -> str:
+def _spread_ms(row: Row) -> str:
     """Milliseconds, or why there are none."""
-    return spread(row["seconds"], unit) if "seconds" in row else _skip_reason(row)
+    return spread(row["seconds"], 1000) if "seconds" in row else _skip_reason(row)
 
 
 def _skip_reason(row: Row) -> str:
@@ -382,13 +387,12 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
         "times": lambda row, _: _ratio(row),
         "forward + backward, ms": lambda row, suite: _spread_ms(_backward(row, suite)),
         "times, with backward": lambda row, suite: _ratio(_backward(row, suite)),
-    }
-    | COUNTED,
+    },
     "nets": FORM
     | MS
     | {
         f"times {REFERENCE_NET} eager": lambda row, _: _ratio(row),
-        "rate": lambda row, suite: spread(vars(rate)) if (rate := arithmetic_rate(row, suite)) else "",
+        "rate": lambda row, suite: digits(rate.median) if (rate := arithmetic_rate(row, suite)) else "",
     }
     | COUNTED,
     "memory": FORM
@@ -399,9 +403,9 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
     },
     "growth": NAME
     | {
-        "form": lambda row, _: row["form"] + (f", tiles of {row['tile']}" if row["tile"] else ""),
+        "form": lambda row, _: ", ".join(filter(None, (row["form"], _tiles(row), _skip_reason(row)))),
         "input": lambda row, _: _size(row),
-        "s": lambda row, _: _spread_ms(row, 1),
+        "s": lambda row, _: spread(row["seconds"], 1) if "seconds" in row else "",
         "MiB": lambda row, _: mib(row.get("peak_bytes")),
     },
     "training": {"patches": lambda row, _: _patches(row), "code": lambda row, _: _code(row["code"])}
@@ -417,7 +421,8 @@ COLUMNS: dict[str, Mapping[str, Column]] = {
         "times IMDN, same engine": lambda row, _: _ratio(row),
         "times IMDN eager": lambda row, suite: _times(row, suite.row(REFERENCE_NET, "eager")),
     },
-    "gpu": FORM
+    "gpu": {"": lambda row, _: row["name"] + (" on {1} × {1}".format(*row["patches"]) if "patches" in row else "")}
+    | {"form": FORM["form"]}
     | {"frames/s": _number("frames_per_second")}
     | MS
     | {

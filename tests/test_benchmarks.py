@@ -382,7 +382,7 @@ def test_comparisons_of_made_up_numbers() -> None:
     assert line in lines_of(texts["summary.md"])
     assert line in lines_of(texts["losses.md"])
     # 15 GMACs in 3, 4 and 10 s beside 1 in 0.1, 0.2 and 0.4: 0.5, 0.75 and 0.6
-    assert any("0.600 (0.550–0.675)" in cells for cells in lines_of(texts["nets.md"]))
+    assert any("0.600" in cells for cells in lines_of(texts["nets.md"]))
     assert ["MREN ×4", "1", "4,000", "2.50"] in lines_of(texts["choices.md"])
     assert set(report.tables({}).values()) == {"Not measured.\n", report.precision_table()}
 
@@ -473,8 +473,8 @@ def test_costs_are_counted_and_timed_beside_the_convolution() -> None:
     found["counts"] = [results.Suite(blocks.machine, blocks.settings, [counted])]
     texts = report.tables(found)
     assert "Times are relative to the convolution's: 150 ms forward, 600 ms forward and backward." in texts["costs.md"]
-    assert ["SCACB", "8,280", "0.005", "2.00", "2.00", "3.00"] in lines_of(texts["costs.md"])
-    assert ["SCACB, folded", "", "", "0.750", "", ""] in lines_of(texts["costs.md"])
+    assert ["SCACB", "2.00", "2.00", "3.00", "8,280", "0.005"] in lines_of(texts["costs.md"])
+    assert ["SCACB, folded", "0.750", "", "", "", ""] in lines_of(texts["costs.md"])
     assert "DRACB" not in texts["costs.md"]
     skipped = next(cells for cells in lines_of(texts["blocks.md"]) if cells[0] == "DRACB")
     assert "not run: made up" in skipped
@@ -538,11 +538,12 @@ def test_engines_beside_each_other() -> None:
     ]  # fmt: skip
     suite = results.Suite(nets.machine, nets.settings, [*rows, {"name": "IMDN ×4", "engine": "eager", "skipped": "x"}])
     texts = report.engine_tables({"engines": [suite]})
-    assert lines_of(texts["times.md"])[2:] == [["MREN ×4", "250", "1,000", "125"], ["IMDN ×4", "2,000", "", ""]]
-    assert lines_of(texts["folded.md"])[2:] == [["MREN ×4", "250", "500", "1,000"]]
+    times = [["onnx", "250", "2,000"], ["openvino", "1,000", ""], ["openvino int8", "125", ""]]
+    assert lines_of(texts["times.md"])[2:] == times
+    assert lines_of(texts["folded.md"])[2:] == [["onnx", "250"], ["folded, onnx", "500"], ["openvino", "1,000"]]
     found = lines_of(texts["precision.md"])
     assert ["MREN ×4", "openvino int8", "125"] in [line[:3] for line in found]
-    assert all(abs(float(line[-1])) < 0.3 for line in found[2:])  # what each loses, in dB
+    assert all(abs(float(line[-1].replace("−", "-"))) < 0.3 for line in found[2:])  # what each loses, in dB
     assert list(report.engine_tables({"engines": [results.Suite(nets.machine, nets.settings, rows[1:])]})) == [
         "precision.md", "times.md"
     ]  # fmt: skip
@@ -574,7 +575,8 @@ def test_a_gpu_table_says_how_large_a_batch_is_and_what_did_not_fit() -> None:
         suite = results.Suite(nets.machine, nets.settings | {"budget": budget}, rows)
         text = report.tables({"gpu": [suite]})["gpu.md"]
         head, _, *lines = lines_of(text)
-        assert [line[head.index("batch")] for line in lines] == ["8", "64 patches of 48 × 48"]
+        assert [line[head.index("batch")] for line in lines] == ["8", "64"]
+        assert lines[1][0].endswith("on 48 × 48")
         assert head[-2:] == ["fraction of measured limit", "fraction of data-sheet limit"]
         assert f"not run: 2 did not fit into {allowed}; 1, because the package spandrel is not installed." in text
 
