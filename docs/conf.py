@@ -33,6 +33,7 @@ extensions = [
     "sphinx_design",
     # of docs/_ext
     "attributes",
+    "command_lines",
     "generated",
     "headings",
     "notebooks",

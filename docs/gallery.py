@@ -139,10 +139,11 @@ def text() -> str:
     (counts,) = loaded["counts"]
     times = next(suite for suite in loaded["blocks"] if suite.settings["threads"] == 1)
     cards = "\n".join(_card(card, counts, times) for card in CARDS)
+    where, torch = f"{times.place} of {times.machine['cpu']}", times.machine["versions"]["torch"]
     note = (
-        f"Cost relative to a 3×3 convolution from 60 to 60 channels on a map of 60 × 180 × 320; time on "
-        f"{times.place} of {times.machine['cpu']}, torch {times.machine['versions']['torch']}. Differences are those of "
-        "short training runs; [Choose a block](how-to/choose-a-block.md) links to all comparisons."
+        "Cost relative to a 3×3 convolution from 60 to 60 channels on a map of 60 × 180 × 320; time on "
+        f"{where}, torch {torch}. Differences are those of short training runs; "
+        "[Choose a block](how-to/choose-a-block.md) links to all comparisons."
     )
     return f"::::::{{grid}} 1 2 2 3\n:gutter: 3\n:class-container: gallery\n\n{cards}\n::::::\n\n{note}\n"
 
