@@ -159,7 +159,7 @@ def summary(found: list[Weights], suite: results.Suite) -> str:
     note = (
         f"PSNR on Set14 in dB; multiply-accumulates for a result of {WIDTH} × {HEIGHT}; seconds for a megapixel of the "
         f"result on {suite.place} of {suite.machine['cpu']}, torch {suite.machine['versions']['torch']}, not folded. "
-        f"{DASH}: not measured.\n"
+        f"{DASH}: not measured; the weights for photographs have [scores of their own](how-to/photographs.md).\n"
     )
     return f"{table(head, rows, text=('weights',))}\n{note}"
 

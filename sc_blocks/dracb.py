@@ -38,7 +38,7 @@ class DRACB(nn.Module):
             - a module with ``forward(previous, current) -> fused``, used as it is;
             - ``None``: no communication.
         gate: Whether the fused map gates itself; without, :math:`y_l = F'_l`.
-        relay: Which map is handed on.
+        relay: Which map is passed on.
 
             - ``"raw"``: :math:`F_l`, as equation 5 is printed;
             - ``"fused"``: :math:`F'_l`, which contains the older maps.
@@ -115,7 +115,7 @@ class DRACB(nn.Module):
 
 
 class DRACBChain(nn.Module):
-    r"""A chain of :class:`DRACB`, one for each stage of a network, along which attention maps are handed on.
+    r"""A chain of :class:`DRACB`, one for each stage of a network, along which attention maps are passed on.
 
     .. math::
         y_l, F_l = \mathrm{DRACB}_l(x_l, F_{l-1}), \qquad l = 0, 1, \dots

@@ -316,7 +316,7 @@ def draw_exchange() -> Figure:
         x = 204.0 * number
         fig.panel(x + 0.5, 0.5, 191, 350, f"exchange={option}")
         fig.note(x + 96, 40, remark, anchor="middle")
-        fig.note(x + 96, 340, "both weigh the sums" if number == 0 else "each weighs its own", anchor="middle")
+        fig.note(x + 96, 340, "both weight the sums" if number == 0 else "each weights its own", anchor="middle")
         z = fig.box("op", x + 96, 70, "z", width=40, height=28)
         rows = (128.0, 212.0, 296.0) if option == '"inputs"' else (128.0, 204.0, 296.0)
         columns = {"s": x + 46, "c": x + 146}
@@ -365,7 +365,7 @@ def draw_dracb() -> Figure:
         "DRACB",
         "A 1×1 convolution distils the features from 60 to 15 channels; its result is the block's own attention "
         "map. The channel fuses it with the map of the previous DRACB: 0.2 times the previous map is added. The "
-        "fused map, multiplied by its own sigmoid, is the refined output. What is handed on to the next DRACB is "
+        "fused map, multiplied by its own sigmoid, is the refined output. What is passed on to the next DRACB is "
         "the block's own map, or as an option the fused one.",
         600,
         420,
@@ -593,7 +593,7 @@ def draw_mreb() -> Figure:
     fig = Figure(
         "MREB",
         "Three SCACBs follow one another. Four DRACBs tap the input and the output of each SCACB, 60 channels, and "
-        "keep 15 of each; every DRACB hands its attention map to the next. The four results are joined to 60 "
+        "keep 15 of each; every DRACB passes its attention map to the next. The four results are joined to 60 "
         "channels, pass a 1×1 convolution and WSILB-V, and are added to the input.",
         620,
         380,

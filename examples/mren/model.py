@@ -73,7 +73,7 @@ class MREN(nn.Module):
         residual: Of the SCACBs, see there.
         communication: Of the DRACBs, see :class:`sc_blocks.DRACB`; also ``"learnable"`` and ``"gated"``, names of the
             channels that a weight file can hold.
-        chain: How far attention maps are handed on: from one end of an MREB to the other (``"block"``, the paper's), or
+        chain: How far attention maps are passed on: from one end of an MREB to the other (``"block"``, the paper's), or
             through all MREBs (``"network"``).
         gate: Of the DRACBs, see there.
         relay: Of the DRACBs, see there.

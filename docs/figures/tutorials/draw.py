@@ -61,7 +61,7 @@ def draw_shapes() -> Figure:
 
 
 def draw_distillation() -> Figure:
-    """Stages distilled each for itself, and by a chain."""
+    """Stages distilled separately, and by a chain."""
     fig = Figure(
         "Distillation with and without a chain",
         "Two rows of three stages. Above, each stage has a 1×1 convolution of its own that distils it, and the three "
@@ -70,7 +70,7 @@ def draw_distillation() -> Figure:
         640,
         440,
     )
-    for top, title, kind, name in ((0.0, "each for itself", "conv", "conv 1×1"), (222.0, "a chain", "block", "DRACB")):
+    for top, title, kind, name in ((0.0, "no chain", "conv", "conv 1×1"), (222.0, "a chain", "block", "DRACB")):
         fig.panel(4, top + 4, 632, 208, title)
         x = 24.0
         joined = fig.box("op", 560, top + 160, "concat", "and fuse", width=110)
@@ -92,7 +92,7 @@ def draw_distillation() -> Figure:
         if kind == "block":
             fig.note(175, top + 104, "map", anchor="middle", kind="exchange")
             fig.note(325, top + 104, "map", anchor="middle", kind="exchange")
-    fig.legend(exchange="attention map handed on", op="the network's own", block="block of this library")
+    fig.legend(exchange="attention map passed on", op="the network's own", block="block of this library")
     return fig
 
 
