@@ -133,7 +133,7 @@ def _check_choices(format: Format, precision: Precision, fold: bool, calibration
     if fold and format not in FOLDABLE:
         raise ValueError(f"format {format} cannot be folded; {', '.join(FOLDABLE)} can.")
     if fold and precision == "int8":
-        raise ValueError("int8 cannot be folded: ONNX Runtime quantises no transposed convolution.")
+        raise ValueError("precision int8 cannot be folded: ONNX Runtime quantises no transposed convolution.")
 
 
 class _HalfPrecision(nn.Module):
