@@ -443,7 +443,7 @@ def test_few_images_are_said(images: Path, tmp_path: Path, capsys) -> None:
     assert run(images, tmp_path / "run", "--dry-run", "--held-out", "2") == 0
     assert "remain to train on" not in capsys.readouterr().err
     assert run(images, tmp_path / "run", "--held-out", "22") == 1
-    assert "22 of 22 images to hold out" in capsys.readouterr().err
+    assert "--held-out 22 of 22 images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
