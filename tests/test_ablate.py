@@ -140,6 +140,8 @@ def test_a_table_is_made_of_the_rows_that_there_are() -> None:
         (["--only", "gate=False"], "no row 'gate=False'; there are default, exchange=None, exchange=inputs"),
         (["--config", "[1]"], "--config: must be a JSON object, got '[1]'"),
         (["--seeds", "0"], "--seeds: must be a whole number of at least 1, got 0"),
+        (["--num-blocks", "0"], "--num-blocks: must be a whole number of at least 1, got 0"),
+        (["--scale", "8"], "--scale: must be one of 2, 3, 4, got 8"),
         (["--ema-decay", "1"], "--ema-decay: must be at least 0 and below 1, got 1"),
         (["--minutes", "9"], "--minutes: not allowed with argument --steps"),
     ],

@@ -145,8 +145,10 @@ def test_the_split_is_disjoint_and_complete(count: int, data: st.DataObject) -> 
 
 @pytest.mark.parametrize("held_out", [0, 5, 6])
 def test_the_split_needs_images_on_both_sides(held_out: int) -> None:
-    with pytest.raises(ValueError, match=f"{held_out} of 5 images"):
+    with pytest.raises(ValueError, match=f"--held-out {held_out} of 5 images.* 1 to 4"):
         split_held_out([f"{i}" for i in range(5)], held_out)
+    with pytest.raises(ValueError, match=f"{held_out} of 1 images.* at least two"):
+        split_held_out(["0"], held_out)
 
 
 def test_patches_are_aligned_and_turned_together() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,13 @@ def test_int8_computes_nearly_the_same(files: dict[str, Path], weights: Path) ->
 
 
 @pytest.mark.slow
+def test_int8_logs_no_warning(weights: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    command = ["--scale", "2", "--weights", str(weights), "--precision", "int8", "--calibrate", str(photos)]
+    assert main([*command, "-o", str(tmp_path / "int8.onnx")]) == 0
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.slow
 def test_int8_quantises_the_convolutions_of_features_alone(files: dict[str, Path]) -> None:
     model = onnx.load(files["int8"])
     makers = {output: node for node in model.graph.node for output in node.output}
@@ -207,7 +215,7 @@ def test_int8_gone_wrong_is_not_written(weights: Path, tmp_path: Path, monkeypat
         (["--calibrate", ".", "-o", "new.onnx"], "--calibrate: is for --precision int8; float32 needs no images"),
         (
             ["--precision", "int8", "--calibrate", ".", "--fold", "-o", "new.onnx"],
-            "int8 cannot be folded",
+            "--precision int8 cannot be folded",
         ),
         (["--precision", "int8", "--calibrate", "no", "-o", "new.onnx"], "no folder at no"),
         (["--precision", "int8", "--calibrate", ".", "-o", "new.onnx"], "no images; looked for"),

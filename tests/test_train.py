@@ -148,6 +148,17 @@ def test_another_scale_is_begun_from(images: Path, tmp_path: Path, capsys) -> No
         torch.testing.assert_close(taken[name], given[name], rtol=0, atol=1e-7)
 
 
+def test_the_weights_begun_from_are_kept_where_training_made_them_worse(images: Path, tmp_path: Path) -> None:
+    assert run(images, tmp_path / "run", "--steps", "10") == 0
+    weights = tmp_path / "run" / "mren_x4.safetensors"
+    arguments = ["--init", str(weights), "--steps", "4", "--lr", "0.1", "--ema-decay", "0"]
+    assert run(images, tmp_path / "worse", *arguments) == 0
+    given, kept = (
+        load_mren(4, path=file / "mren_x4.safetensors").state_dict() for file in (weights.parent, tmp_path / "worse")
+    )
+    assert all(torch.equal(kept[name], value) for name, value in given.items())
+
+
 def test_a_file_of_which_nothing_fits_is_not_begun_from(images: Path, tmp_path: Path, capsys) -> None:
     weights = tmp_path / "narrow.safetensors"
     save_weights(MREN(4, channels=24, num_blocks=1), weights, {"scale": 4, "channels": 24, "num_blocks": 1})
@@ -432,7 +443,7 @@ def test_few_images_are_said(images: Path, tmp_path: Path, capsys) -> None:
     assert run(images, tmp_path / "run", "--dry-run", "--held-out", "2") == 0
     assert "remain to train on" not in capsys.readouterr().err
     assert run(images, tmp_path / "run", "--held-out", "22") == 1
-    assert "22 of 22 images to hold out" in capsys.readouterr().err
+    assert "--held-out 22 of 22 images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -234,6 +234,7 @@ def test_memory_that_does_not_suffice_costs_one_file(tmp_path: Path, run, capsys
     assert names(tmp_path / "out") == ["0.png", "3.png"]
     *lines, rate = capsys.readouterr().err.splitlines()
     assert rate.startswith("2 images in ")
+    assert f"{len(errors)} failed" in rate
     assert [line.split(": ")[1] for line in lines] == [str(tmp_path / "in" / name) for name in errors]
     assert all("not enough memory" in line for line in lines)
 

@@ -26,9 +26,10 @@ from examples.compare.options import add_options, setup_from
 from examples.compare.runner import Row, compare
 from examples.compare.tables import Run, comparison_table
 from examples.compare.tasks import SuperResolution
-from examples.mren.cli import run_command
+from examples.mren.cli import run_command, whole_number
 from examples.mren.files import write_text
 from examples.mren.model import MREN, STAGES, VARIANTS, weights_path
+from examples.mren.options import scale_factor
 from examples.mren.trainoptions import json_object
 from examples.records import write_records
 
@@ -194,9 +195,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--table", nargs="+", choices=tuple(TABLES), required=True, help="what to compare")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to train, to share the work")
-    parser.add_argument("--scale", type=int, choices=sorted(STAGES), default=4)
+    parser.add_argument("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="of all networks")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="mren_s has a narrow tail")
-    parser.add_argument("--num-blocks", type=int, default=NUM_BLOCKS, help="MREBs")
+    parser.add_argument("--num-blocks", type=whole_number(1), default=NUM_BLOCKS, help="MREBs")
     meaning = """further arguments of all networks, such as '{"exchange": null}'"""
     parser.add_argument("--config", type=json_object, default={}, metavar="JSON", help=meaning)
     add_options(parser)

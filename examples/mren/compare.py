@@ -1,6 +1,6 @@
 """Draw what a network makes of details, next to bicubic and the original, as figure 5 of the paper does.
 
-    python -m examples.mren.compare --data Urban100 --crop img092 img012:300,200,96 -o details.png
+    python -m examples.mren.compare --data Urban100 --crop img_092 img_012:300,200,96 -o details.png
 
 A detail is IMAGE:LEFT,TOP,SIDE in pixels of the original; for an image alone, the square where bicubic is
 furthest from the original is drawn. Scores are of the whole image.

@@ -198,7 +198,8 @@ def load_pairs(
 def split_held_out(files: list[T], held_out: int) -> tuple[list[T], list[T]]:
     """Divide files or images into those to train on and ``held_out`` evenly spaced ones to validate on."""
     if not 0 < held_out < len(files):
-        raise ValueError(f"{held_out} of {len(files)} images to hold out; hold out at least 1, leave at least 1.")
+        choose = f"choose 1 to {len(files) - 1}" if len(files) > 1 else "at least two images are needed"
+        raise ValueError(f"--held-out {held_out} of {len(files)} images: {choose}, so that some remain to train on.")
     chosen = {int((i + 0.5) * len(files) / held_out) for i in range(held_out)}
     return (
         [path for i, path in enumerate(files) if i not in chosen],

@@ -133,7 +133,7 @@ def _check_choices(format: Format, precision: Precision, fold: bool, calibration
     if fold and format not in FOLDABLE:
         raise ValueError(f"format {format} cannot be folded; {', '.join(FOLDABLE)} can.")
     if fold and precision == "int8":
-        raise ValueError("int8 cannot be folded: ONNX Runtime quantises no transposed convolution.")
+        raise ValueError("precision int8 cannot be folded: ONNX Runtime quantises no transposed convolution.")
 
 
 class _HalfPrecision(nn.Module):
@@ -298,14 +298,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OUT",
         help="file; for openvino, ncnn and coreml a folder",
     )
-    add("--format", choices=get_args(Format), default="onnx")
+    add("--format", choices=get_args(Format), default="onnx", help="of the runtime (%(default)s)")
     add_network_options(parser)
     add("--size", nargs=2, type=whole_number(1, 8192), metavar=("HEIGHT", "WIDTH"), help="of the images, for litert")
     add(
         "--precision",
         choices=get_args(Precision),
         default="float32",
-        help="float16 is for onnx, int8 for onnx and openvino",
+        help="float16 is for onnx, int8 for onnx and openvino (%(default)s)",
     )
     add(
         "--fold",

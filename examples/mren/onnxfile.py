@@ -180,8 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("examples.mren.onnxfile", __doc__)
     add = parser.add_argument
     add("files", nargs="+", type=path_name, metavar="FILE", help="ONNX files; ratios are to the first")
-    add("--size", nargs=2, type=whole_number(1), default=(120, 160), metavar=("HEIGHT", "WIDTH"))
-    add("--rounds", type=whole_number(1), default=11)
+    add("--size", nargs=2, type=whole_number(1), default=(120, 160), metavar=("HEIGHT", "WIDTH"), help="(120 160)")
+    add("--rounds", type=whole_number(1), default=11, help="times that each is measured (%(default)s)")
     add("--threads", type=whole_number(0, 4096), default=1, help="0 for one a core (%(default)s)")
     return run_command(run, parser.parse_args, argv)
 

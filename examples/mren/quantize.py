@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import Tensor, nn
 
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
@@ -55,6 +56,8 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
         images: Low-resolution, between 0 and 1, each (3, H, W).
     """
     model = onnx.load(file)
+    told = {each.key: each.value for each in model.metadata_props}
+    add_pre_process_metadata(model)  # or onnxruntime logs, twice, advice on a command of its own
     in_float = _first_and_last_convs(model.graph)
     quantize_static(
         model,
@@ -74,7 +77,7 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
         weight_type=QuantType.QInt8,
     )
     quantized = onnx.load(file)
-    onnx.helper.set_model_props(quantized, {each.key: each.value for each in model.metadata_props})
+    onnx.helper.set_model_props(quantized, told)
     onnx.checker.check_model(quantized, full_check=True)
     onnx.save(quantized, file)
 

@@ -194,7 +194,7 @@ def train(args: argparse.Namespace) -> int:
     }
     if args.init is not None:
         listed = ", ".join(untouched[:3]) + f" and {len(untouched) - 3} more" * (len(untouched) > 3)
-        accelerator.print(f"begun from {args.init}; nothing there for {listed or 'no parameter'}")
+        accelerator.print(f"begun from {args.init}" + f"; nothing there for {listed}" * bool(untouched))
     side = first.patch_size // args.scale
     size = f"{first.patch_size} x {first.patch_size}"
     length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
@@ -224,6 +224,8 @@ def train(args: argparse.Namespace) -> int:
         if accelerator.is_main_process:
             about = {"recipe": args.recipe, "torch": torch.__version__, OPTIONS: options_of(args)}
             write_json(args.output / "run.json", settings | about)
+        if args.init is not None and trainer.progress.step == 0:
+            accelerator.print(f"before the first step, held-out images have {trainer.validate_start():.2f} dB")
         with _stopping_in_good_order(trainer) as received:
             stop_at = started + 60 * args.max_minutes
             progress = trainer.run(validate_every=args.validate_every, stop_at=stop_at, started=started)

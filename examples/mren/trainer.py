@@ -220,6 +220,14 @@ class Trainer:
                     break
         return progress
 
+    def validate_start(self) -> float:
+        """Validate the weights that the run begins from, and keep them as the best so far; returns their PSNR."""
+        means = self._validate()
+        self.progress.best_psnr = sum(means.values()) / len(means)
+        if self.accelerator.is_main_process:
+            self.keep(self.average)
+        return self.progress.best_psnr
+
     def interrupt(self) -> None:
         """Ask a run to stop at its next look at the clock, with a checkpoint. Signal handlers may call it."""
         self.interrupted = True
@@ -399,9 +407,7 @@ class Trainer:
 
     def _log(self) -> float:
         """Validate, and add a row to the log; returns the PSNR by which the best weights are chosen."""
-        progress = self.progress
-        with torch.no_grad():
-            means = {name: self._mean_psnr(pairs) for name, pairs in self.held_out.items()}
+        progress, means = self.progress, self._validate()
         row = {"step": progress.step, "loss": progress.interval_loss / progress.interval_steps}
         row |= {"psnr": sum(means.values()) / len(means)} | means
         progress.history.append(row | {"lr": self._learning_rate(), "seconds": round(progress.seconds, 1)})
@@ -413,6 +419,10 @@ class Trainer:
                 "with a lower --lr."
             )
         return row["psnr"]
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        return {name: self._mean_psnr(pairs) for name, pairs in self.held_out.items()}
 
     def _mean_psnr(self, pairs: list[ImagePair]) -> float:
         """Mean PSNR of the averaged network over images, in float32."""

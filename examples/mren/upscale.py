@@ -194,7 +194,7 @@ def _count_pixels(job: Job) -> int:
 def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) -> int:
     """Upscale files, showing the time left on a terminal; one that fails does not stop the others.
 
-    For several files, such as the frames of a video, it prints how many were done per second.
+    For several files, such as the frames of a video, it prints how many were done per second, and how many failed.
 
     Returns:
         The exit code: 1 if a file failed.
@@ -223,7 +223,8 @@ def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) 
             bar.update(done_before - bar.n)
     done, seconds = len(jobs) - failed, time.perf_counter() - start
     if done > 1:
-        note(f"{done} images in {seconds:.1f} s, {done / seconds:.3g} per second")
+        rest = f"; {failed} failed, named above" * bool(failed)
+        note(f"{done} images in {seconds:.1f} s, {done / seconds:.3g} per second{rest}")
     return code
 
 
