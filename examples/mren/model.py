@@ -268,11 +268,12 @@ def load_mren(
     own = path is not None and str(path) not in KINDS
     if not file.exists():
         shipped = ", ".join(sorted(found.stem for found in WEIGHTS.glob("*.safetensors"))) or "none"
+        choose = "choose by scale and variant" + ("" if path is None or own else _where_shipped(str(path)))
         options = f"--scale {scale or 4}" + f" --variant {variant}" * (variant != "mren")
         options += " --degrade photo" * (str(path) == PHOTO)
         raise FileNotFoundError(
-            f"no weights at {file}{'; ' + missing_path_hint(file) if own else '.'} Shipped: {shipped}; choose by scale "
-            f"and variant. Train your own with python -m examples.mren.train --data FOLDER {options}, then pass path= "
+            f"no weights at {file}{'; ' + missing_path_hint(file) if own else '.'} Shipped: {shipped}; {choose}. Train "
+            f"your own with python -m examples.mren.train --data FOLDER {options}, then pass path= "
             "(or --weights)."
         )
     config, state = read_weights(file)
@@ -283,6 +284,14 @@ def load_mren(
     net = MREN(**config)
     net.load_state_dict(state)
     return net.to(device).eval()
+
+
+def _where_shipped(kind: str) -> str:
+    """The variants and scales that have weights of a kind."""
+    found = sorted(WEIGHTS.glob(f"*_{kind}.safetensors"))
+    names = (file.stem.removesuffix(f"_{kind}").partition("_x") for file in found)
+    options = " or ".join(f"--variant {variant} --scale {scale}" for variant, _, scale in names)
+    return f", for {kind} with {options}" if options else ""
 
 
 def pick_device(name: str) -> torch.device:
