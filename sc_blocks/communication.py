@@ -133,7 +133,7 @@ class LearnableCommunication(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = _checks.check_int("LearnableCommunication", "channels", channels)
-        self.per_channel = per_channel
+        self.per_channel = _checks.check_flag("LearnableCommunication", "per_channel", per_channel)
         self.init = _checks.check_number("LearnableCommunication", "init", init, hint=_HINT)
         self.weight = nn.Parameter(torch.empty(self.channels if per_channel else 1, 1, 1, device=device, dtype=dtype))
         if abs(self.init) > torch.finfo(self.weight.dtype).max:
@@ -283,6 +283,7 @@ class AdaptedCommunication(nn.Module):
         self.channels = _checks.check_int("AdaptedCommunication", "channels", channels)
         _checks.check_choice("AdaptedCommunication", "resample", resample, (*get_args(Resample), None))
         self.resample: Resample | None = resample
+        bias = _checks.check_flag("AdaptedCommunication", "bias", bias)
         self.project: nn.Module = nn.Identity()
         if self.previous_channels != self.channels:
             self.project = nn.Conv2d(self.previous_channels, self.channels, 1, bias=bias, device=device, dtype=dtype)

@@ -105,6 +105,7 @@ class WSILB(_ChannelAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         channels = _checks.check_int("WSILB", "channels", channels)
+        bias = _checks.check_flag("WSILB", "bias", bias)
         shared = nn.Conv2d(channels, channels, 1, bias=bias, device=device, dtype=dtype)
         gate = _checks.build_layer("WSILB", "gate_layer", gate_layer, device=device, dtype=dtype)
         super().__init__(channels, shared, gate, local, eps)
@@ -165,6 +166,7 @@ class WSILBV(_ChannelAttention):
         channels = _checks.check_int("WSILBV", "channels", channels)
         reduction = _checks.check_int("WSILBV", "reduction", reduction)
         width = _checks.reduced_width("WSILBV", channels, reduction)
+        bias = _checks.check_flag("WSILBV", "bias", bias)
         squeeze = nn.Conv2d(channels, width, 1, bias=bias, device=device, dtype=dtype)
         act = _checks.build_layer("WSILBV", "act_layer", act_layer, device=device, dtype=dtype)
         expand = nn.Conv2d(width, channels, 1, bias=bias, device=device, dtype=dtype)

@@ -341,11 +341,22 @@ WRONG_ARGUMENTS = [
     (lambda: SCACB(12, act_layer=nn.GELU()), TypeError, r"SCACB: act_layer must be a class .*without parentheses"),
     (lambda: WSILB(12, gate_layer=nn.Sigmoid()), TypeError, r"WSILB: gate_layer must be a class .* got Sigmoid\(\)"),
     (lambda: DRACB(12, 4, gate_layer="sigmoid"), TypeError, r"DRACB: gate_layer must be a class .* got 'sigmoid'"),
+    (
+        lambda: SCACB(12, act_layer=nn.BatchNorm2d),
+        TypeError,
+        r"SCACB: act_layer must be a class .*, got <class .*, which fails: .*num_features",
+    ),
+    (lambda: WSILB(12, gate_layer=lambda: None), TypeError, r"WSILB: what gate_layer builds must be .*, got NoneType"),
     (lambda: MREN(4, num_blocks="6"), TypeError, r"MREN: num_blocks must be a positive integer, got '6' \(str\)"),
     # choices
     (lambda: SCACB(12, parts="all"), ValueError, r"parts must be one of 'both', 'spatial', 'channel'; got 'all'"),
     (lambda: SCACB(12, exchange="both"), ValueError, r"exchange must be one of 'outputs', 'inputs', None; got 'both'"),
     (lambda: SCACB(12, exchange=False), ValueError, r"exchange must be one of .*; got False"),
+    (
+        lambda: SCACB(12, exchange=np.array(["inputs"])),
+        ValueError,
+        r"exchange must be one of .*; got array\(\['inputs'\]",
+    ),
     (lambda: DRACB(12, 4, relay="old"), ValueError, r"DRACB: relay must be one of 'raw', 'fused'; got 'old'"),
     (lambda: DRACBChain(12, 4, 2, resample="area"), ValueError, r"resample must be one of 'bilinear', 'nearest', None"),
     (
@@ -554,6 +565,30 @@ def test_numbers_of_numpy_are_numbers(argument: str) -> None:
     block = NUMBERS[argument](np.int64(6))
     for value in vars(block).values() if isinstance(block, nn.Module) else ():
         assert not isinstance(value, np.generic)  # plain numbers in repr and pickle
+
+
+FLAGS: dict[str, Callable[[Any], object]] = {
+    "SCACB: residual": lambda flag: SCACB(12, residual=flag).residual,
+    "SCACB: bias": lambda flag: SCACB(12, bias=flag).fuse.bias is not None,
+    "DRACB: gate": lambda flag: DRACB(12, 4, gate=flag).gate is not None,
+    "DRACB: bias": lambda flag: DRACB(12, 4, bias=flag).distill.bias is not None,
+    "DRACBChain: takes_map": lambda flag: DRACBChain(12, 4, 2, takes_map=flag).takes_map,
+    "DRACBChain: returns_map": lambda flag: DRACBChain(12, 4, 2, returns_map=flag).returns_map,
+    "WSILB: bias": lambda flag: WSILB(12, bias=flag).shared.bias is not None,
+    "WSILBV: bias": lambda flag: WSILBV(12, bias=flag).shared.expand.bias is not None,
+    "RBWA: bias": lambda flag: RBWA(12, bias=flag).project.bias is not None,
+    "LearnableCommunication: per_channel": lambda flag: LearnableCommunication(4, per_channel=flag).per_channel,
+    "AdaptedCommunication: bias": lambda flag: AdaptedCommunication(3, 4, bias=flag).project.bias is not None,
+}
+
+
+@pytest.mark.parametrize("argument", FLAGS)
+def test_flags_are_true_or_false(argument: str) -> None:
+    for flag in (True, False, np.True_, np.False_):
+        assert FLAGS[argument](flag) is bool(flag)
+    for flag in ("no", 0.2, 1, None, nn.Tanh, torch.tensor(True), np.array([True])):
+        with pytest.raises(TypeError, match=f"^{argument} must be True or False, got"):
+            FLAGS[argument](flag)
 
 
 # DRACB and its chain in use
