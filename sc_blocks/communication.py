@@ -311,6 +311,8 @@ def build_communication(
 ) -> nn.Module:
     """Build the module for a ``communication`` argument.
 
+    :class:`NoCommunication` and :class:`LinearCommunication` know no width: as factories they are called without.
+
     Args:
         communication: A module, factory, number or ``None``, as in :class:`~sc_blocks.DRACB`.
         channels: Width of the maps, which a factory gets.
@@ -326,8 +328,10 @@ def build_communication(
         >>> build_communication(0.2, 15), build_communication(LearnableCommunication, 15)
         (LinearCommunication(0.2), LearnableCommunication(15, per_channel=False, init=0.2))
     """
-    if communication is None:
+    if communication is None or communication is NoCommunication:
         return NoCommunication()
+    if communication is LinearCommunication:
+        return LinearCommunication()  # called with the width, it would take that for its weight
     if isinstance(communication, nn.Module):
         return communication.to(device=device, dtype=dtype)
     if isinstance(communication, Real) and not isinstance(communication, bool):

@@ -688,6 +688,13 @@ def test_links_share_nothing() -> None:
         assert channel not in channels
 
 
+def test_classes_of_channels_without_a_width() -> None:
+    assert DRACB(12, 4, communication=LinearCommunication).communication.weight == 0.2
+    chain = DRACBChain([12, 12], [4, 6], communication=LinearCommunication)
+    assert chain.links[1].communication.communication.weight == 0.2
+    assert isinstance(DRACB(12, 4, communication=NoCommunication).communication, NoCommunication)
+
+
 def test_module_given_to_dracb_is_used_as_it_is() -> None:
     channel = GatedCommunication(4)
     assert DRACB(12, 4, communication=channel).communication is channel
