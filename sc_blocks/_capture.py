@@ -140,7 +140,7 @@ def _select(names: Sequence[str], available: Sequence[str], network: nn.Module) 
         raise TypeError(f"capture_attention: names must be {wanted}, got {names!r}.")
     selected: set[str] = set()
     for name in names:
-        matching = [candidate for candidate in available if fnmatchcase(candidate, name)]
+        matching = [candidate for candidate in available if candidate == name or fnmatchcase(candidate, name)]
         if not matching:
             came = f"{name!r}; {nearby(name, available)}"
             raise ValueError(f"capture_attention: names must be in {type(network).__name__}, got {came}.")

@@ -193,7 +193,8 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
         factor: Size of the window divided by the size of the map; Chu et al. use 1.5.
 
     Raises:
-        ValueError: If ``factor`` is not positive, or the run of ``example`` calls no such block.
+        ValueError: If ``factor`` is not positive, the run of ``example`` calls no such block, or the network was folded
+            and an RBWA in it does not call its attention; nothing is changed then.
         TypeError: If an argument is of another type.
 
     Example:
@@ -219,6 +220,11 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
             if isinstance(block, _ChannelAttention):
                 hooks.enter_context(block.register_forward_hook(record))
         dry_run(network, args, {})
+    from sc_blocks.deploy.rbwa import FoldedRBWA  # not above: the blocks load without it
+
+    if any(isinstance(part, FoldedRBWA) and part.attention not in windows for part in network.modules()):
+        came = f"{type(network).__name__} with an RBWA that does not call its attention"
+        raise ValueError(f"to_local: module must not be folded yet, got {came}; call to_local first, then fold.")
     if not windows:
         raise ValueError(f"to_local: {type(network).__name__} calls no WSILB or WSILBV on the example.")
     for block, window in windows.items():

@@ -150,6 +150,17 @@ def test_windowed_statistics(name: str) -> None:
     in_range(in_small_strips(fold(module))(x), module(x), 1e-12)
 
 
+def test_windows_come_before_folding() -> None:
+    net, x = build("tail"), sample("tail", 1, 20, 6)
+    folded = in_small_strips(fold(net))
+    with pytest.raises(
+        ValueError, match=r"to_local: module must not be folded yet, .*; call to_local first, then fold"
+    ):
+        to_local(folded, x)
+    assert folded[0].attention.local is None
+    to_local(fold(net), x)  # so small a map that the folded block works as it was written
+
+
 def test_of_no_samples_and_on_no_device() -> None:
     for name in NETWORKS:
         module, x = build(name, torch.float32), sample(name, 1, 40, 8, dtype=torch.float32)
