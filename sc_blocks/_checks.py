@@ -27,7 +27,7 @@ LARGEST = 1 << 28
 def check_int(block: str, name: str, value: Any, *, least: int = 1) -> int:
     """Return ``value`` as an int if it is an integer, of Python or NumPy, from ``least`` to ``LARGEST``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        kind = "a positive integer" if least == 1 else "an integer"
+        kind = "an integer" if least < 1 else "a positive integer"
         raise TypeError(f"{block}: {name} must be {kind}, got {shown(value)} ({type(value).__name__}).")
     number = int(value)
     if not least <= number <= LARGEST:

@@ -72,8 +72,8 @@ class Complexity(Cost):
             check_int("Complexity.table", "depth", depth)
         lines = [["module", "parameters", "MACs", "FLOPs"]]
         for name, cost in self.modules.items():
-            shown = depth is None or name.count(".") < depth
-            if not name or (shown and (cost.parameters or cost.macs)):
+            within = depth is None or name.count(".") < depth
+            if not name or (within and (cost.parameters or cost.macs)):
                 lines.append([name or "total", f"{cost.parameters:,}", f"{cost.macs:,}", f"{cost.flops:,}"])
         widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
         inputs, outputs = (", ".join(map(str, sizes)) for sizes in (self.input_sizes, self.output_sizes))
@@ -100,6 +100,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
 
     Raises:
         TypeError: If ``model`` is not a module, or ``input_size`` is none of the above.
+        ValueError: If a side of a shape is negative.
 
     Example:
         >>> from sc_blocks import DRACB, DRACBChain, WSILBV

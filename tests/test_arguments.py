@@ -329,8 +329,8 @@ WRONG_ARGUMENTS = [
     (lambda: RBWA(0), ValueError, r"RBWA: in_channels must be at least 1"),
     (lambda: RBWA(8, 0), ValueError, r"RBWA: out_channels must be at least 1"),
     (lambda: RBWA(8, 3), ValueError, r"reduction=4 leaves no channel of channels=3"),
-    (lambda: MREB(0), ValueError, r"MREB: channels must be at least 1"),
-    (lambda: MREB(3), ValueError, r"MREB: reduction=4 leaves no channel of channels=3"),
+    (lambda: MREB(5), ValueError, r"MREB: channels must be at least 6, got 5"),
+    (lambda: MREB(3, parts="spatial"), ValueError, r"MREB: channels must be at least 4, got 3"),
     (lambda: MREB(12, num_stages=0), ValueError, r"MREB: num_stages must be at least 1, got 0"),
     (lambda: MREB(12, distilled_channels=0), ValueError, r"MREB: distilled_channels must be at least 1, got 0"),
     (lambda: LearnableCommunication(0), ValueError, r"LearnableCommunication: channels must be at least 1"),
@@ -686,6 +686,11 @@ def test_links_share_nothing() -> None:
         pointers = [parameter.data_ptr() for parameter in chain.parameters()]
         assert len(set(pointers)) == len(pointers)
         assert channel not in channels
+
+
+@pytest.mark.parametrize(("channels", "parts"), [(6, "both"), (4, "spatial"), (4, "channel")])
+def test_the_narrowest_mreb(channels: int, parts: Any) -> None:
+    assert MREB(channels, parts=parts)(torch.rand(1, channels, 3, 4)).shape == (1, channels, 3, 4)
 
 
 def test_classes_of_channels_without_a_width() -> None:
