@@ -62,7 +62,7 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
         refine.links.3.gate (1, 15, 24, 17)
         attention.gate (1, 60, 1, 1)
     """
-    network = original_module("capture_attention", model)
+    network = original_module("capture_attention", "model", model)
     modules = list(cast(Iterator[tuple[str, nn.Module]], network.named_modules()))
     folded = tuple(_join(name, "") for name, module in modules if isinstance(module, FoldedRBWA))
     blocks = {block: (name, _parts(block)) for name, block in modules if not name.startswith(folded)}

@@ -15,9 +15,9 @@ from torch.nn.parameter import is_lazy
 from sc_blocks._checks import check_module
 
 
-def original_module(function: str, model: nn.Module) -> nn.Module:
-    """Return the network that ``torch.compile`` was given, or the model itself."""
-    check_module(function, "model", model)
+def original_module(function: str, name: str, model: nn.Module) -> nn.Module:
+    """Return the network that ``torch.compile`` was given, or the model itself, for the argument of this name."""
+    check_module(function, name, model)
     # The name stands in the keys of every state dict of a compiled network; torch has no other way to ask for it.
     return cast(nn.Module, getattr(model, "_orig_mod", model))
 

@@ -117,7 +117,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         >>> complexity(DRACBChain(60, 15, 4), [[(1, 60, 24, 24)] * 4]).macs
         2073600
     """
-    network = original_module("complexity", model)
+    network = original_module("complexity", "model", model)
     args, kwargs = _zeros(input_size, like=next(network.parameters(), torch.empty(0)))
     names = {module: name for name, module in cast(Iterator[tuple[str, nn.Module]], network.named_modules())}
     parameters = dict.fromkeys(names.values(), 0)

@@ -206,7 +206,7 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
     factor = _checks.check_number("to_local", "factor", factor, hint="the usual is 1.5")
     if not 0 < factor <= 1e6:
         raise ValueError(f"to_local: factor must be positive and at most 1e6, got {factor:g}; the usual is 1.5.")
-    network = original_module("to_local", module)
+    network = original_module("to_local", "module", module)
     args = arguments("to_local", example)
     windows: dict[_ChannelAttention, Window] = {}
 
@@ -235,12 +235,15 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
 def to_global(module: nn.Module) -> nn.Module:
     """Switch every :class:`WSILB` and :class:`WSILBV` back to whole-map statistics, in place, and return the network.
 
+    Raises:
+        TypeError: If ``module`` is not a module.
+
     Example:
         >>> from sc_blocks import WSILBV, to_global
         >>> to_global(WSILBV(60, local=(8, 8))).local is None
         True
     """
-    for block in original_module("to_global", module).modules():
+    for block in original_module("to_global", "module", module).modules():
         if isinstance(block, _ChannelAttention):
             block.local = None
     return module

@@ -32,6 +32,7 @@ from sc_blocks import (
     LearnableCommunication,
     LinearCommunication,
     NoCommunication,
+    to_global,
     to_local,
 )
 from sc_blocks.communication import build_communication
@@ -402,6 +403,8 @@ WRONG_ARGUMENTS = [
         ValueError,
         r"to_local: factor must be positive .*, got 0; the usual is 1.5",
     ),
+    (lambda: to_local(WSILB, torch.zeros(1)), TypeError, r"to_local: module must be a torch.nn.Module, got type"),
+    (lambda: to_global(len), TypeError, r"to_global: module must be a torch.nn.Module, got builtin_function"),
     (lambda: to_local(nn.Identity(), torch.zeros(1)), ValueError, r"Identity calls no WSILB or WSILBV on the example"),
     # communication
     (
