@@ -311,7 +311,8 @@ def build_communication(
 ) -> nn.Module:
     """Build the module for a ``communication`` argument.
 
-    :class:`NoCommunication` and :class:`LinearCommunication` know no width: as factories they are called without.
+    As factories, :class:`~sc_blocks.NoCommunication` and :class:`~sc_blocks.LinearCommunication`, which know no width,
+    are called without.
 
     Args:
         communication: A module, factory, number or ``None``, as in :class:`~sc_blocks.DRACB`.
