@@ -34,7 +34,8 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
     opened the context, in the order in which the blocks finish: each call of ``model`` clears it. A block that one run
     calls several times adds ``name#2``, ``name#3`` and so on; one with several names has the first. Blocks called while
     ``model`` is not running replace what was captured of them, unless the last run called them several times; so a
-    checkpoint that computes them again in the backward pass changes nothing.
+    checkpoint that computes them again in the backward pass changes nothing. A checkpoint of ``model`` itself calls it
+    again, and may stop before its last blocks.
 
     Compiled code ignores hooks, so all code runs uncompiled, in the whole process, while the context is open: where
     something is compiled, contexts of several threads must not overlap.
@@ -61,7 +62,7 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
         refine.links.3.gate (1, 15, 24, 17)
         attention.gate (1, 60, 1, 1)
     """
-    network = original_module("capture_attention", model)
+    network = original_module("capture_attention", "model", model)
     modules = list(cast(Iterator[tuple[str, nn.Module]], network.named_modules()))
     folded = tuple(_join(name, "") for name, module in modules if isinstance(module, FoldedRBWA))
     blocks = {block: (name, _parts(block)) for name, block in modules if not name.startswith(folded)}
@@ -140,7 +141,7 @@ def _select(names: Sequence[str], available: Sequence[str], network: nn.Module) 
         raise TypeError(f"capture_attention: names must be {wanted}, got {names!r}.")
     selected: set[str] = set()
     for name in names:
-        matching = [candidate for candidate in available if fnmatchcase(candidate, name)]
+        matching = [candidate for candidate in available if candidate == name or fnmatchcase(candidate, name)]
         if not matching:
             came = f"{name!r}; {nearby(name, available)}"
             raise ValueError(f"capture_attention: names must be in {type(network).__name__}, got {came}.")

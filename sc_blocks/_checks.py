@@ -9,7 +9,7 @@ import difflib
 import math
 import reprlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
@@ -27,7 +27,7 @@ LARGEST = 1 << 28
 def check_int(block: str, name: str, value: Any, *, least: int = 1) -> int:
     """Return ``value`` as an int if it is an integer, of Python or NumPy, from ``least`` to ``LARGEST``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        kind = "a positive integer" if least == 1 else "an integer"
+        kind = "an integer" if least < 1 else "a positive integer"
         raise TypeError(f"{block}: {name} must be {kind}, got {shown(value)} ({type(value).__name__}).")
     number = int(value)
     if not least <= number <= LARGEST:
@@ -48,6 +48,13 @@ def check_number(block: str, name: str, value: Any, *, least: float = -math.inf,
     return float(number)
 
 
+def check_flag(block: str, name: str, value: Any) -> bool:
+    """Return ``value`` as a bool if it is one, of Python or NumPy."""
+    if type(value).__name__ not in ("bool", "bool_"):  # the names of NumPy's, 2 and 1
+        raise TypeError(f"{block}: {name} must be True or False, got {shown(value)} ({type(value).__name__}).")
+    return bool(value)
+
+
 def shown(value: Any) -> str:
     """A value as a message shows it, without the thousands of digits that an integer may have."""
     if isinstance(value, int) and value.bit_length() > 64:
@@ -65,15 +72,21 @@ def build_layer(
     block: str, name: str, layer: Callable[[], nn.Module], *, device: Device, dtype: torch.dtype | None
 ) -> nn.Module:
     """Build the layer for an argument such as ``act_layer``."""
+    wanted = "a class or another callable that builds a module, such as torch.nn.GELU without parentheses"
     if isinstance(layer, nn.Module) or not callable(layer):
-        wanted = "a class or another callable that builds a module, such as torch.nn.GELU without parentheses"
         raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}.")
-    return layer().to(device=device, dtype=dtype)
+    try:
+        built: Any = layer()
+    except TypeError as error:
+        raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}, which fails: {error}.") from error
+    check_module(block, f"what {name} builds", built)
+    return built.to(device=device, dtype=dtype)
 
 
 def check_choice(block: str, name: str, value: Any, choices: Sequence[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
-    if value not in choices or isinstance(value, bool):
+    # Arrays are compared value by value; they are not hashable.
+    if isinstance(value, bool) or not isinstance(value, Hashable) or value not in choices:
         raise ValueError(f"{block}: {name} must be one of {', '.join(map(repr, choices))}; got {shown(value)}.")
 
 

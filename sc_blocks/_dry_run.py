@@ -15,9 +15,9 @@ from torch.nn.parameter import is_lazy
 from sc_blocks._checks import check_module
 
 
-def original_module(function: str, model: nn.Module) -> nn.Module:
-    """Return the network that ``torch.compile`` was given, or the model itself."""
-    check_module(function, "model", model)
+def original_module(function: str, name: str, model: nn.Module) -> nn.Module:
+    """Return the network that ``torch.compile`` was given, or the model itself, for the argument of this name."""
+    check_module(function, name, model)
     # The name stands in the keys of every state dict of a compiled network; torch has no other way to ask for it.
     return cast(nn.Module, getattr(model, "_orig_mod", model))
 
@@ -38,8 +38,10 @@ def uncompiled() -> AbstractContextManager[object]:
 def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run a network once in eval mode, without gradients, and leave it as it was, also after an error.
 
-    That is its modes, its buffers and the states of the random number generators. Hooks of the network run.
+    That is its modes, its buffers and the states of the random number generators. Tensors among ``args`` do not change
+    either. Hooks of the network run.
     """
+    given = [arg.detach().clone().requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg for arg in args]
     # Set directly: train() and eval() may be overridden, such as by layers that merge their weights for inference.
     modes = {module: module.training for module in network.modules()}
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers() if not is_lazy(buffer)}
@@ -49,7 +51,7 @@ def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         for module in modes:
             module.training = False
         with uncompiled(), torch.random.fork_rng(gpus), torch.no_grad():
-            return functional_call(network, buffers, tuple(args), dict(kwargs))
+            return functional_call(network, buffers, tuple(given), dict(kwargs))
     finally:
         for module, mode in modes.items():
             module.training = mode

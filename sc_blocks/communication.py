@@ -133,7 +133,7 @@ class LearnableCommunication(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = _checks.check_int("LearnableCommunication", "channels", channels)
-        self.per_channel = per_channel
+        self.per_channel = _checks.check_flag("LearnableCommunication", "per_channel", per_channel)
         self.init = _checks.check_number("LearnableCommunication", "init", init, hint=_HINT)
         self.weight = nn.Parameter(torch.empty(self.channels if per_channel else 1, 1, 1, device=device, dtype=dtype))
         if abs(self.init) > torch.finfo(self.weight.dtype).max:
@@ -283,6 +283,7 @@ class AdaptedCommunication(nn.Module):
         self.channels = _checks.check_int("AdaptedCommunication", "channels", channels)
         _checks.check_choice("AdaptedCommunication", "resample", resample, (*get_args(Resample), None))
         self.resample: Resample | None = resample
+        bias = _checks.check_flag("AdaptedCommunication", "bias", bias)
         self.project: nn.Module = nn.Identity()
         if self.previous_channels != self.channels:
             self.project = nn.Conv2d(self.previous_channels, self.channels, 1, bias=bias, device=device, dtype=dtype)
@@ -310,6 +311,9 @@ def build_communication(
 ) -> nn.Module:
     """Build the module for a ``communication`` argument.
 
+    As factories, :class:`~sc_blocks.NoCommunication` and :class:`~sc_blocks.LinearCommunication`, which know no width,
+    are called without.
+
     Args:
         communication: A module, factory, number or ``None``, as in :class:`~sc_blocks.DRACB`.
         channels: Width of the maps, which a factory gets.
@@ -325,8 +329,10 @@ def build_communication(
         >>> build_communication(0.2, 15), build_communication(LearnableCommunication, 15)
         (LinearCommunication(0.2), LearnableCommunication(15, per_channel=False, init=0.2))
     """
-    if communication is None:
+    if communication is None or communication is NoCommunication:
         return NoCommunication()
+    if communication is LinearCommunication:
+        return LinearCommunication()  # called with the width, it would take that for its weight
     if isinstance(communication, nn.Module):
         return communication.to(device=device, dtype=dtype)
     if isinstance(communication, Real) and not isinstance(communication, bool):

@@ -92,6 +92,7 @@ class DRACB(nn.Module):
         self.out_channels = _checks.check_int("DRACB", "out_channels", out_channels)
         _checks.check_choice("DRACB", "relay", relay, get_args(Relay))
         self.relay: Relay = relay
+        gate, bias = _checks.check_flag("DRACB", "gate", gate), _checks.check_flag("DRACB", "bias", bias)
 
         self.distill = nn.Conv2d(self.in_channels, self.out_channels, 1, bias=bias, device=device, dtype=dtype)
         self.communication = build_communication(communication, self.out_channels, device=device, dtype=dtype)
@@ -185,12 +186,12 @@ class DRACBChain(nn.Module):
         self.length = len(self.in_channels)
         _checks.check_choice("DRACBChain", "resample", resample, (*get_args(Resample), None))
         self.resample: Resample | None = resample
-        self.takes_map = takes_map
-        self.returns_map = returns_map
+        self.takes_map = _checks.check_flag("DRACBChain", "takes_map", takes_map)
+        self.returns_map = _checks.check_flag("DRACBChain", "returns_map", returns_map)
 
         options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
         link = partial(DRACB, gate=gate, relay=relay, gate_layer=gate_layer, **options)
-        links = [] if takes_map else [link(self.in_channels[0], self.out_channels[0], communication=None)]
+        links = [] if self.takes_map else [link(self.in_channels[0], self.out_channels[0], communication=None)]
         for stage in range(len(links), self.length):
             before, here = self.out_channels[max(stage - 1, 0)], self.out_channels[stage]
             channel = copy.deepcopy(communication) if isinstance(communication, nn.Module) else communication

@@ -72,8 +72,8 @@ class Complexity(Cost):
             check_int("Complexity.table", "depth", depth)
         lines = [["module", "parameters", "MACs", "FLOPs"]]
         for name, cost in self.modules.items():
-            shown = depth is None or name.count(".") < depth
-            if not name or (shown and (cost.parameters or cost.macs)):
+            within = depth is None or name.count(".") < depth
+            if not name or (within and (cost.parameters or cost.macs)):
                 lines.append([name or "total", f"{cost.parameters:,}", f"{cost.macs:,}", f"{cost.flops:,}"])
         widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
         inputs, outputs = (", ".join(map(str, sizes)) for sizes in (self.input_sizes, self.output_sizes))
@@ -100,6 +100,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
 
     Raises:
         TypeError: If ``model`` is not a module, or ``input_size`` is none of the above.
+        ValueError: If a side of a shape is negative.
 
     Example:
         >>> from sc_blocks import DRACB, DRACBChain, WSILBV
@@ -116,7 +117,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         >>> complexity(DRACBChain(60, 15, 4), [[(1, 60, 24, 24)] * 4]).macs
         2073600
     """
-    network = original_module("complexity", model)
+    network = original_module("complexity", "model", model)
     args, kwargs = _zeros(input_size, like=next(network.parameters(), torch.empty(0)))
     names = {module: name for name, module in cast(Iterator[tuple[str, nn.Module]], network.named_modules())}
     parameters = dict.fromkeys(names.values(), 0)

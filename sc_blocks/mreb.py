@@ -26,7 +26,7 @@ class MREB(nn.Module):
         y_l, F_l = \mathrm{DRACB}_l(x_l, F_{l-1})
 
     Args:
-        channels: Width of the input and of the output, at least 6.
+        channels: Width of the input and of the output, at least 6, or 4 if the SCACBs have one part.
         distilled_channels: Width of each stage's distilled features; ``None`` for the paper's ``channels // 4``.
         num_stages: Number :math:`n` of SCACBs; the chain has one DRACB more, for the input.
         communication: As in :class:`~sc_blocks.DRACBChain`.
@@ -91,10 +91,11 @@ class MREB(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = _checks.check_int("MREB", "channels", channels)
+        # What SCACB and WSILBV leave a channel of. They would tell of a reduction, of which an MREB takes none.
+        self.channels = _checks.check_int("MREB", "channels", channels, least=6 if parts == "both" else 4)
         self.num_stages = _checks.check_int("MREB", "num_stages", num_stages)
         if distilled_channels is None:
-            distilled_channels = _checks.reduced_width("MREB", self.channels, 4)
+            distilled_channels = self.channels // 4
         self.distilled_channels = _checks.check_int("MREB", "distilled_channels", distilled_channels)
         options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
 

@@ -74,6 +74,7 @@ class RBWA(nn.Module):
         self.out_channels = _checks.check_int("RBWA", "out_channels", out_channels)
         self._ratio = _whole_number_ratio(scale_factor)
         self.scale_factor = scale_factor if isinstance(scale_factor, (int, Fraction)) else float(scale_factor)
+        bias = _checks.check_flag("RBWA", "bias", bias)
         options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
 
         self.expand = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1, **options)

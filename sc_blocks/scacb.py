@@ -97,9 +97,10 @@ class SCACB(nn.Module):
         self.reduction = _checks.check_int("SCACB", "reduction", reduction)
         self.parts: Parts = parts
         self.exchange: Exchange | None = exchange if both else None
-        self.residual = residual
+        self.residual = _checks.check_flag("SCACB", "residual", residual)
 
         width = _checks.reduced_width("SCACB", self.channels, self.reduction, factor=1 if both else 2)
+        bias = _checks.check_flag("SCACB", "bias", bias)
         conv = partial(nn.Conv2d, bias=bias, device=device, dtype=dtype)
         act = partial(_checks.build_layer, "SCACB", "act_layer", act_layer, device=device, dtype=dtype)
 

@@ -200,7 +200,7 @@ def _predicate(where: Any) -> Callable[[str, nn.Module], bool]:
         return lambda name, module: isinstance(module, types)
     if isinstance(where, str):
         # The network itself has no name, so "*" means everything in it.
-        return lambda name, module: fnmatchcase(name, where) if name else where == ""
+        return lambda name, module: name == where or (name != "" and fnmatchcase(name, where))
     if is_predicate:
         return cast(Callable[[str, nn.Module], bool], where)
     wanted = "a type, a tuple of types, a name pattern or a predicate (name, module) -> bool"

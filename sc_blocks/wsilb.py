@@ -105,6 +105,7 @@ class WSILB(_ChannelAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         channels = _checks.check_int("WSILB", "channels", channels)
+        bias = _checks.check_flag("WSILB", "bias", bias)
         shared = nn.Conv2d(channels, channels, 1, bias=bias, device=device, dtype=dtype)
         gate = _checks.build_layer("WSILB", "gate_layer", gate_layer, device=device, dtype=dtype)
         super().__init__(channels, shared, gate, local, eps)
@@ -165,6 +166,7 @@ class WSILBV(_ChannelAttention):
         channels = _checks.check_int("WSILBV", "channels", channels)
         reduction = _checks.check_int("WSILBV", "reduction", reduction)
         width = _checks.reduced_width("WSILBV", channels, reduction)
+        bias = _checks.check_flag("WSILBV", "bias", bias)
         squeeze = nn.Conv2d(channels, width, 1, bias=bias, device=device, dtype=dtype)
         act = _checks.build_layer("WSILBV", "act_layer", act_layer, device=device, dtype=dtype)
         expand = nn.Conv2d(width, channels, 1, bias=bias, device=device, dtype=dtype)
@@ -191,7 +193,8 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
         factor: Size of the window divided by the size of the map; Chu et al. use 1.5.
 
     Raises:
-        ValueError: If ``factor`` is not positive, or the run of ``example`` calls no such block.
+        ValueError: If ``factor`` is not positive, the run of ``example`` calls no such block, or the network was folded
+            and an RBWA in it does not call its attention; nothing is changed then.
         TypeError: If an argument is of another type.
 
     Example:
@@ -203,7 +206,7 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
     factor = _checks.check_number("to_local", "factor", factor, hint="the usual is 1.5")
     if not 0 < factor <= 1e6:
         raise ValueError(f"to_local: factor must be positive and at most 1e6, got {factor:g}; the usual is 1.5.")
-    network = original_module("to_local", module)
+    network = original_module("to_local", "module", module)
     args = arguments("to_local", example)
     windows: dict[_ChannelAttention, Window] = {}
 
@@ -217,6 +220,11 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
             if isinstance(block, _ChannelAttention):
                 hooks.enter_context(block.register_forward_hook(record))
         dry_run(network, args, {})
+    from sc_blocks.deploy.rbwa import FoldedRBWA  # not above: the blocks load without it
+
+    if any(isinstance(part, FoldedRBWA) and part.attention not in windows for part in network.modules()):
+        came = f"{type(network).__name__} with an RBWA that does not call its attention"
+        raise ValueError(f"to_local: module must not be folded yet, got {came}; call to_local first, then fold.")
     if not windows:
         raise ValueError(f"to_local: {type(network).__name__} calls no WSILB or WSILBV on the example.")
     for block, window in windows.items():
@@ -227,12 +235,15 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
 def to_global(module: nn.Module) -> nn.Module:
     """Switch every :class:`WSILB` and :class:`WSILBV` back to whole-map statistics, in place, and return the network.
 
+    Raises:
+        TypeError: If ``module`` is not a module.
+
     Example:
         >>> from sc_blocks import WSILBV, to_global
         >>> to_global(WSILBV(60, local=(8, 8))).local is None
         True
     """
-    for block in original_module("to_global", module).modules():
+    for block in original_module("to_global", "module", module).modules():
         if isinstance(block, _ChannelAttention):
             block.local = None
     return module

@@ -32,6 +32,7 @@ from sc_blocks import (
     LearnableCommunication,
     LinearCommunication,
     NoCommunication,
+    to_global,
     to_local,
 )
 from sc_blocks.communication import build_communication
@@ -329,8 +330,8 @@ WRONG_ARGUMENTS = [
     (lambda: RBWA(0), ValueError, r"RBWA: in_channels must be at least 1"),
     (lambda: RBWA(8, 0), ValueError, r"RBWA: out_channels must be at least 1"),
     (lambda: RBWA(8, 3), ValueError, r"reduction=4 leaves no channel of channels=3"),
-    (lambda: MREB(0), ValueError, r"MREB: channels must be at least 1"),
-    (lambda: MREB(3), ValueError, r"MREB: reduction=4 leaves no channel of channels=3"),
+    (lambda: MREB(5), ValueError, r"MREB: channels must be at least 6, got 5"),
+    (lambda: MREB(3, parts="spatial"), ValueError, r"MREB: channels must be at least 4, got 3"),
     (lambda: MREB(12, num_stages=0), ValueError, r"MREB: num_stages must be at least 1, got 0"),
     (lambda: MREB(12, distilled_channels=0), ValueError, r"MREB: distilled_channels must be at least 1, got 0"),
     (lambda: LearnableCommunication(0), ValueError, r"LearnableCommunication: channels must be at least 1"),
@@ -341,11 +342,22 @@ WRONG_ARGUMENTS = [
     (lambda: SCACB(12, act_layer=nn.GELU()), TypeError, r"SCACB: act_layer must be a class .*without parentheses"),
     (lambda: WSILB(12, gate_layer=nn.Sigmoid()), TypeError, r"WSILB: gate_layer must be a class .* got Sigmoid\(\)"),
     (lambda: DRACB(12, 4, gate_layer="sigmoid"), TypeError, r"DRACB: gate_layer must be a class .* got 'sigmoid'"),
+    (
+        lambda: SCACB(12, act_layer=nn.BatchNorm2d),
+        TypeError,
+        r"SCACB: act_layer must be a class .*, got <class .*, which fails: .*num_features",
+    ),
+    (lambda: WSILB(12, gate_layer=lambda: None), TypeError, r"WSILB: what gate_layer builds must be .*, got NoneType"),
     (lambda: MREN(4, num_blocks="6"), TypeError, r"MREN: num_blocks must be a positive integer, got '6' \(str\)"),
     # choices
     (lambda: SCACB(12, parts="all"), ValueError, r"parts must be one of 'both', 'spatial', 'channel'; got 'all'"),
     (lambda: SCACB(12, exchange="both"), ValueError, r"exchange must be one of 'outputs', 'inputs', None; got 'both'"),
     (lambda: SCACB(12, exchange=False), ValueError, r"exchange must be one of .*; got False"),
+    (
+        lambda: SCACB(12, exchange=np.array(["inputs"])),
+        ValueError,
+        r"exchange must be one of .*; got array\(\['inputs'\]",
+    ),
     (lambda: DRACB(12, 4, relay="old"), ValueError, r"DRACB: relay must be one of 'raw', 'fused'; got 'old'"),
     (lambda: DRACBChain(12, 4, 2, resample="area"), ValueError, r"resample must be one of 'bilinear', 'nearest', None"),
     (
@@ -391,6 +403,8 @@ WRONG_ARGUMENTS = [
         ValueError,
         r"to_local: factor must be positive .*, got 0; the usual is 1.5",
     ),
+    (lambda: to_local(WSILB, torch.zeros(1)), TypeError, r"to_local: module must be a torch.nn.Module, got type"),
+    (lambda: to_global(len), TypeError, r"to_global: module must be a torch.nn.Module, got builtin_function"),
     (lambda: to_local(nn.Identity(), torch.zeros(1)), ValueError, r"Identity calls no WSILB or WSILBV on the example"),
     # communication
     (
@@ -556,6 +570,30 @@ def test_numbers_of_numpy_are_numbers(argument: str) -> None:
         assert not isinstance(value, np.generic)  # plain numbers in repr and pickle
 
 
+FLAGS: dict[str, Callable[[Any], object]] = {
+    "SCACB: residual": lambda flag: SCACB(12, residual=flag).residual,
+    "SCACB: bias": lambda flag: SCACB(12, bias=flag).fuse.bias is not None,
+    "DRACB: gate": lambda flag: DRACB(12, 4, gate=flag).gate is not None,
+    "DRACB: bias": lambda flag: DRACB(12, 4, bias=flag).distill.bias is not None,
+    "DRACBChain: takes_map": lambda flag: DRACBChain(12, 4, 2, takes_map=flag).takes_map,
+    "DRACBChain: returns_map": lambda flag: DRACBChain(12, 4, 2, returns_map=flag).returns_map,
+    "WSILB: bias": lambda flag: WSILB(12, bias=flag).shared.bias is not None,
+    "WSILBV: bias": lambda flag: WSILBV(12, bias=flag).shared.expand.bias is not None,
+    "RBWA: bias": lambda flag: RBWA(12, bias=flag).project.bias is not None,
+    "LearnableCommunication: per_channel": lambda flag: LearnableCommunication(4, per_channel=flag).per_channel,
+    "AdaptedCommunication: bias": lambda flag: AdaptedCommunication(3, 4, bias=flag).project.bias is not None,
+}
+
+
+@pytest.mark.parametrize("argument", FLAGS)
+def test_flags_are_true_or_false(argument: str) -> None:
+    for flag in (True, False, np.True_, np.False_):
+        assert FLAGS[argument](flag) is bool(flag)
+    for flag in ("no", 0.2, 1, None, nn.Tanh, torch.tensor(True), np.array([True])):
+        with pytest.raises(TypeError, match=f"^{argument} must be True or False, got"):
+            FLAGS[argument](flag)
+
+
 # DRACB and its chain in use
 
 
@@ -651,6 +689,18 @@ def test_links_share_nothing() -> None:
         pointers = [parameter.data_ptr() for parameter in chain.parameters()]
         assert len(set(pointers)) == len(pointers)
         assert channel not in channels
+
+
+@pytest.mark.parametrize(("channels", "parts"), [(6, "both"), (4, "spatial"), (4, "channel")])
+def test_the_narrowest_mreb(channels: int, parts: Any) -> None:
+    assert MREB(channels, parts=parts)(torch.rand(1, channels, 3, 4)).shape == (1, channels, 3, 4)
+
+
+def test_classes_of_channels_without_a_width() -> None:
+    assert DRACB(12, 4, communication=LinearCommunication).communication.weight == 0.2
+    chain = DRACBChain([12, 12], [4, 6], communication=LinearCommunication)
+    assert chain.links[1].communication.communication.weight == 0.2
+    assert isinstance(DRACB(12, 4, communication=NoCommunication).communication, NoCommunication)
 
 
 def test_module_given_to_dracb_is_used_as_it_is() -> None:

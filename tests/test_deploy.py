@@ -26,7 +26,7 @@ from examples.mren.fold import BicubicConv, fold_mren, pad_widths
 from examples.mren.model import MREN, load_mren
 from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILBV, GatedCommunication, LearnableCommunication, to_local
 from sc_blocks.deploy import fold, fold_report
-from sc_blocks.deploy.rbwa import NarrowConv
+from sc_blocks.deploy.rbwa import FoldedRBWA, NarrowConv
 from sc_blocks.introspect import capture_attention
 from sc_blocks.surgery import replace_modules
 
@@ -148,6 +148,17 @@ def test_windowed_statistics(name: str) -> None:
     module = to_local(build(name), sample(name, 1, 6, 6), factor=0.7) if name != "scacb" else build(name)
     x = sample(name, 2, 34, 9)
     in_range(in_small_strips(fold(module))(x), module(x), 1e-12)
+
+
+def test_windows_come_before_folding() -> None:
+    net, x = build("tail"), sample("tail", 1, 20, 6)
+    folded = in_small_strips(fold(net))
+    with pytest.raises(
+        ValueError, match=r"to_local: module must not be folded yet, .*; call to_local first, then fold"
+    ):
+        to_local(folded, x)
+    assert folded[0].attention.local is None
+    to_local(fold(net), x)  # so small a map that the folded block works as it was written
 
 
 def test_of_no_samples_and_on_no_device() -> None:
@@ -590,6 +601,62 @@ def test_an_example_is_run_and_compared() -> None:
     fold(Many(), example=(torch.rand(1, 24, 40, 6), torch.rand(1, 24, 80, 12)))
     with pytest.raises(ValueError, match="fold: the folded network is"):
         fold(Many().double(), example=(x, x.repeat(1, 1, 2, 2)), tolerance=1e-30)
+
+
+class Restless(nn.Module):
+    """Changes its input, counts its runs, and draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = WSILBV(24)
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return self.runs * self.block(x.sub_(0.5)) + torch.rand_like(x)
+
+
+def test_an_example_that_the_network_changes_is_compared_as_it_was() -> None:
+    net, x = Restless(), torch.rand(1, 24, 40, 6)
+    before, state = x.clone(), torch.get_rng_state()
+    folded = fold(net, example=x)
+    assert torch.equal(x, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert folded.runs == 0
+
+
+class Finally(nn.Module):
+    """A WSILBV and something behind it."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.block, self.function = WSILBV(24), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.block(x))
+
+
+def test_results_of_every_type_are_compared() -> None:
+    x = torch.rand(1, 24, 40, 6)
+    for function in (torch.fft.rfft2, lambda y: (255 * y).round().to(torch.uint8)):
+        fold(Finally(function), example=x)
+    with pytest.raises(ValueError, match="fold: the folded network is"):
+        fold(nn.Sequential(RBWA(24), Finally(torch.fft.rfft2)), example=x, tolerance=1e-30)
+    with pytest.raises(ValueError, match="fold: results for the example must be finite, got infinities or NaN"):
+        fold(Finally(torch.log), example=torch.zeros(1, 24, 40, 6))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize(
+    "change", [partial(prune.identity, name="weight"), nn.utils.weight_norm], ids=["pruned", "normed"]
+)
+def test_weights_that_hooks_compute_after_a_training_step(change: Callable[[nn.Module], object]) -> None:
+    net, x = network(), torch.randn(2, 24, 20, 6, dtype=torch.float64)
+    change(net[2].project)
+    net(x).sum().backward()  # leaves a weight that belongs to a graph
+    folded = in_small_strips(fold(net, example=x))
+    assert not isinstance(folded[2], FoldedRBWA)
+    in_range(folded(x), net(x).detach(), 1e-13)
 
 
 def test_wrong_inputs_are_named() -> None:

@@ -172,6 +172,13 @@ def test_names_and_patterns_select() -> None:
     assert sorted(attention) == sorted([*links, "body.1.attention.gate"])
 
 
+def test_a_name_that_reads_like_a_pattern_is_a_name() -> None:
+    block = nn.ModuleDict({"x[2]": WSILB(6), "x2": WSILB(6)})
+    with capture_attention(block, ["x[2].gate"]) as attention:
+        block["x[2]"](torch.rand(1, 6, 4, 5))
+    assert list(attention) == ["x[2].gate"]
+
+
 @pytest.mark.parametrize(
     ("names", "error", "words"),
     [

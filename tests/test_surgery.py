@@ -81,6 +81,10 @@ def test_what_is_selected(where: object, names: list[str]) -> None:
     assert [len(swap.names) for swap in report.swaps] == [1] * len(names)
 
 
+def test_a_name_that_reads_like_a_pattern_is_a_name() -> None:
+    assert replaced(replace_modules(nn.ModuleDict({"x[2]": nn.ReLU(), "y": nn.ReLU()}), "x[2]", gelu)) == ["x[2]"]
+
+
 def test_a_name_that_begins_like_another_is_not_inside_it() -> None:
     model = nn.Sequential(*(nn.ReLU() for _ in range(12)))
     report = replace_modules(model, lambda name, module: name in ("1", "10"), gelu)

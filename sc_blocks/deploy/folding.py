@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sc_blocks._checks import check_module, check_number
-from sc_blocks._dry_run import arguments, tensors_in
+from sc_blocks._dry_run import arguments, dry_run, tensors_in
 from sc_blocks.deploy.form import why_not, why_not_called_in_order
 from sc_blocks.deploy.rbwa import FACTORS, FoldedRBWA, FoldedSequential, NarrowConv, why_not_merged
 from sc_blocks.deploy.strips import MergedSCACB, StripSCACB, StripWSILBV
@@ -47,7 +47,8 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
 
     Args:
         module: A block, or any network with blocks in it. It is not changed, and stays trainable.
-        example: An input, or a sequence of arguments, on which the copy is compared before it is rewritten and after.
+        example: An input, or a sequence of arguments, on which the copy is compared before it is rewritten and after,
+            with the same random numbers.
         tolerance: By how much the results may differ, divided by the range of the first; more in half precision.
 
     Returns:
@@ -57,7 +58,8 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If the results for the ``example`` differ by more than the tolerance, or that is below 0.
+        ValueError: If the results for the ``example`` differ by more than the tolerance or are not finite, or that is
+            below 0.
 
     Example:
         >>> import torch
@@ -71,20 +73,19 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
     """
     check_module("fold", "module", module)
     tolerance = check_number("fold", "tolerance", tolerance, least=0, hint="the usual is 1e-4")
-    folded = copy.deepcopy(module).eval().requires_grad_(False)
+    folded = _copied(module).eval().requires_grad_(False)
     changes, _ = _plan(folded)
     args = None if example is None else arguments("fold", example)
-    with torch.no_grad():
-        expected = None if args is None else folded(*args)
-        for part, cls in changes.items():  # only its class: all that a module holds stays
-            part.__class__ = cls
-        if args is not None:
-            rewritten = [part for part in changes if isinstance(part, (FoldedRBWA, StripSCACB, StripWSILBV))]
-            for part in rewritten:  # as on a large map, however small the example is
-                part.strip_values = part.least_values = 1
-            _check_same(folded(*args), expected, tolerance)
-            for part in rewritten:
-                del part.strip_values, part.least_values
+    expected = None if args is None else dry_run(folded, args, {})
+    for part, cls in changes.items():  # only its class: all that a module holds stays
+        part.__class__ = cls
+    if args is not None:
+        rewritten = [part for part in changes if isinstance(part, (FoldedRBWA, StripSCACB, StripWSILBV))]
+        for part in rewritten:  # as on a large map, however small the example is
+            part.strip_values = part.least_values = 1
+        _check_same(dry_run(folded, args, {}), expected, tolerance)
+        for part in rewritten:
+            del part.strip_values, part.least_values
     return folded
 
 
@@ -153,6 +154,13 @@ def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldRep
     return changes, report
 
 
+def _copied(module: nn.Module) -> nn.Module:
+    # A weight that hooks compute, as those of pruning do, belongs to the graph of the last run, which is not copied.
+    held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    memo = {id(value): value.detach().clone() for value in held if not value.is_leaf}
+    return copy.deepcopy(module, cast("dict[int, Any]", memo))
+
+
 def _same_activations(block: SCACB) -> bool:
     spatial, channel = block.spatial, block.channel
     return spatial is not None and channel is not None and repr(spatial["act"]) == repr(channel["act"])
@@ -162,8 +170,12 @@ def _check_same(actual: Any, expected: Any, tolerance: float) -> None:
     for ours, theirs in zip(tensors_in(actual), tensors_in(expected), strict=True):
         if not theirs.numel():
             continue
-        if theirs.dtype is torch.bool:
-            ours, theirs = ours.int(), theirs.int()
+        if not theirs.isfinite().all():
+            came = "infinities or NaN from the network as it was"
+            raise ValueError(f"fold: results for the example must be finite, got {came}; pass another example.")
+        if theirs.is_complex():
+            ours, theirs = torch.view_as_real(ours), torch.view_as_real(theirs)
+        ours, theirs = (each.to("cpu", torch.float64) for each in (ours, theirs))  # nothing overflows
         span = (theirs.amax() - theirs.amin()).item()
         difference = (ours - theirs).abs().amax().item()
         if not difference <= tolerance * span:  # not "greater": NaN must not pass
