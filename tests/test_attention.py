@@ -41,7 +41,7 @@ def run(tmp_path: Path):
     def call(*arguments: object, **options: object) -> int:
         config = SMALL | options
         save_weights(net(**options), tmp_path / "small.safetensors", config)
-        weights = ["--weights", str(tmp_path / "small.safetensors"), "--scale", "2", "--device", "cpu"]
+        weights = ["--weights", str(tmp_path / "small.safetensors"), "--device", "cpu"]
         return command.main([*(str(argument) for argument in arguments), *weights])
 
     return call

@@ -92,7 +92,7 @@ def test_the_command_prints_a_table_and_writes_every_score(tmp_path: Path, weigh
     write_photos(tmp_path / "one", [(48, 51), (64, 48)])
     write_photos(tmp_path / "two", [(48, 48)])
     scores = tmp_path / "scores.csv"
-    arguments = ["--data", str(tmp_path / "one"), str(tmp_path / "two"), "--scale", "2", "--weights", str(weights)]
+    arguments = ["--data", str(tmp_path / "one"), str(tmp_path / "two"), "--weights", str(weights)]  # of ×2
     assert main([*arguments, "--csv", str(scores), "--local", "8", "--tile", "64", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["one", "two"]

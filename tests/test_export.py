@@ -273,7 +273,7 @@ def test_missing_packages_are_named(
     monkeypatch.setitem(__import__("sys").modules, package, None)
     target = tmp_path / f"x{SUFFIXES[format]}"
     size = ["--size", "8", "8"] if format == "litert" else []
-    command = ["--scale", "2", "--weights", str(weights), "--format", format, *size, "-o", str(target)]
+    command = ["--weights", str(weights), "--format", format, *size, "-o", str(target)]
     assert main(command) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert f'python -m pip install -e ".[examples,{extra}]"' in line

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from examples.mren.cli import (
 from examples.mren.data import imresize, mod_crop
 from examples.mren.files import atomic_write
 from examples.mren.imageread import read_picture
-from examples.mren.model import MREN, NETWORKS, Scale, find_weights, load_mren, pick_device
+from examples.mren.model import MREN, NETWORKS, find_weights, load_mren, pick_device
 from examples.mren.options import add_device_option, add_network_options
 from examples.mren.picture import bleed
 from sc_blocks import DRACB, NoCommunication
@@ -210,7 +209,7 @@ def run(args: argparse.Namespace) -> None:
     check_no_input([target], [] if source is None else [source])
     check_target(target, overwrite=args.overwrite)
     device = pick_device(args.device)
-    net = load_mren(cast(Scale, args.scale), args.variant, device=device, path=args.weights)
+    net = load_mren(args.scale, args.variant, device=device, path=args.weights)
     count = len(net.body)
     numbers = range(1, count + 1) if args.blocks is None else args.blocks
     if not all(1 <= number <= count for number in numbers):
@@ -218,10 +217,10 @@ def run(args: argparse.Namespace) -> None:
     blocks = [number - 1 for number in numbers]
     image = _read(source, args.max_side)
     full, ablated = (collect_attention(each, image.to(device), blocks) for each in (net, without_communication(net)))
-    weights = find_weights(cast(Scale, args.scale), args.variant, args.weights)
+    weights = find_weights(args.scale, args.variant, args.weights)
     label = NETWORKS[args.variant] if args.weights is None else weights.stem
     name = "chelsea, from scikit-image" if source is None else source.name
-    title = f"{label} ×{args.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
+    title = f"{label} ×{net.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
     channel = net.body[0].refine.links[1].communication  # the first link has none
     about = f"{type(channel).__name__}({channel.extra_repr()})"
     figure = draw(image, full, ablated, blocks, title=title, channel=about)

@@ -9,6 +9,7 @@ The low-resolution images are made by MATLAB's bicubic, or given with --lr.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from examples.mren.degradation import Degradation, degrade, make_generator
 from examples.mren.files import unique_names
 from examples.mren.imagepairs import dataset_name, match_lr
 from examples.mren.metrics import Score, score, to_uint8
-from examples.mren.model import STAGES, find_weights, load_mren, pick_device
+from examples.mren.model import MREN, STAGES, find_weights, load_mren, pick_device
 from examples.mren.options import add_device_option, add_local_option, add_network_options
 from examples.records import write_rows
 from sc_blocks import to_local
@@ -164,22 +165,24 @@ def run(args: argparse.Namespace) -> int:
     names = [dataset_name(folder) for folder in args.data]
     if len(set(names)) < len(names):
         raise ValueError(f"--data: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
-    methods = _methods(args, device)
+    net = load_mren(args.scale, args.variant, device=device, path=args.weights)
+    scale = net.scale
+    methods = _methods(args, net, device)
     found = {dataset_name(folder): list_images(folder) for folder in args.data}
     for name, images in found.items():
         if len(images) != IMAGES.get(name, len(images)):
             number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
             note(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.")
     files = [path for images in found.values() for path in images]
-    lr_files, problems = (None, 0) if args.lr is None else _partners(list(found.values()), args.lr, args.scale)
+    lr_files, problems = (None, 0) if args.lr is None else _partners(list(found.values()), args.lr, scale)
     to_score = files if lr_files is None else list(lr_files)
     degradation = Degradation(quality=args.jpeg, noise=args.noise) if args.jpeg or args.noise else None
     given = {"max_pixels": args.max_megapixels * 10**6, "lr_files": lr_files, "degradation": degradation}
     rows: list[Row] = []
     failed = 0
-    for path in tqdm(to_score, unit="image", desc=f"x{args.scale}", disable=None):
+    for path in tqdm(to_score, unit="image", desc=f"x{scale}", disable=None):
         try:
-            rows += list(evaluate([path], args.scale, methods, **given))
+            rows += list(evaluate([path], scale, methods, **given))
         # RuntimeError: no memory, or a fault of the device.
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failed += 1
@@ -210,14 +213,13 @@ def _partners(hr_files: Sequence[list[Path]], folders: Sequence[Path], scale: in
     return partners, count
 
 
-def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscale]:
+def _methods(args: argparse.Namespace, net: MREN, device: torch.device) -> dict[str, Upscale]:
     label = args.variant if args.weights is None else find_weights(args.scale, args.variant, args.weights).stem
-    nets = {label: load_mren(args.scale, args.variant, device=device, path=args.weights)}
+    nets = {label: net}
     if args.local is not None:
-        local = load_mren(args.scale, args.variant, device=device, path=args.weights)
-        to_local(local, torch.zeros(1, 3, args.local, args.local, device=device))
-        nets[f"{label}, local statistics"] = local
-    methods: dict[str, Upscale] = {"bicubic": lambda lr: imresize(lr, args.scale)}
+        patch = torch.zeros(1, 3, args.local, args.local, device=device)
+        nets[f"{label}, local statistics"] = to_local(copy.deepcopy(net), patch)
+    methods: dict[str, Upscale] = {"bicubic": lambda lr: imresize(lr, net.scale)}
 
     def add(name: str, upscale: Upscale) -> None:
         if name in methods:
@@ -226,15 +228,15 @@ def _methods(args: argparse.Namespace, device: torch.device) -> dict[str, Upscal
             )
         methods[name] = upscale
 
-    for name, net in nets.items():
-        add(name, network_upscaler(net, device))
+    for name, each in nets.items():
+        add(name, network_upscaler(each, device))
         for tile in dict.fromkeys(args.tile):
-            add(f"{name}, tiles of {tile}", network_upscaler(net, device, tile=tile, scale=args.scale))
+            add(f"{name}, tiles of {tile}", network_upscaler(each, device, tile=tile, scale=net.scale))
     if args.onnx:
         from examples.mren.onnxfile import onnx_upscaler  # here only: scoring weights needs no onnxruntime
 
         for name, file in unique_names(args.onnx, suffixes=True).items():
-            add(name, onnx_upscaler(file, args.scale))
+            add(name, onnx_upscaler(file, net.scale))
     return methods
 
 

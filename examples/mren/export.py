@@ -33,7 +33,7 @@ from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, en
 from examples.mren.engines.program import PortableMREN
 from examples.mren.files import atomic_write, followed
 from examples.mren.fold import fold_mren, pad_widths
-from examples.mren.model import MREN, Scale, find_weights, load_mren, read_weights, variant_of
+from examples.mren.model import MREN, find_weights, load_mren, read_weights, variant_of
 from examples.mren.options import add_network_options
 
 Precision = Literal["float32", "float16", "int8"]
@@ -253,10 +253,9 @@ def run(args: argparse.Namespace) -> None:
             _check_replaceable(output, FOLDERS[format])
         except FileExistsError as error:
             raise UsageError(str(error)) from error
-    scale = cast(Scale, args.scale)
-    source = find_weights(scale, args.variant, args.weights)
+    source = find_weights(args.scale, args.variant, args.weights)
     try:
-        net = load_mren(scale, args.variant, path=args.weights)
+        net = load_mren(args.scale, args.variant, path=args.weights)
         metadata = describe_export(source, args.precision, folded=args.fold)
     except (OSError, ValueError) as error:
         raise UsageError(describe(error)) from error
@@ -264,7 +263,7 @@ def run(args: argparse.Namespace) -> None:
     if calibrate is not None:
         from examples.mren.quantize import calibration_images
 
-        calibration = calibration_images(calibrate, scale)
+        calibration = calibration_images(calibrate, net.scale)
     deviation = export(
         net,
         output,

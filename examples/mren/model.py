@@ -246,7 +246,7 @@ def load_mren(
     """Load a trained network, ready to upscale.
 
     Args:
-        scale: 2, 3 or 4; ``None`` with a ``path`` for that of the file, or 4.
+        scale: 2, 3 or 4; ``None`` for that of the file that ``path`` leads to, or 4.
         variant: ``"mren"``, ``"mren_s"`` or ``"mren_l"``.
         device: Where the network goes.
         path: A weight file of your own, such as :mod:`examples.mren.train` writes, of any width; ``None`` for the
@@ -260,7 +260,7 @@ def load_mren(
         FileNotFoundError: If there are no such weights; the message lists those that are there.
         ValueError: If the file holds another scale, or is not one of ours.
     """
-    if scale not in STAGES and (scale is not None or path is None):
+    if scale is not None and scale not in STAGES:
         raise ValueError(f"load_mren: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
     if variant not in VARIANTS:
         raise ValueError(f"load_mren: variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")

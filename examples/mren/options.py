@@ -19,16 +19,11 @@ def scale_factor(text: str) -> int:
     return int(text)
 
 
-def add_network_options(parser: argparse.ArgumentParser, *, scale: int | None = 4) -> None:
-    """Which network is loaded: ``--scale``, ``--variant`` and ``--weights``.
-
-    Args:
-        parser: The parser that gets them.
-        scale: The default; ``None`` for that of the weights.
-    """
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Which network is loaded: ``--scale``, ``--variant`` and ``--weights``."""
     add = parser.add_argument
-    about = "what the network enlarges by (%(default)s)" if scale else "that of the weights, if left out; else 4"
-    add("--scale", type=scale_factor, choices=tuple(STAGES), default=scale, help=about)
+    about = "what the network enlarges by; if left out, as the weights do, or 4"
+    add("--scale", type=scale_factor, choices=tuple(STAGES), help=about)
     add("--variant", choices=tuple(VARIANTS), default="mren", help="which network (%(default)s)")
     add(
         "--weights",

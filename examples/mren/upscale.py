@@ -263,9 +263,8 @@ def run(args: argparse.Namespace) -> int:
             sample = file_target(args.output or SAMPLE, SAMPLE)
             check_target(sample, overwrite=args.overwrite)
         device = pick_device(args.device if args.engine == "torch" else "cpu")
-        scale = args.scale or (4 if args.weights is None else None)
-        weights = find_weights(scale, args.variant, args.weights)
-        net = load_mren(scale, args.variant, device=device, path=args.weights)
+        weights = find_weights(args.scale, args.variant, args.weights)
+        net = load_mren(args.scale, args.variant, device=device, path=args.weights)
     except (OSError, ValueError) as error:
         raise UsageError(describe(error)) from error
     if args.local is not None:
@@ -295,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="OUT",
         help="file for a single image, - for standard output, otherwise folder",
     )
-    add_network_options(parser, scale=None)
+    add_network_options(parser)
     add_device_option(parser)
     add(
         "--engine",
