@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import results
 from examples.markdown import signed, table
-from examples.mren.model import KINDS, MREN, VARIANTS, WEIGHTS, read_weights, variant_of
+from examples.mren.model import FREE, KINDS, MREN, VARIANTS, WEIGHTS, read_weights, variant_of
 from examples.mren.report import DATASETS, NETWORKS
 from examples.records import read_rows
 from sc_blocks.introspect import complexity
@@ -169,6 +169,7 @@ def section(weights: Weights, suite: results.Suite) -> str:
     parameters, macs = weights.cost
     path = Path(os.path.relpath(weights.file, DOCS)).as_posix()
     download = f"{{download}}`{weights.file.name} <{path}>`, {weights.file.stat().st_size / 1e6:.2f} MB"
+    terms = "allow commercial use, some with attribution" if weights.kind == FREE else "have terms of their own"
     facts = {
         "load": f"`{weights.call}`",
         "scale": f"×{weights.scale}",
@@ -176,7 +177,7 @@ def section(weights: Weights, suite: results.Suite) -> str:
         "multiply-accumulates": f"{macs:.1f} G",
         "time": _times(weights, suite),
         "trained on": re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", weights.images),
-        "terms": "[MIT; the images have terms of their own](licence.md#weights)",
+        "terms": f"[MIT; the images {terms}](licence.md#weights)",
         "SHA-256": f"`{weights.checksum}`",
     }
     head = ["file", download]

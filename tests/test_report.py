@@ -69,6 +69,20 @@ def test_a_narrow_network_gets_a_row_of_its_own(tmp_path: Path, monkeypatch: pyt
         assert "MREN-S ×4, as the paper" not in report.scores_table(measure)
 
 
+def test_weights_of_another_kind_have_a_row_where_they_were_scored(tmp_path: Path, monkeypatch) -> None:
+    lines = (WEIGHTS / "mren_s_x4.scores.csv").read_text().splitlines()
+    (tmp_path / "mren_s_x4.scores.csv").write_text("\n".join(lines))
+    worse = [line.replace(",mren_s,", ",mren_s_x4_free,") for line in lines if not line.startswith("Urban100")]
+    (tmp_path / "mren_s_x4_free.scores.csv").write_text("\n".join(worse))
+    monkeypatch.setattr(report, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(report, "shipped_scales", lambda: [4])
+    *_, ours, free = report.scores_table(report.MEASURES[0]).splitlines()
+    assert ours.startswith("| **MREN-S ×4, these weights** | ")
+    assert free.startswith("| **MREN-S ×4, from freely licensed images** | ")
+    assert free.split("|")[2:5] == ours.split("|")[2:5]
+    assert free.split("|")[5].strip() == ""
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_table_5_holds_our_scores_and_the_papers(scale: int) -> None:
     text = report.table5(scale)
