@@ -148,6 +148,23 @@ def test_what_the_readme_says_of_the_hosts_is_measured(name: str, lower: set[tup
     assert found == lower
 
 
+def test_what_the_page_on_passing_maps_says_of_training_is_measured() -> None:
+    runs = [run for run in read_runs(report.RESULTS / "parts.csv") if run.dataset == "Set5"]
+    default, nothing = (
+        statistics.fmean(run.psnr for run in runs if run.name == name) for name in ("default", "communication=0")
+    )
+    page = (report.DOCS.parent / "explanation" / "attention-passing.md").read_text()
+    assert f"scores {default:.2f} dB with W = 0.2 and {nothing:.2f} dB with W = 0." in " ".join(page.split())
+
+
+def test_weights_from_freely_licensed_images_score_as_much_lower_as_the_faq_says() -> None:
+    ours = report.scored(4)
+    losses = [ours["mren_s"][name][0] - ours["mren_s_x4_free"][name][0] for name in report.DATASETS]
+    said = f"{min(losses):.1f} to {max(losses):.1f} dB"
+    for page in (report.CARD, *(report.DOCS.parent / name for name in ("faq.md", "models.md"))):
+        assert said in page.read_text()
+
+
 def test_curves_show_the_log(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step,loss,psnr,lr,seconds\n10,0.1,25.0,1e-3,60\n20,0.1,26.0,1e-3,120\n")
     for over, label in (("step", "step"), ("minutes", "minutes of training")):
