@@ -20,6 +20,7 @@ from examples.drop_in import report as hosts
 from examples.drop_in.variants import build
 from examples.mren import report
 from examples.mren.model import MREN, VARIANTS, WEIGHTS, save_weights
+from sc_blocks.introspect import complexity
 
 SCALES = sorted(int(re.search(r"_x(\d)", file.name)[1]) for file in WEIGHTS.glob("mren_x*.scores.csv"))
 
@@ -148,13 +149,46 @@ def test_what_the_readme_says_of_the_hosts_is_measured(name: str, lower: set[tup
     assert found == lower
 
 
+def words_of(page: Path) -> str:
+    return " ".join(page.read_text().split())
+
+
+def test_what_the_readme_says_of_trunks_is_measured() -> None:
+    for file, sentence in (
+        ("trunk.csv", "scored [significantly lower](docs/results.md#trunks) than IMDN's blocks, by {} dB on Set5;"),
+        ("trunk_steps.csv", "at equal steps, by {} dB."),
+    ):
+        runs = [run for run in read_runs(report.RESULTS / file) if run.dataset == "Set5"]
+        (difference,) = compared(runs, ["default", "trunk=IMDB"]).differences
+        assert difference.significant
+        assert sentence.format(f"{difference.mean:.2f}") in words_of(report.README)
+
+
+def test_what_the_readme_says_of_the_narrow_network_is_counted_and_scored() -> None:
+    ours = report.scored(4)
+    for name in report.DATASETS:
+        assert round(ours["mren_s"][name][0], 2) >= round(ours["mren"][name][0], 2)
+    nets = [MREN(4, **VARIANTS[variant], device="meta") for variant in ("mren_s", "mren")]
+    narrow, wide = (complexity(net, (1, 3, 180, 320)).macs for net in nets)
+    share = f"{100 * narrow / wide:.0f} % of the MACs"
+    text = f"with {share}, its PSNR is equal to or higher than that of MREN on all four sets."
+    assert text in words_of(report.README)
+
+
 def test_what_the_page_on_passing_maps_says_of_training_is_measured() -> None:
     runs = [run for run in read_runs(report.RESULTS / "parts.csv") if run.dataset == "Set5"]
     default, nothing = (
         statistics.fmean(run.psnr for run in runs if run.name == name) for name in ("default", "communication=0")
     )
-    page = (report.DOCS.parent / "explanation" / "attention-passing.md").read_text()
-    assert f"scores {default:.2f} dB with W = 0.2 and {nothing:.2f} dB with W = 0." in " ".join(page.split())
+    page = words_of(report.DOCS.parent / "explanation" / "attention-passing.md")
+    assert f"scores {default:.2f} dB with W = 0.2 and {nothing:.2f} dB with W = 0." in page
+    runs = [run for run in read_runs(report.RESULTS / "ablation.csv") if run.dataset == "Set5"]
+    nothing, default, all_of_it, learned = (
+        statistics.fmean(run.psnr for run in runs if run.name == name)
+        for name in ("communication=0", "default", "communication=1", "communication=learnable")
+    )
+    assert f"get {nothing:.2f}, {default:.2f} and {all_of_it:.2f} dB on Set5" in page
+    assert f"A learned weight gives {learned:.2f} dB." in page
 
 
 def test_weights_from_freely_licensed_images_score_as_much_lower_as_the_faq_says() -> None:
