@@ -14,7 +14,7 @@ EMPTY = ("False", "[]", "{}", "inf")
 
 def tidy(app: Sphinx, doctree: nodes.document) -> None:
     for block in list(doctree.findall(nodes.literal_block)):
-        if WRAP in block["classes"] and not block.astext().startswith("usage:") and block.astext().startswith("    "):
+        if WRAP in block["classes"] and block.astext().startswith("    "):
             block.replace_self(list(paragraphs(block)))
     for option in doctree.findall(nodes.paragraph):
         if any("--" in name for name in option.get("ids", ())):
