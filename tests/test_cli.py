@@ -154,7 +154,8 @@ def run(args):
     with atomic_write(args.file) as scratch:
         scratch.write_text("half")
         print("writing", flush=True)
-        time.sleep(60)
+        for _ in range(600):  # not one sleep: a signal just before it would be noticed after it
+            time.sleep(0.1)
 
 parser = argparse.ArgumentParser()
 parser.add_argument("file", type=Path)
