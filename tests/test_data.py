@@ -118,10 +118,10 @@ def test_folders_without_images_say_where_and_what_was_looked_for(tmp_path) -> N
     with pytest.raises(FileNotFoundError, match=rf"notes\.txt; that is a file in {tmp_path}"):
         list_images(tmp_path / "notes.txt")
     write_photos(tmp_path / "set", [(8, 8)])
-    (tmp_path / "HR").mkdir()
+    (tmp_path / "HR").mkdir()  # empty: the folder to give is the other one
     with pytest.raises(ValueError, match="set: is given twice; give each folder once"):
         list_images(tmp_path / "set", tmp_path / "HR" / ".." / "set")
-    with pytest.raises(ValueError, match=rf"no images; .* such as {tmp_path / 'HR'}\."):
+    with pytest.raises(ValueError, match=rf"no images; .* such as {tmp_path / 'set'}\."):
         list_images(tmp_path)
 
 

@@ -116,8 +116,9 @@ def list_images(*folders: str | Path) -> list[Path]:
         found = [path for path in inside if is_image(path)]
         if not found:
             wanted = ", ".join(f"*{suffix}" for suffix in IMAGE_SUFFIXES)
-            nested = next((f"; give a folder in it, such as {path}" for path in inside if path.is_dir()), "")
-            raise ValueError(f"{folder}: no images; looked for {wanted}{nested}.")
+            nested = next((path for path in inside if any(map(is_image, path.glob("*")))), None)
+            remedy = "" if nested is None else f"; give a folder in it, such as {nested}"
+            raise ValueError(f"{folder}: no images; looked for {wanted}{remedy}.")
         files += found
     return files
 
