@@ -90,7 +90,7 @@ def test_a_time_limit_interrupts_what_catches_every_exception() -> None:
     start = time.monotonic()
     with pytest.raises(OutOfTime), time_limit(0.05):
         compile_forever()
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
     with time_limit(0.05):
         pass
     time.sleep(0.1)  # no alarm is left
@@ -107,10 +107,12 @@ def test_before_a_deadline_each_candidate_has_its_share() -> None:
     candidates = {name: Candidate({"name": name}, build(seconds), "b") for name, seconds in
                   {"too long": 9, "b": 0.01, "c": 0.01}.items()}  # fmt: skip
     start = time.monotonic()
-    settings = Settings(torch.device("cpu"), 1, repeats=2, deadline=start + 1, log=lambda line: None)
+    settings = Settings(torch.device("cpu"), 1, repeats=2, deadline=start + 4, log=lambda line: None)
     rows = measure(candidates, settings)
-    assert time.monotonic() - start < 1
-    assert re.fullmatch(r"not prepared within 0\.[45]\d* s", rows[0]["skipped"])
+    assert time.monotonic() - start < 4
+    share = re.fullmatch(r"not prepared within (\S+) s", rows[0]["skipped"])
+    assert share is not None
+    assert 1 < float(share[1]) <= 2  # half of what was left; a busy machine may have been late to begin
     assert [row["rounds"] for row in rows[1:]] == [[1.0, 1.0]] * 2
     assert rows[2]["ratio"] == {"to": "b", "median": 1, "q1": 1, "q3": 1}
     late = measure({"a": Candidate({"name": "a"}, build(0))}, Settings(torch.device("cpu"), 1, deadline=start))
