@@ -86,7 +86,7 @@ def comparisons(results: Results) -> Iterator[Comparison]:
             least = min(mine, key=lambda row: row["peak_bytes"])
             times = least["peak_bytes"] / reference["peak_bytes"]
             label = f"peak memory: {_label(least)} / {_label(reference)}"
-            yield label, suite.place_and_run, Summary(times, times, times)
+            yield label, suite.place, Summary(times, times, times)
     for suite in results.get("blocks", []):
         for mode, (mine, other) in product((FORWARD, BACKWARD), BLOCK_PAIRS):
             yield from _compare(suite, suite.row(mine, "eager", mode), suite.row(other, "eager", mode))
@@ -106,7 +106,7 @@ def comparisons(results: Results) -> Iterator[Comparison]:
 
 def _compare(suite: Suite, mine: Row | None, other: Row | None) -> Iterator[Comparison]:
     if mine and other and mine is not other and "rounds" in mine and "rounds" in other:
-        yield f"{_label(mine)} / {_label(other)}", suite.place_and_run, ratio(mine["rounds"], other["rounds"])
+        yield f"{_label(mine)} / {_label(other)}", suite.place, ratio(mine["rounds"], other["rounds"])
 
 
 def _to_reference(row: Row, suite: Suite) -> Iterator[Comparison]:
@@ -115,7 +115,7 @@ def _to_reference(row: Row, suite: Suite) -> Iterator[Comparison]:
     to = ", ".join(map(_code, times.pop("to").split(" | ")[:2]))
     if not times["q1"] == times["q3"] == 1 and row.get("code", "this code") == "this code":
         size = f" at {_size(row)}" if "size" in row else ""
-        yield f"{_label(row)}{size} / {to}", suite.place_and_run, Summary(**times)
+        yield f"{_label(row)}{size} / {to}", suite.place, Summary(**times)
 
 
 def is_worse(comparison: Comparison) -> bool:

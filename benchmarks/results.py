@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ class Suite:
     machine: dict[str, Any]
     settings: dict[str, Any]
     rows: list[Row]
-    run: str = ""
-    """The revision that was measured, where several runs of the suite are of one place."""
 
     def row(self, name: str, form: str, mode: str | None = None) -> Row | None:
         """The row of a candidate, unless it was skipped."""
@@ -48,18 +46,12 @@ class Suite:
         return self.machine["gpu"] or f"{threads} thread{'s' if threads > 1 else ''}, {self.machine['instructions']}"
 
     @property
-    def place_and_run(self) -> str:
-        """The place, and which of several runs there it is."""
-        return f"{self.place}, revision {self.run}" if self.run else self.place
-
-    @property
     def title(self) -> str:
         """Where it ran, in a line."""
         rounds = max((len(row["rounds"]) for row in self.rows if "rounds" in row), default=0)
         count = f", {rounds} round{'s' if rounds > 1 else ''}" if rounds else ""
         cpu = "" if self.machine["gpu"] else f" of {self.machine['cpu']}"
-        run = f", revision {self.run}" if self.run else ""
-        return f"**{self.place}**{cpu}, torch {self.machine['versions']['torch']}{count}{run}."
+        return f"**{self.place}**{cpu}, torch {self.machine['versions']['torch']}{count}."
 
 
 Results = dict[str, list[Suite]]
@@ -104,11 +96,4 @@ def load(folder: Path = FOLDER) -> Results:
             if suite["settings"]["quick"]:
                 raise ValueError(f"{file}: {name} was run with --quick, which measures nothing; run it without.")
             found.setdefault(name, []).append(Suite(**suite))
-    return {name: _told_apart(suites) for name, suites in found.items()}
-
-
-def _told_apart(suites: list[Suite]) -> list[Suite]:
-    places = [suite.place for suite in suites]
-    return [
-        replace(suite, run=suite.machine["revision"]) if places.count(suite.place) > 1 else suite for suite in suites
-    ]
+    return found
