@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from examples.compare.cost import cost_of, count_parameters, nearest_width
@@ -22,7 +23,7 @@ from examples.mren.metrics import psnr_rgb
 from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer
 from examples.records import read_json
-from sc_blocks import DRACB, RBWA, SCACB, WSILB, WSILBV, DRACBChain
+from sc_blocks import DRACB, RBWA, SCACB, WSILB, WSILBV, DRACBChain, to_local
 from tests.images import photo, write_photos
 
 # Widths
@@ -122,6 +123,10 @@ def test_words_about_widths_that_do_not_come_close() -> None:
         plan_rows("rfdn", ["plain", "scacb"], scale=4, channels=20, match="parameters", tolerance=1)
     with pytest.raises(ValueError, match=r"--blocks: every row once"):
         plan_rows("rfdn", ["plain", "plain"], scale=4, channels=20, match="parameters", tolerance=1)
+    with pytest.raises(
+        ValueError, match=r"--blocks scacb\+local: local is for rows with WSILB or WSILB-V; leave it out"
+    ):
+        plan_rows("rfdn", ["plain", "scacb+local"], scale=4, channels=20, match="parameters", tolerance=99)
 
 
 # What is plain
@@ -237,6 +242,30 @@ def test_rows_are_trained_scored_and_tabulated(tmp_path: Path, capsys: pytest.Ca
     # Without the bicubic image it is another comparison.
     assert main([*arguments, "--no-skip"]) == 0
     assert read_runs(tmp_path / "out" / "edsr_sr_no_skip.csv")[0].psnr != found[0].psnr
+
+
+def test_a_row_is_scored_with_local_statistics_without_being_trained_again(tmp_path: Path) -> None:
+    arguments = command(tmp_path, "--blocks", "plain", "wsilbv", "wsilbv+local", "--seeds", "2")
+    assert main(arguments) == 0
+    found = [run for run in read_runs(tmp_path / "out" / "edsr_sr.csv") if run.name != "plain"]
+    folder = tmp_path / "out" / "edsr_sr"
+    assert sorted(path.name for path in folder.iterdir()) == ["plain", "wsilbv"]
+    (image,) = (tmp_path / "Test").iterdir()
+    for seed in range(2):
+        whole, windows = (run for run in found if run.seed == seed)
+        assert (whole.name, windows.name) == ("wsilbv", "wsilbv+local")
+        net = build("edsr", "wsilbv+local", 2, whole.channels)
+        net.load_state_dict(load_file(folder / "wsilbv" / f"seed_{seed}" / "weights.safetensors"))
+        for run in (whole, windows):
+            expected = SuperResolution(2).score(net.eval(), image, "cpu").psnr
+            assert run.psnr == pytest.approx(expected, abs=1e-4)
+            to_local(net, torch.zeros(1, 3, 8, 8))  # patches of 16 x 16 at a scale of 2
+        assert abs(whole.psnr - windows.psnr) > 2e-4
+    # A test set with other images is scored anew in both ways.
+    write_photos(tmp_path / "other" / "Test", [(40, 32)])
+    assert main([*arguments, "--test", str(tmp_path / "other" / "Test")]) == 0
+    again = [run for run in read_runs(tmp_path / "out" / "edsr_sr.csv") if run.name != "plain"]
+    assert not {run.psnr for run in again} & {run.psnr for run in found}
 
 
 def test_denoising_from_the_command_line(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer, check_settings
 from examples.mren.weightfile import write_tensors
 from examples.records import read_json, write_json
+from sc_blocks import to_local
 from sc_blocks.introspect import Complexity
 
 HELD_OUT = "held out"
@@ -44,7 +45,6 @@ class Row:
     """A network of a comparison."""
 
     name: str
-    """Also that of the folder of its runs."""
     make: Callable[[], nn.Module]
     """Returns it with fresh weights."""
     config: Mapping[str, Any] | None = None
@@ -56,6 +56,16 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
     """In what its training differs from that of the other rows: fields of a
     :class:`~examples.mren.recipes.Training`."""
+    trained_as: str = ""
+    """Name of the row whose trained networks are scored; empty for those of its own."""
+    local: bool = False
+    """Whether it is scored with statistics of windows, see :func:`~sc_blocks.to_local`, made from an input of the size
+    of the patches that it was trained on."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its runs."""
+        return self.trained_as or self.name
 
 
 @dataclass(frozen=True)
@@ -130,18 +140,19 @@ def compare(
     scale = setup.task.scale
     # Every row with one seed, then the next seed: what is done when time is up can be compared.
     runs = [
-        _Run(row, seed, setup.output / row.name / f"seed_{seed}", _settings(setup, row, rows[0], seed, files))
+        _Run(row, seed, setup.output / row.folder / f"seed_{seed}", _settings(setup, row, rows[0], seed, files))
         for seed in range(setup.seeds)
         for row in rows
     ]
     wanted = [run for run in runs if only is None or run.row.name in only]
-    unfinished = [run for run in wanted if not run.finished()]
+    folders = {run.folder: run for run in wanted}  # rows may share their runs
+    unfinished = [run for run in folders.values() if not run.finished()]
     costs = {row.name: cost_of(row.make, scale) for row in rows if only is None or row.name in only}
     for name, cost in costs.items():
         print(f"{name}: {cost.parameters:,} parameters, {cost.macs / 1e9:.2f} G MACs")
     length = setup.training.minutes
     each = f"{setup.training.plan(len(files), scale).steps} steps" if length is None else f"{length:g} minutes"
-    print(f"{len(unfinished)} of {len(wanted)} runs to train, {each} each", flush=True)
+    print(f"{len(unfinished)} of {len(folders)} runs to train, {each} each", flush=True)
     if dry_run:
         return []
     pairs = []
@@ -230,10 +241,10 @@ def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Pat
     """What decides the numbers of a run, as JSON holds it."""
     training = dataclasses.replace(setup.training, **row.options)
     settings = {
-        "row": row.name,
+        "row": row.folder,
         "channels": row.channels,
         "config": row.config,
-        "begins_as": first.name if row.begins_alike else row.name,
+        "begins_as": first.name if row.begins_alike else row.folder,
         "task": dataclasses.asdict(setup.task),
         "seed": seed,
         **training.settings(len(files), setup.task.scale),
@@ -271,18 +282,27 @@ def _checksum(files: Sequence[Path]) -> int:
 def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[str, int]) -> list[Run]:
     """What a trained network scores; kept in its record, so that adding a test set does not score the others again."""
     record = read_json(run.record)
-    known = record.get("images", {})  # not in records of earlier versions
-    missing = [name for name in sets if name not in record["scores"] or known.get(name, images[name]) != images[name]]
+    # The last two are not in records of earlier versions.
+    scores, local_scores, known = (record.setdefault(key, {}) for key in ("scores", "local_scores", "images"))
+    for name in sets:
+        if known.setdefault(name, images[name]) != images[name]:
+            known[name] = images[name]
+            scores.pop(name, None)
+            local_scores.pop(name, None)
+    own = local_scores if run.row.local else scores
+    missing = [name for name in sets if name not in own]
     if missing:
         net = run.row.make()
         net.load_state_dict(load_file(run.folder / "weights.safetensors"))
         net = net.to(setup.device).eval()
+        if run.row.local:
+            side = run.settings["patch_size"][0] // setup.task.scale
+            to_local(net, torch.zeros(1, 3, side, side, device=setup.device))
         for name in missing:
             files = tqdm(sets[name], desc=name, leave=False, disable=None)
-            scores = [setup.task.score(net, file, setup.device) for file in files]
-            means = {"psnr": fmean(score.psnr for score in scores), "ssim": fmean(score.ssim for score in scores)}
-            record["scores"][name] = {key: round(mean, 5) for key, mean in means.items() if not math.isnan(mean)}
-            record["images"] = known = known | {name: images[name]}
+            found = [setup.task.score(net, file, setup.device) for file in files]
+            means = {"psnr": fmean(score.psnr for score in found), "ssim": fmean(score.ssim for score in found)}
+            own[name] = {key: round(mean, 5) for key, mean in means.items() if not math.isnan(mean)}
         write_json(run.record, record)
     return [
         Run(
@@ -292,7 +312,7 @@ def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[st
             patch_size=run.settings["patch_size"][0],
             **{key: record[key] for key in ("parameters", "macs", "steps", "minutes")},
             dataset=name,
-            **record["scores"][name],
+            **own[name],
             channels=run.row.channels,
             matched=setup.matched,
             paired=1,

@@ -22,7 +22,7 @@ from examples.compare.options import add_options, setup_from
 from examples.compare.runner import compare
 from examples.compare.tables import Run, comparison_table
 from examples.compare.tasks import Denoising, SuperResolution
-from examples.drop_in.variants import HOSTS, MIN_CHANNELS, PLAIN, Match, plan_rows, title_of
+from examples.drop_in.variants import HOSTS, LOCAL, MIN_CHANNELS, PLAIN, Match, plan_rows, title_of
 from examples.mren.cli import positive_number, run_command, whole_number
 from examples.mren.files import write_text
 from examples.mren.model import STAGES
@@ -46,7 +46,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="ROW",
         required=True,
-        help=f"rows to compare, the reference first: {PLAIN}, or parts joined by +, of {parts}",
+        help=f"rows to compare, the reference first: {PLAIN}, or parts joined by +, of {parts}. A row that ends in "
+        f"+{LOCAL} has the trained networks of the row without it, scored with statistics of windows",
     )
     add("--task", choices=tuple(PATCH_SIZES), required=True, help="what is undone")
     add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="of --task sr")

@@ -26,6 +26,7 @@ Match = Literal["parameters", "macs", "channels"]
 Parts = Mapping[str, Mapping[str, Callable[..., nn.Module]]]
 
 PLAIN = "plain"
+LOCAL = "local"  # not a part, but how the trained network is scored
 MIN_CHANNELS = 6  # of SCACB
 
 
@@ -118,6 +119,7 @@ TITLES = {
     "rbwa": "narrow RBWA",
     "cca": "IMDN's attention",
     "sca": "NAFNet's attention",
+    LOCAL: "local statistics",
 }
 
 
@@ -158,7 +160,7 @@ def parts_of(host: str, row: str) -> dict[str, Callable[..., nn.Module]]:
     known = HOSTS[host].parts
     chosen: dict[str, str] = {}
     filled = dict(HOSTS[host].plain)
-    for name in [] if row == PLAIN else row.split("+"):
+    for name in [] if row == PLAIN else row.removesuffix(f"+{LOCAL}").split("+"):
         if name not in known:
             raise ValueError(
                 f"--blocks {row}: {host} has no part {name!r}; a row is {PLAIN!r} or parts joined by +, of "
@@ -218,7 +220,8 @@ def plan_rows(
         skip: Whether the network starts from the bicubic image.
 
     Raises:
-        ValueError: If a row is unknown or given twice, or no width comes close enough.
+        ValueError: If a row is unknown or given twice, has no statistics that could be local, or no width comes close
+            enough.
     """
     if len(set(blocks)) < len(blocks):
         raise ValueError(f"--blocks: every row once, got {' '.join(blocks)}.")
@@ -243,5 +246,9 @@ def plan_rows(
                 f"{name}: comes no closer to the {target:,} {match} of {blocks[0]} than {found:,} ({off:+.1f} %), at "
                 f"{width} channels; try --channels {reference + 1}, or --tolerance {math.ceil(abs(off))}."
             )
-        rows.append(Row(name, partial(make, width), channels=width))
+        trained_as = name.removesuffix(f"+{LOCAL}")
+        local = trained_as != name
+        if local and not any(isinstance(module, (WSILB, WSILBV)) for module in make(width).modules()):
+            raise ValueError(f"--blocks {name}: {LOCAL} is for rows with WSILB or WSILB-V; leave it out.")
+        rows.append(Row(name, partial(make, width), channels=width, trained_as=trained_as, local=local))
     return rows
