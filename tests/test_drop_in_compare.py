@@ -261,6 +261,9 @@ def test_a_row_is_scored_with_local_statistics_without_being_trained_again(tmp_p
             assert run.psnr == pytest.approx(expected, abs=1e-4)
             to_local(net, torch.zeros(1, 3, 8, 8))  # patches of 16 x 16 at a scale of 2
         assert abs(whole.psnr - windows.psnr) > 2e-4
+    tables = (tmp_path / "out" / "edsr_sr.md").read_text()
+    first, second = (tables.index(f"| {title} |") for title in ("WSILB-V", "WSILB-V, local statistics"))
+    assert tables.index("| plain |") < first < tables.rindex("| plain |", 0, second) < second
     # A test set with other images is scored anew in both ways.
     write_photos(tmp_path / "other" / "Test", [(40, 32)])
     assert main([*arguments, "--test", str(tmp_path / "other" / "Test")]) == 0

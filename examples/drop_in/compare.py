@@ -20,9 +20,10 @@ from typing import get_args
 
 from examples.compare.options import add_options, setup_from
 from examples.compare.runner import compare
-from examples.compare.tables import Run, comparison_table
+from examples.compare.tables import Run
 from examples.compare.tasks import Denoising, SuperResolution
-from examples.drop_in.variants import HOSTS, LOCAL, MIN_CHANNELS, PLAIN, Match, plan_rows, title_of
+from examples.drop_in.report import comparison_tables
+from examples.drop_in.variants import HOSTS, LOCAL, MIN_CHANNELS, PLAIN, Match, plan_rows
 from examples.mren.cli import positive_number, run_command, whole_number
 from examples.mren.files import write_text
 from examples.mren.model import STAGES
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> list[Run]:
     setup = setup_from(args, task, args.output / name, matched=args.match, targets=(scores, page))
     runs = compare(rows, setup, max_minutes=args.max_minutes, dry_run=args.dry_run)
     if runs:
-        text = comparison_table(runs, titles={run.name: title_of(run.name) for run in runs})
+        text = comparison_tables(runs)
         write_records(scores, runs, Run)
         write_text(page, text)
         print(f"\n{HOSTS[args.host].title}\n\n{text}")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from examples.compare.tables import MATCHED, Run, compared, comparison_table, printed, read_runs
-from examples.drop_in.variants import HOSTS, title_of
+from examples.drop_in.variants import HOSTS, is_local, title_of
 from examples.markdown import table
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
@@ -27,11 +27,25 @@ TASKS = {"sr": "×4", "tail": "×4", "denoise": "denoising"}
 def tables() -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
     found = {file.stem: read_runs(file) for file in sorted(RESULTS.glob("*.csv"))}
-    texts = {
-        f"hosts_{name}.md": comparison_table(runs, titles={run.name: title_of(run.name) for run in runs})
-        for name, runs in found.items()
-    }
+    texts = {f"hosts_{name}.md": comparison_tables(runs) for name, runs in found.items()}
     return texts | {"hosts.md": overview(found)}
+
+
+def comparison_tables(runs: Sequence[Run]) -> str:
+    """The table of a comparison; rows that are scored with local statistics stand in a second one."""
+    return "\n".join(
+        comparison_table(own, titles={run.name: title_of(run.name) for run in own}) for own in by_statistics(runs)
+    )
+
+
+def by_statistics(runs: Sequence[Run]) -> list[Sequence[Run]]:
+    """Runs that are compared with each other: those of the first row with all others that are scored in one way.
+
+    The seeds of a row may spread far more with statistics of the whole map than with local ones.
+    """
+    local = [run for run in runs if run.name == runs[0].name or is_local(run.name)]
+    whole = [run for run in runs if not is_local(run.name)]
+    return [own for own in (whole, local) if len({run.name for run in own}) > 1] or [runs]
 
 
 def overview(found: Mapping[str, Sequence[Run]]) -> str:
@@ -43,22 +57,22 @@ def overview(found: Mapping[str, Sequence[Run]]) -> str:
     lines = []
     for name, runs in found.items():
         host, _, task = name.partition("_")
-        own = [run for run in runs if run.dataset == "Set5"]
-        seeds = Counter(run.name for run in own)
-        same_steps = len({run.steps for run in own}) == 1
-        budget = f"{own[0].steps:,} steps" if same_steps else f"{own[0].minutes:.0f} minutes"
-        for row, difference in zip([*seeds][1:], compared(own, [*seeds]).differences, strict=True):
-            text = printed(difference)
-            lines.append(
-                [
-                    f"{HOSTS[host].title.partition(',')[0]}, {TASKS[task]}",
-                    title_of(row),
-                    text if difference.margin is None else f"{text} ± {difference.margin:.3f}",
-                    MATCHED[own[0].matched],
-                    budget,
-                    str(seeds[row]),
-                ]
-            )
+        for own in by_statistics([run for run in runs if run.dataset == "Set5"]):
+            seeds = Counter(run.name for run in own)
+            same_steps = len({run.steps for run in own}) == 1
+            budget = f"{own[0].steps:,} steps" if same_steps else f"{own[0].minutes:.0f} minutes"
+            for row, difference in zip([*seeds][1:], compared(own, [*seeds]).differences, strict=True):
+                text = printed(difference)
+                lines.append(
+                    [
+                        f"{HOSTS[host].title.partition(',')[0]}, {TASKS[task]}",
+                        title_of(row),
+                        text if difference.margin is None else f"{text} ± {difference.margin:.3f}",
+                        MATCHED[own[0].matched],
+                        budget,
+                        str(seeds[row]),
+                    ]
+                )
     head = ["network", "with", "Set5, dB", "equal", "budget", "seeds"]
     return table(head, lines, text=("network", "with", "equal"))
 

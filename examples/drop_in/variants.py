@@ -119,13 +119,18 @@ TITLES = {
     "rbwa": "narrow RBWA",
     "cca": "IMDN's attention",
     "sca": "NAFNet's attention",
-    LOCAL: "local statistics",
 }
+
+
+def is_local(row: str) -> bool:
+    """Whether a row is scored with local statistics."""
+    return row.endswith(f"+{LOCAL}")
 
 
 def title_of(row: str) -> str:
     """What a row is called in a table."""
-    return " + ".join(TITLES.get(part, part) for part in row.split("+"))
+    title = " + ".join(TITLES.get(part, part) for part in row.removesuffix(f"+{LOCAL}").split("+"))
+    return f"{title}, local statistics" if is_local(row) else title
 
 
 class BicubicSkip(nn.Module):
@@ -246,9 +251,9 @@ def plan_rows(
                 f"{name}: comes no closer to the {target:,} {match} of {blocks[0]} than {found:,} ({off:+.1f} %), at "
                 f"{width} channels; try --channels {reference + 1}, or --tolerance {math.ceil(abs(off))}."
             )
-        trained_as = name.removesuffix(f"+{LOCAL}")
-        local = trained_as != name
+        local = is_local(name)
         if local and not any(isinstance(module, (WSILB, WSILBV)) for module in make(width).modules()):
             raise ValueError(f"--blocks {name}: {LOCAL} is for rows with WSILB or WSILB-V; leave it out.")
+        trained_as = name.removesuffix(f"+{LOCAL}")
         rows.append(Row(name, partial(make, width), channels=width, trained_as=trained_as, local=local))
     return rows
