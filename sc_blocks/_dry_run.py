@@ -41,6 +41,8 @@ def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     That is its modes, its buffers and the states of the random number generators. Tensors among ``args`` do not change
     either. Hooks of the network run.
     """
+    if isinstance(network, nn.DataParallel):  # functional_call refuses the wrapper
+        network = cast(nn.Module, network.module)
     given = [arg.detach().clone().requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg for arg in args]
     # Set directly: train() and eval() may be overridden, such as by layers that merge their weights for inference.
     modes = {module: module.training for module in network.modules()}

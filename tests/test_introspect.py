@@ -529,6 +529,26 @@ def test_depthwise_points_count_as_the_convolutions_they_are() -> None:
     assert cost.modules["spatial.conv1"] == Cost(20, 10 * 6 * 8)
 
 
+@pytest.mark.parametrize("need_weights", [True, False], ids=["one-call", "fused"])
+def test_attention_counts_as_the_matrix_products_it_is(need_weights: bool) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.MultiheadAttention(16, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.heads(x, x, x, need_weights=need_weights)[0]
+
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    cost = complexity(Attention(), (1, 10, 16))
+    assert cost.macs == 4 * 10 * 16 * 16 + 2 * 10 * 10 * 16, "projections, and maps of 10 x 10"
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
+
+
+def test_recurrent_layers_count_on_the_meta_device() -> None:
+    assert complexity(nn.LSTM(4, 8, device="meta"), (3, 1, 4)).macs == 3 * 4 * 8 * (4 + 8)
+
+
 def test_what_is_shared_counts_once() -> None:
     block = WSILB(8)
     cost = complexity(nn.Sequential(block, nn.GELU(), block), (1, 8, 4, 4))
@@ -640,6 +660,22 @@ def test_compiled_networks_cost_the_same() -> None:
     compiled = torch.compile(model, backend="eager")
     compiled(x)
     assert complexity(compiled, x.shape) == expected
+
+
+def test_a_wrapper_for_several_devices_costs_nothing() -> None:
+    block = WSILBV(8)
+    wrapped = complexity(nn.DataParallel(block), (1, 8, 4, 4))
+    assert wrapped.modules["module"] == complexity(block, (1, 8, 4, 4)).modules[""]
+    assert (wrapped.macs, wrapped.parameters) == (wrapped.modules["module"].macs, wrapped.modules["module"].parameters)
+
+
+@pytest.mark.parametrize("place", ["", "0"])
+def test_torchscript_is_named(place: str) -> None:
+    script = torch.jit.trace(nn.Conv2d(8, 8, 1), torch.rand(1, 8, 4, 4))
+    model = nn.Sequential(script) if place else script
+    where = " in '0'" if place else ""
+    with pytest.raises(TypeError, match=f"^complexity: model must be .* got TorchScript{where}; pass the network that"):
+        complexity(model, (1, 8, 4, 4))
 
 
 def test_costs_are_plain_values() -> None:

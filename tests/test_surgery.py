@@ -368,6 +368,15 @@ def test_if_make_fails_nothing_has_happened() -> None:
         assert_same_state(model, before)
 
 
+def test_if_a_parent_keeps_its_module_nothing_has_happened() -> None:
+    script = torch.jit.trace(nn.Sequential(nn.ReLU()), torch.rand(1))
+    model = nn.Sequential(nn.Sequential(nn.ReLU()), script)
+    modules = list(model.modules())
+    with pytest.raises(RuntimeError, match="ScriptModule"):
+        replace_modules(model, "?.0", lambda old, name: nn.GELU())
+    assert list(model.modules()) == modules
+
+
 def nothing(name: str, module: nn.Module) -> bool:
     return False
 
