@@ -171,6 +171,8 @@ def test_the_scale_is_the_files_own_if_none_is_asked_for(tmp_path: Path) -> None
     assert load_mren(None).scale == 4
     with pytest.raises(ValueError, match="scale must be one of"):
         load_mren(5)
+    with pytest.raises(TypeError, match=r"load_mren: scale must be .* got 2\.0"):
+        load_mren(2.0)
 
 
 def test_too_little_memory_is_not_the_files_fault(state, tmp_path: Path, monkeypatch) -> None:

@@ -260,10 +260,10 @@ def load_mren(
         FileNotFoundError: If there are no such weights; the message lists those that are there.
         ValueError: If the file holds another scale, or is not one of ours.
     """
-    if scale is not None and scale not in STAGES:
-        raise ValueError(f"load_mren: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
-    if variant not in VARIANTS:
-        raise ValueError(f"load_mren: variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
+    if scale is not None:
+        _checks.check_choice("load_mren", "scale", scale, tuple(STAGES))
+        _checks.check_int("load_mren", "scale", scale)  # 2.0 is equal to 2, but not in the name of a file
+    _checks.check_choice("load_mren", "variant", variant, tuple(VARIANTS))
     file = find_weights(scale, variant, path)
     own = path is not None and str(path) not in KINDS
     if not file.exists():
