@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from numbers import Integral
+from threading import RLock
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,9 @@ from sc_blocks._checks import check_int, shown
 from sc_blocks._dry_run import dry_run, original_module, tensors_in
 
 __all__ = ["Complexity", "Cost", "InputSize", "capture_attention", "complexity"]
+
+# Hooks see what all threads run, and the switches of attention are those of the process.
+_counting_lock = RLock()
 
 #: What :func:`complexity` takes: a shape, or a sequence or mapping with a shape or several for each argument.
 InputSize = Sequence[int] | Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]]
@@ -148,7 +152,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         count_for_running_module()
         running.pop()
 
-    with ExitStack() as stack:
+    with _counting_lock, ExitStack() as stack:
         # As matrix products: torch knows no count of attention that a CPU computes at once.
         stack.enter_context(cast(AbstractContextManager[object], sdpa_kernel(SDPBackend.MATH)))  # torch is untyped
         stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())

@@ -224,7 +224,8 @@ def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[
     for name, _ in reused:
         _put(new, name, nn.Identity())
     try:
-        _place(new.train(training), *(placement or (None, None)))
+        new.train(training)  # not chained: one that is overridden, to freeze a part, may return None
+        _place(new, *(placement or (None, None)))
     finally:
         for name, module in reused:
             _put(new, name, module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -542,6 +543,20 @@ def test_attention_counts_as_the_matrix_products_it_is(need_weights: bool) -> No
     before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
     cost = complexity(Attention(), (1, 10, 16))
     assert cost.macs == 4 * 10 * 16 * 16 + 2 * 10 * 10 * 16, "projections, and maps of 10 x 10"
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
+
+
+def test_counts_in_several_threads_do_not_mix() -> None:
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.01)
+            return x
+
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), Slow(), nn.Conv2d(8, 4, 1))
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    with ThreadPoolExecutor(4) as pool:
+        costs = list(pool.map(lambda side: complexity(model, (1, 8, side, 1)), range(1, 9)))
+    assert [cost.macs for cost in costs] == [(64 + 32) * side for side in range(1, 9)]
     assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
 
 

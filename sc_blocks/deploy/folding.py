@@ -73,7 +73,9 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
     """
     check_module("fold", "module", module)
     tolerance = check_number("fold", "tolerance", tolerance, least=0, hint="the usual is 1e-4")
-    folded = _copied(module).eval().requires_grad_(False)
+    folded = _copied(module)
+    folded.eval()  # not chained: a train() that is overridden, to freeze a part, may return None
+    folded.requires_grad_(False)
     changes, _ = _plan(folded)
     args = None if example is None else arguments("fold", example)
     expected = None if args is None else dry_run(folded, args, {})
