@@ -82,7 +82,8 @@ def test_low_resolution_set5_equals_matlabs_in_every_value(scale: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "message"), [(1.5, "whole number"), (1 / 4, r"multiples of 4, got 10 x 13; mod_crop")]
+    ("scale", "message"),
+    [(1.5, "whole number"), (1 // 4, "whole number"), (1 / 4, r"multiples of 4, got 10 x 13; mod_crop")],
 )
 def test_imresize_refuses_what_has_no_whole_size(scale: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -7,6 +7,7 @@ with.
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,8 +51,9 @@ def imresize(image: Tensor, scale: float) -> Tensor:
         >>> imresize(torch.full((3, 8, 12), 7, dtype=torch.uint8), 1 / 4).shape
         torch.Size([3, 2, 3])
     """
-    factor = round(max(scale, 1 / scale))
-    if factor < 1 or abs(max(scale, 1 / scale) - factor) > 1e-9:
+    ratio = max(scale, 1 / scale) if 0 < scale < math.inf else 0
+    factor = round(ratio)
+    if factor < 1 or abs(ratio - factor) > 1e-9:
         raise ValueError(
             f"imresize: scale must be a whole number or the reciprocal of one, got {scale}; for example 1 / 4."
         )

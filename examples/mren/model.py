@@ -115,6 +115,7 @@ class MREN(nn.Module):
         super().__init__()
         _checks.check_choice("MREN", "scale", scale, tuple(STAGES))
         scale = _checks.check_int("MREN", "scale", scale)  # 2.0 is equal to 2, and no index
+        _checks.check_int("MREN", "channels", channels)
         _checks.check_int("MREN", "num_blocks", num_blocks)
         if isinstance(communication, str):
             _checks.check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
