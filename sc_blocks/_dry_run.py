@@ -18,8 +18,16 @@ from sc_blocks._checks import check_module
 def original_module(function: str, name: str, model: nn.Module) -> nn.Module:
     """Return the network that ``torch.compile`` was given, or the model itself, for the argument of this name."""
     check_module(function, name, model)
+    refuse_script(function, name, model)
     # The name stands in the keys of every state dict of a compiled network; torch has no other way to ask for it.
     return cast(nn.Module, getattr(model, "_orig_mod", model))
+
+
+def refuse_script(function: str, name: str, module: nn.Module) -> None:
+    """Raise if a module is TorchScript, which runs outside Python."""
+    if isinstance(module, torch.jit.ScriptModule):
+        wanted = "made of modules of Python, got TorchScript; pass the network that it was made from"
+        raise TypeError(f"{function}: {name} must be {wanted}.")
 
 
 def arguments(function: str, example: Any) -> Sequence[Any]:

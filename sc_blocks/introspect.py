@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sc_blocks._capture import capture_attention
 from sc_blocks._checks import check_int, shown
-from sc_blocks._dry_run import dry_run, original_module, tensors_in
+from sc_blocks._dry_run import dry_run, original_module, refuse_script, tensors_in
 
 __all__ = ["Complexity", "Cost", "InputSize", "capture_attention", "complexity"]
 
@@ -128,9 +128,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
     args, kwargs = _zeros(input_size, like=next(network.parameters(), torch.empty(0)))
     names = {module: name for name, module in cast(Iterator[tuple[str, nn.Module]], network.named_modules())}
     for module, name in names.items():
-        if isinstance(module, torch.jit.ScriptModule):
-            came = f"TorchScript{f' in {name!r}' if name else ''}; pass the network that it was made from"
-            raise TypeError(f"complexity: model must be made of modules of Python, got {came}.")
+        refuse_script("complexity", f"model.{name}", module)
     parameters = dict.fromkeys(names.values(), 0)
     macs = dict.fromkeys(names.values(), 0)
     running: list[str] = []

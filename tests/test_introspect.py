@@ -684,13 +684,20 @@ def test_a_wrapper_for_several_devices_costs_nothing() -> None:
     assert (wrapped.macs, wrapped.parameters) == (wrapped.modules["module"].macs, wrapped.modules["module"].parameters)
 
 
-@pytest.mark.parametrize("place", ["", "0"])
-def test_torchscript_is_named(place: str) -> None:
-    script = torch.jit.trace(nn.Conv2d(8, 8, 1), torch.rand(1, 8, 4, 4))
-    model = nn.Sequential(script) if place else script
-    where = " in '0'" if place else ""
-    with pytest.raises(TypeError, match=f"^complexity: model must be .* got TorchScript{where}; pass the network that"):
-        complexity(model, (1, 8, 4, 4))
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda net: capture_attention(net).__enter__(), "capture_attention: model"),
+        (lambda net: complexity(net, (1, 8, 4, 4)), "complexity: model"),
+        (lambda net: complexity(nn.Sequential(net), (1, 8, 4, 4)), r"complexity: model\.0"),
+        (lambda net: to_local(net, torch.rand(1, 8, 4, 4)), "to_local: module"),
+        (fold, "fold: module"),
+    ],
+)
+def test_torchscript_is_named(function, name: str) -> None:
+    script = torch.jit.trace(WSILBV(8), torch.rand(1, 8, 4, 4))
+    with pytest.raises(TypeError, match=f"^{name} must be made of modules of Python, got TorchScript; pass the"):
+        function(script)
 
 
 def test_costs_are_plain_values() -> None:
