@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import sys
 import threading
 import time
@@ -350,6 +351,18 @@ def test_tensors_are_not_copied() -> None:
         refined, handed_on = block(x)
     assert attention["map"].data_ptr() == handed_on.data_ptr()
     assert torch.equal(refined, handed_on)
+
+
+def test_copies_and_files_of_a_network_that_is_captured_are_free_of_it() -> None:
+    model, x, file = net(), image(), io.BytesIO()
+    with capture_attention(model) as attention:
+        during = copy.deepcopy(model)
+        torch.save(model, file)
+        during(x)
+        assert not attention
+    torch.save(during, io.BytesIO())
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), model(x))
 
 
 def test_follows_the_weights_of_a_loaded_or_copied_network() -> None:
