@@ -90,6 +90,13 @@ def test_imresize_refuses_what_has_no_whole_size(scale: float, message: str) -> 
         imresize(torch.zeros(3, 10, 13), scale)
 
 
+@pytest.mark.parametrize("function", [imresize, mod_crop])
+@pytest.mark.parametrize("shape", [(8, 12), (1, 3, 8, 12)])
+def test_a_batch_is_named(function, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"^{function.__name__}: image must have 3 dimensions .* got shape .*by one"):
+        function(torch.zeros(shape), 4)
+
+
 def test_mod_crop_keeps_the_top_left() -> None:
     image = photo(11, 14)
     assert torch.equal(mod_crop(image, 4), image[:, :8, :12])
