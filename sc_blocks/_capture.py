@@ -19,7 +19,7 @@ from sc_blocks.dracb import DRACB
 from sc_blocks.wsilb import WSILB, WSILBV
 
 
-class _Hook:
+class ThreadHook:
     """A hook for one thread. In a copy of its module, or in a file, it does nothing."""
 
     def __init__(self, call: Callable[..., None] | None = None) -> None:
@@ -29,8 +29,8 @@ class _Hook:
         if self.call is not None and get_ident() == self.thread:
             self.call(*args)
 
-    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return _Hook, ()
+    def __reduce__(self) -> tuple[type[ThreadHook], tuple[()]]:
+        return ThreadHook, ()
 
 
 @contextmanager
@@ -121,14 +121,14 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
 
     with ExitStack() as stack:
         stack.enter_context(uncompiled())
-        stack.enter_context(network.register_forward_pre_hook(_Hook(begin_run)))
+        stack.enter_context(network.register_forward_pre_hook(ThreadHook(begin_run)))
         for block, (name, parts) in blocks.items():
             if any(_join(name, part) in wanted for part in parts):
                 for module in parts.values():
-                    stack.enter_context(module.register_forward_hook(_Hook(record_part)))
-                stack.enter_context(block.register_forward_hook(_Hook(record_block)))
+                    stack.enter_context(module.register_forward_hook(ThreadHook(record_part)))
+                stack.enter_context(block.register_forward_hook(ThreadHook(record_block)))
         # Last, because the network may itself be a block. An error ends a run, too.
-        stack.enter_context(network.register_forward_hook(_Hook(end_run), always_call=True))
+        stack.enter_context(network.register_forward_hook(ThreadHook(end_run), always_call=True))
         yield captured
 
 

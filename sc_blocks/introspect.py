@@ -15,13 +15,13 @@ from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sc_blocks._capture import capture_attention
+from sc_blocks._capture import ThreadHook, capture_attention
 from sc_blocks._checks import check_int, shown
 from sc_blocks._dry_run import dry_run, original_module, refuse_script, tensors_in
 
 __all__ = ["Complexity", "Cost", "InputSize", "capture_attention", "complexity"]
 
-# Hooks see what all threads run, and the switches of attention are those of the process.
+# A run exchanges the buffers of the network and the switches of attention, which all threads see.
 _counting_lock = RLock()
 
 #: What :func:`complexity` takes: a shape, or a sequence or mapping with a shape or several for each argument.
@@ -156,8 +156,8 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
         mha.set_fastpath_enabled(False)
         for module in names:
-            stack.enter_context(module.register_forward_pre_hook(enter))
-            stack.enter_context(module.register_forward_hook(leave))
+            stack.enter_context(module.register_forward_pre_hook(ThreadHook(enter)))
+            stack.enter_context(module.register_forward_hook(ThreadHook(leave)))
         counter = stack.enter_context(FlopCounterMode(display=False))
         output = dry_run(network, args, kwargs)
 

@@ -573,6 +573,32 @@ def test_counts_in_several_threads_do_not_mix() -> None:
     assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
 
 
+def test_what_another_thread_runs_is_not_counted() -> None:
+    started, finish = threading.Event(), threading.Event()
+
+    class Waiting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            started.set()
+            finish.wait(60)
+            return x
+
+    class Host(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting, self.weight = Waiting(), nn.Parameter(torch.rand(8, 8, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(self.waiting, x)
+                started.wait(60)
+                out = nn.functional.conv2d(x, self.weight)
+                finish.set()
+            return out
+
+    cost = complexity(Host(), (1, 8, 4, 4))
+    assert (cost.macs, cost.modules["waiting"].macs) == (64 * 16, 0)
+
+
 def test_recurrent_layers_count_on_the_meta_device() -> None:
     assert complexity(nn.LSTM(4, 8, device="meta"), (3, 1, 4)).macs == 3 * 4 * 8 * (4 + 8)
 
