@@ -19,6 +19,20 @@ from sc_blocks.dracb import DRACB
 from sc_blocks.wsilb import WSILB, WSILBV
 
 
+class ThreadHook:
+    """A hook for one thread. In a copy of its module, or in a file, it does nothing."""
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self.call, self.thread = call, get_ident()
+
+    def __call__(self, *args: Any) -> None:
+        if self.call is not None and get_ident() == self.thread:
+            self.call(*args)
+
+    def __reduce__(self) -> tuple[type[ThreadHook], tuple[()]]:
+        return ThreadHook, ()
+
+
 @contextmanager
 def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> Generator[dict[str, Tensor], None, None]:
     """Collect the gates and attention maps of every block in a network while it runs.
@@ -72,14 +86,10 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
         wanted, came = "a DRACB, WSILB, WSILBV or GatedCommunication", f"{type(network).__name__} without"
         raise ValueError(f"capture_attention: model must contain {wanted}, got {came}; {remedy}.")
     wanted = set(available) if names is None else _select(names, available, network)
-    thread = get_ident()
     captured: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
     outputs: dict[nn.Module, Tensor] = {}  # of the parts of the block that is running
     running = False
-
-    def of_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
-        return lambda *args: hook(*args) if get_ident() == thread else None
 
     def begin_run(module: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal running
@@ -111,14 +121,14 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
 
     with ExitStack() as stack:
         stack.enter_context(uncompiled())
-        stack.enter_context(network.register_forward_pre_hook(of_this_thread(begin_run)))
+        stack.enter_context(network.register_forward_pre_hook(ThreadHook(begin_run)))
         for block, (name, parts) in blocks.items():
             if any(_join(name, part) in wanted for part in parts):
                 for module in parts.values():
-                    stack.enter_context(module.register_forward_hook(of_this_thread(record_part)))
-                stack.enter_context(block.register_forward_hook(of_this_thread(record_block)))
+                    stack.enter_context(module.register_forward_hook(ThreadHook(record_part)))
+                stack.enter_context(block.register_forward_hook(ThreadHook(record_block)))
         # Last, because the network may itself be a block. An error ends a run, too.
-        stack.enter_context(network.register_forward_hook(of_this_thread(end_run), always_call=True))
+        stack.enter_context(network.register_forward_hook(ThreadHook(end_run), always_call=True))
         yield captured
 
 

@@ -18,8 +18,16 @@ from sc_blocks._checks import check_module
 def original_module(function: str, name: str, model: nn.Module) -> nn.Module:
     """Return the network that ``torch.compile`` was given, or the model itself, for the argument of this name."""
     check_module(function, name, model)
+    refuse_script(function, name, model)
     # The name stands in the keys of every state dict of a compiled network; torch has no other way to ask for it.
     return cast(nn.Module, getattr(model, "_orig_mod", model))
+
+
+def refuse_script(function: str, name: str, module: nn.Module) -> None:
+    """Raise if a module is TorchScript, which runs outside Python."""
+    if isinstance(module, torch.jit.ScriptModule):
+        wanted = "made of modules of Python, got TorchScript; pass the network that it was made from"
+        raise TypeError(f"{function}: {name} must be {wanted}.")
 
 
 def arguments(function: str, example: Any) -> Sequence[Any]:
@@ -41,6 +49,8 @@ def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     That is its modes, its buffers and the states of the random number generators. Tensors among ``args`` do not change
     either. Hooks of the network run.
     """
+    if isinstance(network, nn.DataParallel):  # functional_call refuses the wrapper
+        network = cast(nn.Module, network.module)
     given = [arg.detach().clone().requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg for arg in args]
     # Set directly: train() and eval() may be overridden, such as by layers that merge their weights for inference.
     modes = {module: module.training for module in network.modules()}

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from numbers import Integral
+from threading import RLock
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.backends import mha
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sc_blocks._capture import capture_attention
+from sc_blocks._capture import ThreadHook, capture_attention
 from sc_blocks._checks import check_int, shown
-from sc_blocks._dry_run import dry_run, original_module, tensors_in
+from sc_blocks._dry_run import dry_run, original_module, refuse_script, tensors_in
 
 __all__ = ["Complexity", "Cost", "InputSize", "capture_attention", "complexity"]
+
+# A run exchanges the buffers of the network and the switches of attention, which all threads see.
+_counting_lock = RLock()
 
 #: What :func:`complexity` takes: a shape, or a sequence or mapping with a shape or several for each argument.
 InputSize = Sequence[int] | Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]]
@@ -91,7 +97,8 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
 
     Args:
         model: The network. It runs once on zeros, in eval mode, on the device of its parameters; modes, buffers and
-            random generators do not change. On the ``meta`` device that takes no time and memory.
+            random generators do not change. On the ``meta`` device that takes no time and memory, and recurrent layers
+            count, which elsewhere may count as none.
         input_size: What the network takes.
 
             - a shape, such as ``(1, 60, 180, 320)``, for a network of one input;
@@ -99,7 +106,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
             - a mapping of names to such entries, for arguments by keyword.
 
     Raises:
-        TypeError: If ``model`` is not a module, or ``input_size`` is none of the above.
+        TypeError: If ``model`` is not a module or holds TorchScript, or ``input_size`` is none of the above.
         ValueError: If a side of a shape is negative.
 
     Example:
@@ -120,6 +127,8 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
     network = original_module("complexity", "model", model)
     args, kwargs = _zeros(input_size, like=next(network.parameters(), torch.empty(0)))
     names = {module: name for name, module in cast(Iterator[tuple[str, nn.Module]], network.named_modules())}
+    for module, name in names.items():
+        refuse_script("complexity", f"model.{name}", module)
     parameters = dict.fromkeys(names.values(), 0)
     macs = dict.fromkeys(names.values(), 0)
     running: list[str] = []
@@ -141,10 +150,14 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         count_for_running_module()
         running.pop()
 
-    with ExitStack() as stack:
+    with _counting_lock, ExitStack() as stack:
+        # As matrix products: torch knows no count of attention that a CPU computes at once.
+        stack.enter_context(cast(AbstractContextManager[object], sdpa_kernel(SDPBackend.MATH)))  # torch is untyped
+        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
         for module in names:
-            stack.enter_context(module.register_forward_pre_hook(enter))
-            stack.enter_context(module.register_forward_hook(leave))
+            stack.enter_context(module.register_forward_pre_hook(ThreadHook(enter)))
+            stack.enter_context(module.register_forward_hook(ThreadHook(leave)))
         counter = stack.enter_context(FlopCounterMode(display=False))
         output = dry_run(network, args, kwargs)
 

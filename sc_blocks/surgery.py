@@ -120,7 +120,7 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
 
     Each new module takes the mode, train or eval, of the old one, and the device and floating-point type of most of the
     elements there or, if there are none, in the nearest enclosing module that has some. Modules of the network that
-    ``make`` reuses, such as the old one inside a wrapper, stay as they are. If ``make`` fails, the network is as it
+    ``make`` reuses, such as the old one inside a wrapper, stay as they are. If an error is raised, the network is as it
     was. New parameters are trainable, even in place of frozen ones; create optimizers afterwards.
 
     Where a selected module contains another selected one, only the outer is replaced. A module with several names is
@@ -167,9 +167,16 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
             raise ValueError(f"replace_modules: make must return another module for {name!r}, got {came}.")
         _move(new, _placement(model, name), old.training, own)
         swaps.append(Swap(names, old, new, _count(old), _count(new)))
-    for swap in swaps:
-        for name in swap.names:
-            _put(model, name, swap.new)
+    placed: list[tuple[str, nn.Module]] = []
+    try:
+        for swap in swaps:
+            for name in swap.names:
+                _put(model, name, swap.new)
+                placed.append((name, swap.old))
+    except BaseException:  # a parent that keeps its modules, such as one of TorchScript
+        for name, old in placed:
+            _put(model, name, old)
+        raise
     states = tuple((_placement(model, swap.names[0]), swap.new.training) for swap in swaps)
     return SwapReport(model, tuple(swaps), before, _count(model), states)
 
@@ -217,7 +224,8 @@ def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[
     for name, _ in reused:
         _put(new, name, nn.Identity())
     try:
-        _place(new.train(training), *(placement or (None, None)))
+        new.train(training)  # not chained: one that is overridden, to freeze a part, may return None
+        _place(new, *(placement or (None, None)))
     finally:
         for name, module in reused:
             _put(new, name, module)

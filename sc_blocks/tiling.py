@@ -135,7 +135,7 @@ def _run_tile(model: Network, x: Tensor, *, device: torch.device, scale: int, si
     """The model's result for one tile, which is padded to a size that the model takes, and the result cropped."""
     height, width = x.shape[2:]
     below, beside = (_round_up(side, size_multiple) - side for side in (height, width))
-    x = x.to(device)
+    x = x.to(device, copy=True)  # a network that works in place would change what the next tile shares
     if below or beside:
         x = F.pad(x, (0, beside, 0, below), mode="replicate")
     output: Any = model(x)

@@ -732,6 +732,12 @@ def test_words_of_the_network(call, words: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("channels", [60.0, "60", None])
+def test_the_width_of_the_network_is_an_integer(channels: object) -> None:
+    with pytest.raises(TypeError, match="MREN: channels must be a positive integer, got"):
+        MREN(2, channels=channels)
+
+
 def test_what_is_no_tensor_is_named() -> None:
     with pytest.raises(
         TypeError, match=r"SCACB: x must be a tensor, got tuple; DRACB returns \(refined, attention_map\)"

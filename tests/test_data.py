@@ -82,11 +82,19 @@ def test_low_resolution_set5_equals_matlabs_in_every_value(scale: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "message"), [(1.5, "whole number"), (1 / 4, r"multiples of 4, got 10 x 13; mod_crop")]
+    ("scale", "message"),
+    [(1.5, "whole number"), (1 // 4, "whole number"), (1 / 4, r"multiples of 4, got 10 x 13; mod_crop")],
 )
 def test_imresize_refuses_what_has_no_whole_size(scale: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         imresize(torch.zeros(3, 10, 13), scale)
+
+
+@pytest.mark.parametrize("function", [imresize, mod_crop])
+@pytest.mark.parametrize("shape", [(8, 12), (1, 3, 8, 12)])
+def test_a_batch_is_named(function, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"^{function.__name__}: image must have 3 dimensions .* got shape .*by one"):
+        function(torch.zeros(shape), 4)
 
 
 def test_mod_crop_keeps_the_top_left() -> None:

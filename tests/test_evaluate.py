@@ -279,7 +279,7 @@ def test_a_network_without_weights_says_which_there_are() -> None:
         FileNotFoundError, match=r"Shipped: .*mren_x2, mren_x3, mren_x4.*examples\.mren\.train.*--scale 3"
     ):
         load_mren(3, "mren_l")
-    with pytest.raises(ValueError, match=r"variant must be one of mren, .*; got 'mren_xl'"):
+    with pytest.raises(ValueError, match=r"variant must be one of 'mren', .*; got 'mren_xl'"):
         load_mren(3, "mren_xl")
 
 

@@ -169,19 +169,33 @@ def test_what_a_deep_tiff_says_besides_its_pixels(tmp_path: Path) -> None:
     assert picture.color.shape == (3, 1, 2)
 
 
-def test_a_deep_colour_that_stands_for_transparency(tmp_path: Path) -> None:
-    values = deep(3)
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+def png_of_rows(rows: list[bytes], width: int, bits: int, kind: int, transparent: bytes) -> bytes:
+    """A PNG of a depth, or with a colour that stands for transparency, as Pillow does not write it."""
     content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in {
-        b"IHDR": header,
-        b"tRNS": values[0, 0].astype(">u2").tobytes(),
-        b"IDAT": rows,
+    for name, data in {
+        b"IHDR": struct.pack(">IIBBBBB", width, len(rows), bits, kind, 0, 0, 0),
+        b"tRNS": transparent,
+        b"IDAT": zlib.compress(b"".join(b"\0" + row for row in rows)),
         b"IEND": b"",
     }.items():
-        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    (tmp_path / "in.png").write_bytes(content)
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return content
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_gray_of_few_bits_that_stands_for_transparency(bits: int, tmp_path: Path) -> None:
+    rows = [bytes([0b00011011] * bits), bytes([0b11100100] * bits)]
+    (tmp_path / "in.png").write_bytes(png_of_rows(rows, 8, bits, 0, struct.pack(">H", 1)))
+    picture = read_picture(tmp_path / "in.png")
+    assert picture.alpha is not None
+    assert torch.equal(picture.alpha == 0, (picture.color * (2**bits - 1)).round() == 1)
+    assert (picture.alpha == 0).any()
+
+
+def test_a_deep_colour_that_stands_for_transparency(tmp_path: Path) -> None:
+    values = deep(3)
+    rows = [row.astype(">u2").tobytes() for row in values]
+    (tmp_path / "in.png").write_bytes(png_of_rows(rows, WIDTH, 16, 2, rows[0][:6]))
     picture = read_picture(tmp_path / "in.png")
     assert picture.alpha is not None
     assert picture.alpha[0, 0, 0] == 0

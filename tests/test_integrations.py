@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import spandrel
 import timm
@@ -420,6 +421,17 @@ def test_the_hub_brings_back_what_was_saved(tmp_path: Path, x: Tensor, scale: in
 
     loaded.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == config
+
+
+def test_the_hub_keeps_numbers_of_numpy(tmp_path: Path) -> None:
+    given = {"channels": np.int64(12), "num_blocks": np.int32(1), "reconstruct_channels": (np.int64(8), np.int64(4))}
+    given |= {"communication": np.float32(0.5), "gate": np.bool_(False)}
+    HubMREN(np.int64(3), **given).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    expected = {"scale": 3, "channels": 12, "num_blocks": 1, "reconstruct_channels": [8, 4], "communication": 0.5}
+    assert config == config | expected | {"gate": False}
+    # Saying what is so does no harm, although JSON has no pairs.
+    assert HubMREN.from_pretrained(tmp_path, reconstruct_channels=(8, 4), num_blocks=np.int64(1)).scale == 3
 
 
 def test_the_hubs_network_takes_what_mren_takes() -> None:

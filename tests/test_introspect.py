@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -351,6 +353,18 @@ def test_tensors_are_not_copied() -> None:
     assert torch.equal(refined, handed_on)
 
 
+def test_copies_and_files_of_a_network_that_is_captured_are_free_of_it() -> None:
+    model, x, file = net(), image(), io.BytesIO()
+    with capture_attention(model) as attention:
+        during = copy.deepcopy(model)
+        torch.save(model, file)
+        during(x)
+        assert not attention
+    torch.save(during, io.BytesIO())
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), model(x))
+
+
 def test_follows_the_weights_of_a_loaded_or_copied_network() -> None:
     model, other, x = net(), MREN(2, channels=12, num_blocks=2), image()
     with capture_attention(model) as expected:
@@ -529,6 +543,66 @@ def test_depthwise_points_count_as_the_convolutions_they_are() -> None:
     assert cost.modules["spatial.conv1"] == Cost(20, 10 * 6 * 8)
 
 
+@pytest.mark.parametrize("need_weights", [True, False], ids=["one-call", "fused"])
+def test_attention_counts_as_the_matrix_products_it_is(need_weights: bool) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.MultiheadAttention(16, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.heads(x, x, x, need_weights=need_weights)[0]
+
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    cost = complexity(Attention(), (1, 10, 16))
+    assert cost.macs == 4 * 10 * 16 * 16 + 2 * 10 * 10 * 16, "projections, and maps of 10 x 10"
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
+
+
+def test_counts_in_several_threads_do_not_mix() -> None:
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.01)
+            return x
+
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), Slow(), nn.Conv2d(8, 4, 1))
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    with ThreadPoolExecutor(4) as pool:
+        costs = list(pool.map(lambda side: complexity(model, (1, 8, side, 1)), range(1, 9)))
+    assert [cost.macs for cost in costs] == [(64 + 32) * side for side in range(1, 9)]
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
+
+
+def test_what_another_thread_runs_is_not_counted() -> None:
+    started, finish = threading.Event(), threading.Event()
+
+    class Waiting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            started.set()
+            finish.wait(60)
+            return x
+
+    class Host(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting, self.weight = Waiting(), nn.Parameter(torch.rand(8, 8, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(self.waiting, x)
+                started.wait(60)
+                out = nn.functional.conv2d(x, self.weight)
+                finish.set()
+            return out
+
+    cost = complexity(Host(), (1, 8, 4, 4))
+    assert (cost.macs, cost.modules["waiting"].macs) == (64 * 16, 0)
+
+
+def test_recurrent_layers_count_on_the_meta_device() -> None:
+    assert complexity(nn.LSTM(4, 8, device="meta"), (3, 1, 4)).macs == 3 * 4 * 8 * (4 + 8)
+
+
 def test_what_is_shared_counts_once() -> None:
     block = WSILB(8)
     cost = complexity(nn.Sequential(block, nn.GELU(), block), (1, 8, 4, 4))
@@ -640,6 +714,29 @@ def test_compiled_networks_cost_the_same() -> None:
     compiled = torch.compile(model, backend="eager")
     compiled(x)
     assert complexity(compiled, x.shape) == expected
+
+
+def test_a_wrapper_for_several_devices_costs_nothing() -> None:
+    block = WSILBV(8)
+    wrapped = complexity(nn.DataParallel(block), (1, 8, 4, 4))
+    assert wrapped.modules["module"] == complexity(block, (1, 8, 4, 4)).modules[""]
+    assert (wrapped.macs, wrapped.parameters) == (wrapped.modules["module"].macs, wrapped.modules["module"].parameters)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda net: capture_attention(net).__enter__(), "capture_attention: model"),
+        (lambda net: complexity(net, (1, 8, 4, 4)), "complexity: model"),
+        (lambda net: complexity(nn.Sequential(net), (1, 8, 4, 4)), r"complexity: model\.0"),
+        (lambda net: to_local(net, torch.rand(1, 8, 4, 4)), "to_local: module"),
+        (fold, "fold: module"),
+    ],
+)
+def test_torchscript_is_named(function, name: str) -> None:
+    script = torch.jit.trace(WSILBV(8), torch.rand(1, 8, 4, 4))
+    with pytest.raises(TypeError, match=f"^{name} must be made of modules of Python, got TorchScript; pass the"):
+        function(script)
 
 
 def test_costs_are_plain_values() -> None:

@@ -17,6 +17,7 @@ from timm.layers import SEModule
 from torch import Tensor, nn
 
 from sc_blocks import SCACB, WSILBV
+from sc_blocks.deploy import fold
 from sc_blocks.surgery import SwapReport, replace_modules
 
 
@@ -368,6 +369,15 @@ def test_if_make_fails_nothing_has_happened() -> None:
         assert_same_state(model, before)
 
 
+def test_if_a_parent_keeps_its_module_nothing_has_happened() -> None:
+    script = torch.jit.trace(nn.Sequential(nn.ReLU()), torch.rand(1))
+    model = nn.Sequential(nn.Sequential(nn.ReLU()), script)
+    modules = list(model.modules())
+    with pytest.raises(RuntimeError, match="ScriptModule"):
+        replace_modules(model, "?.0", lambda old, name: nn.GELU())
+    assert list(model.modules()) == modules
+
+
 def nothing(name: str, module: nn.Module) -> bool:
     return False
 
@@ -635,6 +645,19 @@ def test_complex_tensors_of_a_new_module_stay_complex() -> None:
     assert net[1].turn.dtype == torch.complex64
     assert net[1].turn.imag.abs().max() > 0.5
     assert net[1].scale.dtype == torch.float64
+
+
+def test_a_mode_that_is_overridden_may_return_nothing() -> None:
+    class PartlyFrozen(nn.Sequential):
+        def train(self, mode: bool = True) -> None:
+            super().train(mode)
+            self[1].eval()
+
+    model = small()
+    replace_modules(model, "3", lambda old, name: PartlyFrozen(conv(), nn.BatchNorm2d(4)))
+    assert model[3].training
+    assert not model[3][1].training
+    assert not fold(PartlyFrozen(conv(), nn.BatchNorm2d(4))).training
 
 
 def test_a_wrapper_that_cannot_be_moved_gets_its_module_back() -> None:

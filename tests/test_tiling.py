@@ -309,6 +309,14 @@ def test_leaves_input_mode_and_gradients_alone() -> None:
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("tile", [16, 40])
+def test_networks_that_work_in_place_change_no_image(tile: int) -> None:
+    x = torch.rand(1, 1, 40, 40)
+    before = x.clone()
+    torch.testing.assert_close(tiled(lambda part: part.mul_(2), x, tile=tile, overlap=4), 2 * before)
+    assert torch.equal(x, before)
+
+
 def test_runs_under_another_default_device() -> None:
     # The meta device refuses what others compute in silence, or cannot, as MPS in float64.
     image = torch.rand(1, 3, 40, 50)

@@ -344,6 +344,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     rgb().save(tmp_path / "other" / "0.png")
+    (tmp_path / "lost.png").symlink_to("deleted.png")
     return tmp_path
 
 
@@ -363,6 +364,7 @@ def folder(tmp_path: Path) -> Path:
         (["", "-o", "new"], "a name is empty"),
         (["0.png"], "-o is needed"),
         (["gone.png", "-o", "new.png"], "gone.png: no such file or folder"),
+        (["lost.png", "-o", "new.png"], "lost.png: no such file or folder; it is a link to deleted.png, which is not"),
         (["empty", "-o", "new"], "empty: no images; looked for *.png, *.jpg"),
         (["0.png", "-o", "new.png", "--scale", "3"], "was saved with scale=2, asked for scale=3"),
     ],

@@ -7,6 +7,7 @@ with.
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,14 +45,17 @@ def imresize(image: Tensor, scale: float) -> Tensor:
         The resized image, in the type of ``image``.
 
     Raises:
-        ValueError: If the factor is not whole, or a side is not a multiple of it (see :func:`mod_crop`).
+        ValueError: If the image has other dimensions, the factor is not whole, or a side is not a multiple of it (see
+            :func:`mod_crop`).
 
     Example:
         >>> imresize(torch.full((3, 8, 12), 7, dtype=torch.uint8), 1 / 4).shape
         torch.Size([3, 2, 3])
     """
-    factor = round(max(scale, 1 / scale))
-    if factor < 1 or abs(max(scale, 1 / scale) - factor) > 1e-9:
+    _check_dimensions("imresize", image)
+    ratio = max(scale, 1 / scale) if 0 < scale < math.inf else 0
+    factor = round(ratio)
+    if factor < 1 or abs(ratio - factor) > 1e-9:
         raise ValueError(
             f"imresize: scale must be a whole number or the reciprocal of one, got {scale}; for example 1 / 4."
         )
@@ -88,12 +92,19 @@ def mod_crop(image: Tensor, factor: int) -> Tensor:
     """Cut height and width of a (C, H, W) image down to multiples of ``factor``, keeping the top left.
 
     Raises:
-        ValueError: If nothing would be left.
+        ValueError: If the image has other dimensions, or nothing would be left.
     """
+    _check_dimensions("mod_crop", image)
     height, width = image.shape[1:]
     if min(height, width) < factor:
         raise ValueError(f"images must be at least {factor} x {factor}, got {height} x {width}; take larger ones.")
     return image[:, : height - height % factor, : width - width % factor]
+
+
+def _check_dimensions(function: str, image: Tensor) -> None:
+    if image.ndim != 3:
+        wanted = f"3 dimensions (channels, height, width), got shape {tuple(image.shape)}"
+        raise ValueError(f"{function}: image must have {wanted}; pass the images of a batch one by one.")
 
 
 def list_images(*folders: str | Path) -> list[Path]:

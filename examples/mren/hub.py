@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from huggingface_hub import PyTorchModelHubMixin, constants
 
 from examples.mren.model import COMMUNICATIONS, MREN, Chain, Scale, save_weights
@@ -16,9 +17,15 @@ from sc_blocks.dracb import Relay
 from sc_blocks.scacb import Exchange, Parts
 
 
+def _as_json(value: Any) -> Any:
+    """An argument as a configuration file gives it back: NumPy's numbers as Python's, pairs as lists."""
+    return np.asarray(value).tolist()
+
+
 class HubMREN(
     MREN,
     PyTorchModelHubMixin,
+    coders=dict.fromkeys((np.generic, tuple, list), (_as_json, _as_json)),  # the mixin drops what JSON does not take
     library_name="sc_blocks",
     pipeline_tag="image-to-image",
     tags=["super-resolution"],
@@ -59,7 +66,7 @@ class HubMREN(
         relay: Relay = "raw",
     ) -> None:
         # The mixin would leave anything else out of the configuration and put the default there.
-        if communication is not None and not isinstance(communication, (int, float, str)):
+        if communication is not None and not isinstance(communication, (int, float, np.number, str)):
             raise TypeError(
                 f"HubMREN: communication must be a number, {', '.join(map(repr, COMMUNICATIONS))} or None, which a "
                 f"configuration file can hold, got {communication!r}; MREN takes modules and factories."
@@ -103,7 +110,7 @@ class HubMREN(
         except ValueError as error:
             raise ValueError(f"{model_id}: {constants.CONFIG_NAME}: {error}.") from error
         for name in accepted & given.keys() & config.keys():
-            if given[name] != config[name]:
+            if _as_json(given[name]) != config[name]:
                 raise ValueError(
                     f"{model_id}: was saved with {name}={config[name]!r}, asked for {name}={given[name]!r}."
                 )

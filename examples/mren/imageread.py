@@ -47,6 +47,9 @@ _REFUSED = {
     "F": "floating-point; save it with 8 bits, or with 16 as whole numbers",
 }
 
+# Steps of gray PNGs of 2 and 4 bits in 8: Pillow takes them for the pixels, but not for the gray that is transparent.
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}
+
 _stderr_lock = threading.Lock()  # images may be read in several threads
 
 
@@ -197,6 +200,9 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
         notes.append(f"of its {bits} bits per value 8 are taken")
     is_lossy = opened.format in _LOSSY or (opened.format == "WEBP" and b"VP8L" not in rewind(file).read(4096))
     chunks = read_color_chunks(rewind(file)) if opened.format == "PNG" else ()
+    step = _GRAY_STEPS.get(opened.tile[0][3]) if opened.format == "PNG" and opened.tile else None
+    if step and "transparency" in opened.info and opened.info["transparency"] * step <= 255:
+        opened.info["transparency"] *= step
     icc_profile = opened.info.get("icc_profile") or None
     if opened.mode in _REFUSED and not (opened.mode == "CMYK" and profile_space(icc_profile) == b"CMYK"):
         raise RefusedError(_REFUSED[opened.mode])

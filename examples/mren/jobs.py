@@ -132,7 +132,7 @@ def _find_sources(inputs: Sequence[str], output: Path, *, recursive: bool) -> It
                 raise UsageError(f"{item}: no images; looked for {wanted}{remedy}.")
             for file in images:
                 yield file, file.relative_to(path)
-        elif not os.path.lexists(path):
+        elif not os.path.exists(path):
             raise UsageError(f"{item}: no such file or folder; {missing_path_hint(path)}")
         else:
             try:

@@ -115,6 +115,7 @@ class MREN(nn.Module):
         super().__init__()
         _checks.check_choice("MREN", "scale", scale, tuple(STAGES))
         scale = _checks.check_int("MREN", "scale", scale)  # 2.0 is equal to 2, and no index
+        _checks.check_int("MREN", "channels", channels)
         _checks.check_int("MREN", "num_blocks", num_blocks)
         if isinstance(communication, str):
             _checks.check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
@@ -260,10 +261,10 @@ def load_mren(
         FileNotFoundError: If there are no such weights; the message lists those that are there.
         ValueError: If the file holds another scale, or is not one of ours.
     """
-    if scale is not None and scale not in STAGES:
-        raise ValueError(f"load_mren: scale must be one of {', '.join(map(str, STAGES))}; got {scale!r}.")
-    if variant not in VARIANTS:
-        raise ValueError(f"load_mren: variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
+    if scale is not None:
+        _checks.check_choice("load_mren", "scale", scale, tuple(STAGES))
+        _checks.check_int("load_mren", "scale", scale)  # 2.0 is equal to 2, but not in the name of a file
+    _checks.check_choice("load_mren", "variant", variant, tuple(VARIANTS))
     file = find_weights(scale, variant, path)
     own = path is not None and str(path) not in KINDS
     if not file.exists():

@@ -158,7 +158,7 @@ def _read_tensors(opened: Any, expected: Mapping[str, Tensor], file: Path, misma
     return state
 
 
-def save_weights(net: nn.Module, file: Path, config: dict[str, Any], *, degrade: str | None = None) -> None:
+def save_weights(net: nn.Module, file: str | Path, config: dict[str, Any], *, degrade: str | None = None) -> None:
     """Write weights and constructor arguments to a ``.safetensors`` file, whole or not at all.
 
     The network may be compiled or wrapped for several processes; its file is the same.
@@ -174,14 +174,14 @@ def save_weights(net: nn.Module, file: Path, config: dict[str, Any], *, degrade:
     write_tensors(file, state, {"format": "pt", KEY: json.dumps(config), **about})
 
 
-def write_tensors(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(file: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors by name to a ``.safetensors`` file, whole or not at all, with the permissions of any other file.
 
     Raises:
         OSError: If the file cannot be written.
     """
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with atomic_write(file) as scratch:
+    with atomic_write(Path(file)) as scratch:
         # Not save_file: it sets its own permissions, and its errors are not OSErrors.
         scratch.write_bytes(save(values, metadata=None if metadata is None else dict(metadata)))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sc_blocks._checks import check_module, check_number
-from sc_blocks._dry_run import arguments, dry_run, tensors_in
+from sc_blocks._dry_run import arguments, dry_run, refuse_script, tensors_in
 from sc_blocks.deploy.form import why_not, why_not_called_in_order
 from sc_blocks.deploy.rbwa import FACTORS, FoldedRBWA, FoldedSequential, NarrowConv, why_not_merged
 from sc_blocks.deploy.strips import MergedSCACB, StripSCACB, StripWSILBV
@@ -72,8 +72,11 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
         True
     """
     check_module("fold", "module", module)
+    refuse_script("fold", "module", module)
     tolerance = check_number("fold", "tolerance", tolerance, least=0, hint="the usual is 1e-4")
-    folded = _copied(module).eval().requires_grad_(False)
+    folded = _copied(module)
+    folded.eval()  # not chained: a train() that is overridden, to freeze a part, may return None
+    folded.requires_grad_(False)
     changes, _ = _plan(folded)
     args = None if example is None else arguments("fold", example)
     expected = None if args is None else dry_run(folded, args, {})
