@@ -31,8 +31,7 @@ DATASETS = ("Set5", "Set14", "B100", "Urban100")
 MEASURES = ("PSNR, dB", "SSIM")
 # The tables of ablations: the name of the page, the rows in it, and the file of their runs. Files differ in the budget.
 ABLATIONS = {
-    **{f"ablation_{name}.md": (name, "ablation.csv") for name in ("2", "communication")},
-    **{f"ablation_{name}.md": (name, "parts.csv") for name in ("3", "exchange", "4")},
+    **{f"ablation_{name}.md": (name, "parts.csv") for name in ("2", "3", "4", "exchange", "communication")},
     "ablation_beyond.md": ("beyond", "beyond.csv"),
     "ablation_recipe.md": ("recipe", "recipe.csv"),
     "ablation_init.md": ("init", "init.csv"),
