@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.fx
@@ -276,16 +276,36 @@ def _window_statistics(x: Tensor, window: Window, eps: float) -> tuple[Tensor, T
     # result does not depend on the shift, and so neither does the gradient.
     shift = exact.detach().mean((2, 3), keepdim=True)
     centred = exact - shift
-    mean = _pool(F.avg_pool2d, centred, window)
-    variance = (_pool(F.avg_pool2d, centred.square(), window) - mean.square()).clamp_min(0)
-    return (mean + shift + torch.sqrt(variance + eps)).to(x.dtype), _pool(F.max_pool2d, x, window)
+    count = min(window[0], x.shape[2]) * min(window[1], x.shape[3])
+    mean = _over_windows(torch.add, torch.sum, centred, window) / count
+    variance = (_over_windows(torch.add, torch.sum, centred.square(), window) / count - mean.square()).clamp_min(0)
+    peak = _over_windows(torch.maximum, torch.amax, x, window)
+    return (mean + shift + torch.sqrt(variance + eps)).to(x.dtype), peak
 
 
-def _pool(pool: Callable[..., Tensor], x: Tensor, window: Window) -> Tensor:
-    height, width = min(window[0], x.shape[2]), min(window[1], x.shape[3])
-    pooled = pool(pool(x, (height, 1), stride=1), (1, width), stride=1)  # separable: height + width steps a position
-    top, left = (height - 1) // 2, (width - 1) // 2
-    return F.pad(pooled, (left, width - 1 - left, top, height - 1 - top), mode="replicate")
+def _over_windows(combine: Callable[..., Tensor], whole: Callable[..., Tensor], x: Tensor, window: Window) -> Tensor:
+    """Sums or maxima of windows, by the operation that combines two values and the one that reduces a dimension."""
+    margins: list[int] = []  # as F.pad takes them: the last dimension first
+    for dim, side in ((2, window[0]), (3, window[1])):
+        side = min(side, x.shape[dim])
+        x = whole(x, dim, keepdim=True) if side == x.shape[dim] else _along(combine, x, side, dim)
+        margins = [(side - 1) // 2, side - 1 - (side - 1) // 2, *margins]
+    return F.pad(x, margins, mode="replicate")
+
+
+def _along(combine: Callable[..., Tensor], x: Tensor, side: int, dim: int) -> Tensor:
+    """The same along one dimension, from windows of 1, 2, 4, ... values: those that add up to ``side``."""
+    count = x.shape[dim] - side + 1
+    result, start, width = None, 0, 1
+    while start < side:
+        if side & width:
+            part = x.narrow(dim, start, count)
+            result = part if result is None else combine(result, part)
+            start += width
+        if start < side:
+            x = combine(x.narrow(dim, 0, x.shape[dim] - width), x.narrow(dim, width, x.shape[dim] - width))
+            width *= 2
+    return cast(Tensor, result)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
