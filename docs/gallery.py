@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import results
 from examples.compare import tables
-from examples.compare.tables import read_runs
+from examples.compare.tables import Run, read_runs
 from examples.drop_in.report import RESULTS as HOSTS
+from examples.drop_in.variants import LOCAL, PLAIN, is_local
 from examples.markdown import signed
 from examples.mren.ablate import TABLES
 from examples.mren.report import RESULTS as ABLATIONS
@@ -32,8 +33,17 @@ class Card:
     verdict: Callable[[], str] = lambda: UNCOMPARED
 
 
-def compared(file: Path, base: str, row: str, what: str, against: str, among: str | None = None) -> Callable[[], str]:
-    """A sentence on the difference of two rows on Set5, with its 95 % confidence interval.
+def compared(
+    file: Path,
+    base: str,
+    row: str,
+    what: str,
+    against: str,
+    *,
+    among: Callable[[str], bool] = lambda name: True,
+    datasets: Sequence[str] = ("Set5",),
+) -> Callable[[], str]:
+    """A sentence on the differences of two rows, with their 95 % confidence intervals.
 
     Args:
         file: The runs of a comparison.
@@ -41,25 +51,46 @@ def compared(file: Path, base: str, row: str, what: str, against: str, among: st
         row: The row of the block.
         what: The network, for the sentence.
         against: What ``base`` has in the place of the block.
-        among: The table of :data:`examples.mren.ablate.TABLES` whose rows tell what is chance; ``None`` for all rows.
+        among: Whether a row of this name is one of those that tell what is chance.
+        datasets: The test sets.
     """
 
-    def verdict() -> str:
-        runs = [run for run in read_runs(file) if run.dataset == "Set5"] if file.exists() else []
-        names = dict.fromkeys(run.name for run in runs)
-        if among is not None:
-            names = {variant.key: None for variant in TABLES[among].variants if variant.key in names}
+    def difference_on(dataset: str, runs: Sequence[Run]) -> str:
+        names = dict.fromkeys(run.name for run in runs if run.name in (base, row) or among(run.name))
         if not {base, row} <= names.keys():
             return UNCOMPARED
         order = [base, row, *(name for name in names if name not in (base, row))]
         difference, *_ = tables.compared(runs, order).differences
         if difference.margin is None:
-            return f"{what}: compared with one seed only."
+            return f"compared on {dataset} with one seed only"
         printed = f"{signed(difference.mean, 2)} ± {difference.margin:.2f}"
         outcome = "significant" if difference.significant else "not significant"
-        return f"{what}: {printed} dB on Set5 against {against}, {outcome}."
+        return f"{printed} dB on {dataset}, {outcome}"
+
+    def verdict() -> str:
+        runs = read_runs(file) if file.exists() else []
+        found = [difference_on(name, [run for run in runs if run.dataset == name]) for name in datasets]
+        return UNCOMPARED if UNCOMPARED in found else f"{what} against {against}: {'; '.join(found)}."
 
     return verdict
+
+
+def in_table_4(name: str) -> bool:
+    """Whether an ablation is a row of table 4."""
+    return name in {variant.key for variant in TABLES["4"].variants}
+
+
+def attention(row: str) -> Callable[[], str]:
+    """What a channel attention with local statistics brings to the U-Net."""
+    return compared(
+        HOSTS / "unet_denoise.csv",
+        PLAIN,
+        f"{row}+{LOCAL}",
+        "Denoising U-Net, with local statistics,",
+        "no attention",
+        among=is_local,
+        datasets=("Set5", "Set14"),
+    )
 
 
 CARDS = (
@@ -79,7 +110,14 @@ CARDS = (
         "Distils the features of a stage and gates them with their own attention map.",
         "C → C/4, and a map",
         "DRACB",
-        compared(ABLATIONS / "parts.csv", "gate=False", "default", "MREN-S ×4", "DRACBs without the gate", among="4"),
+        compared(
+            ABLATIONS / "parts.csv",
+            "gate=False",
+            "default",
+            "MREN-S ×4",
+            "DRACBs without the gate",
+            among=in_table_4,
+        ),
     ),
     Card(
         "DRACBChain",
@@ -89,7 +127,12 @@ CARDS = (
         "4 × C → 4 × C/4",
         "DRACBChain of 4",
         compared(
-            ABLATIONS / "parts.csv", "communication=0", "default", "MREN-S ×4", "DRACBs that pass no maps", among="4"
+            ABLATIONS / "parts.csv",
+            "communication=0",
+            "default",
+            "MREN-S ×4",
+            "DRACBs that pass no maps",
+            among=in_table_4,
         ),
     ),
     Card(
@@ -99,7 +142,7 @@ CARDS = (
         "Channel attention from the contrast and the peak of each channel.",
         "C → C",
         "WSILB",
-        compared(HOSTS / "unet_denoise.csv", "plain", "wsilb", "Denoising U-Net", "no attention"),
+        attention("wsilb"),
     ),
     Card(
         "WSILB-V",
@@ -108,7 +151,7 @@ CARDS = (
         "WSILB with a bottleneck: half the parameters.",
         "C → C",
         "WSILBV",
-        compared(HOSTS / "unet_denoise.csv", "plain", "wsilbv", "Denoising U-Net", "no attention"),
+        attention("wsilbv"),
     ),
     Card(
         "RBWA",

@@ -64,7 +64,8 @@ class WSILB(_ChannelAttention):
     Args:
         channels: Width of the input and of the output.
         local: Height and width, in pixels, of a window around each position over which the statistics are computed;
-            ``None`` for the whole map. A window as large as the map gives exactly the whole-map result.
+            ``None`` for the whole map. A window as large as the map gives exactly the whole-map result. For a network
+            that was trained on patches, :func:`~sc_blocks.to_local` sets it.
         eps: Added to the variance under the root. With 0 the gradient of a flat channel is NaN.
         gate_layer: Called without arguments to build :math:`\sigma`.
         bias: Whether the convolution has a bias.

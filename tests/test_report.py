@@ -138,7 +138,15 @@ def test_the_committed_comparisons_are_fair(file: Path) -> None:
     [
         ("rfdn_sr", {}),
         ("edsr_sr", {}),
-        ("unet_denoise", {("wsilb", "Set5"): "lower", ("wsilbv+chain", "Set5"): "lower"}),
+        (
+            "unet_denoise",
+            {
+                **dict.fromkeys([("wsilb", "Set5"), ("wsilb", "Set14"), ("wsilbv", "Set14")], "lower"),
+                **dict.fromkeys([("wsilbv+chain", "Set5"), ("wsilbv+chain", "Set14")], "lower"),
+                ("wsilbv+dracb", "Set5"): "lower",
+                **{(f"wsilb{more}+local", "Set14"): "higher" for more in ("", "v", "v+dracb", "v+chain")},
+            },
+        ),
     ],
 )
 def test_what_the_readme_says_of_the_hosts_is_measured(name: str, significant: dict[tuple[str, str], str]) -> None:
@@ -151,6 +159,36 @@ def test_what_the_readme_says_of_the_hosts_is_measured(name: str, significant: d
                 if difference.significant:
                     found[row, dataset] = "lower" if difference.mean < 0 else "higher"
     assert found == significant
+
+
+def test_what_pages_say_of_local_statistics_is_measured() -> None:
+    runs = read_runs(hosts.RESULTS / "unet_denoise.csv")
+    psnr = {(run.name, run.dataset, run.seed): run.psnr for run in runs}
+    means = {
+        (row, dataset): statistics.fmean(run.psnr for run in runs if (run.name, run.dataset) == (row, dataset))
+        for row, dataset, _ in psnr
+    }
+    higher = [means[f"{row}+local", "Set14"] - means["plain", "Set14"] for row in ("wsilb", "wsilbv")]
+    said = "{:.2f} and {:.2f} dB higher than".format(*higher)
+    unet, local = (words_of(report.DOCS.parent / page) for page in ("hosts/unet.md", "how-to/local-statistics.md"))
+    assert f"{said} no attention on Set14" in words_of(report.README)
+    assert f"{said} the plain network on Set14" in unet
+    attended = ["wsilb", "wsilbv", "wsilbv+dracb", "wsilbv+chain"]
+    lower = [means["plain", name] - means[row, name] for row in attended for name in ("Set5", "Set14")]
+    assert f"lower than the plain network, by {min(lower):.1f} to {max(lower):.1f} dB" in unet
+    assert f"they scored {min(lower[:4]):.1f} to {max(lower[:4]):.1f} dB lower" in words_of(report.README)
+    raised = [means[f"{row}+local", name] - means[row, name] for row in attended for name in ("Set5", "Set14")]
+    assert f"by {min(raised):.1f} to {max(raised):.1f} dB on average" in unet
+    assert all(psnr[f"{row}+local", name, seed] > value for (row, name, seed), value in psnr.items() if row in attended)
+    assert max(abs(means[f"{row}+local", "Set5"] - means["plain", "Set5"]) for row in attended[:2]) < 0.05
+    for row, words in (
+        ("wsilbv", "scores {:.2f} dB on Set5 and {:.2f} dB on Set14 with statistics of the whole map"),
+        ("wsilbv+local", "{:.2f} and {:.2f} dB with local ones"),
+        ("plain", "without attention, it scores {:.2f} and {:.2f} dB. All six seeds gain."),
+    ):
+        assert words.format(means[row, "Set5"], means[row, "Set14"]) in local
+    whole = [[psnr[row, "Set5", seed] for seed in range(6)] for row in attended]
+    assert f"differ by up to {max(max(each) - min(each) for each in whole):.1f} dB on Set5" in unet
 
 
 def words_of(page: Path) -> str:

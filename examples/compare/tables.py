@@ -156,9 +156,9 @@ def _scores(runs: Sequence[Run], dataset: str) -> Scores:
     return {run.seed: run.psnr for run in runs if run.dataset == dataset}
 
 
-def printed(difference: Difference) -> str:
+def printed(difference: Difference, decimals: int = 3) -> str:
     """A difference in dB, in bold if it is significant."""
-    text = signed(difference.mean, 3)
+    text = signed(difference.mean, decimals)
     return f"**{text}**" if difference.significant else text
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from examples.mren.files import write_text
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs" / "results"
+DATASETS = ("Set5", "Set14", "B100")
+STATISTICS = ("Scored with statistics of the whole map", "The same networks, scored with local statistics")
 TASKS = {"sr": "×4", "tail": "×4", "denoise": "denoising"}
 
 
@@ -33,9 +34,10 @@ def tables() -> dict[str, str]:
 
 def comparison_tables(runs: Sequence[Run]) -> str:
     """The table of a comparison; rows that are scored with local statistics stand in a second one."""
-    return "\n".join(
-        comparison_table(own, titles={run.name: title_of(run.name) for run in own}) for own in by_statistics(runs)
-    )
+    texts = [comparison_table(own, titles={run.name: title_of(run.name) for run in own}) for own in by_statistics(runs)]
+    if len(texts) == 1:
+        return texts[0]
+    return "\n".join(f"**{title}**\n\n{text}" for title, text in zip(STATISTICS, texts, strict=True))
 
 
 def by_statistics(runs: Sequence[Run]) -> list[Sequence[Run]]:
@@ -49,7 +51,7 @@ def by_statistics(runs: Sequence[Run]) -> list[Sequence[Run]]:
 
 
 def overview(found: Mapping[str, Sequence[Run]]) -> str:
-    """A line for each row of each comparison: how far it lies from the plain network on Set5, with its 95 % interval.
+    """A line for each row of each comparison: how far it lies from the plain network, with its 95 % intervals.
 
     Args:
         found: The runs of each comparison, under the name of its file.
@@ -57,24 +59,26 @@ def overview(found: Mapping[str, Sequence[Run]]) -> str:
     lines = []
     for name, runs in found.items():
         host, _, task = name.partition("_")
-        for own in by_statistics([run for run in runs if run.dataset == "Set5"]):
-            seeds = Counter(run.name for run in own)
+        for own in by_statistics(runs):
+            seeds = {run.name: len({each.seed for each in own if each.name == run.name}) for run in own}
             same_steps = len({run.steps for run in own}) == 1
             budget = f"{own[0].steps:,} steps" if same_steps else f"{own[0].minutes:.0f} minutes"
-            for row, difference in zip([*seeds][1:], compared(own, [*seeds]).differences, strict=True):
-                text = printed(difference)
-                lines.append(
-                    [
-                        f"{HOSTS[host].title.partition(',')[0]}, {TASKS[task]}",
-                        title_of(row),
-                        text if difference.margin is None else f"{text} ± {difference.margin:.3f}",
-                        MATCHED[own[0].matched],
-                        budget,
-                        str(seeds[row]),
-                    ]
-                )
-    head = ["network", "with", "Set5, dB", "equal", "budget", "seeds"]
+            columns = [_differences([run for run in own if run.dataset == name], [*seeds]) for name in DATASETS]
+            for row, *cells in zip([*seeds][1:], *columns, strict=True):
+                title = f"{HOSTS[host].title.partition(',')[0]}, {TASKS[task]}"
+                lines.append([title, title_of(row), *cells, MATCHED[own[0].matched], budget, str(seeds[row])])
+    head = ["network", "with", *(f"{name}, dB" for name in DATASETS), "equal", "budget", "seeds"]
     return table(head, lines, text=("network", "with", "equal"))
+
+
+def _differences(runs: Sequence[Run], rows: Sequence[str]) -> list[str]:
+    """The cells of one test set; empty where it was not scored."""
+    if not runs:
+        return [""] * (len(rows) - 1)
+    return [
+        printed(each, 2) if each.margin is None else f"{printed(each, 2)} ± {each.margin:.2f}"
+        for each in compared(runs, rows).differences
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
