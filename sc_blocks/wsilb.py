@@ -288,8 +288,11 @@ def _over_windows(combine: Callable[..., Tensor], whole: Callable[..., Tensor], 
     """Sums or maxima of windows, by the operation that combines two values and the one that reduces a dimension."""
     margins: list[int] = []  # as F.pad takes them: the last dimension first
     for dim, side in ((2, window[0]), (3, window[1])):
-        side = min(side, x.shape[dim])
-        x = whole(x, dim, keepdim=True) if side == x.shape[dim] else _along(combine, x, side, dim)
+        if side >= x.shape[dim]:
+            side = x.shape[dim]
+            x = whole(x, dim, keepdim=True)
+        else:
+            x = _along(combine, x, side, dim)
         margins = [(side - 1) // 2, side - 1 - (side - 1) // 2, *margins]
     return F.pad(x, margins, mode="replicate")
 

@@ -100,7 +100,7 @@ PLAIN = {
 OF_THE_TEST = {"Slice", "Tanh"}
 #: Where the graph must compute a size: resizing to a given size or by a broken factor, and windows cut at the map's.
 SIZED = ("adapted", "bilinear", "nearest", "x1.5", "mren-x3", "local")
-SIZE = {"Cast", "Clip", "Gather", "Min", "Pad", "Reshape", "Shape", "Squeeze", "Unsqueeze", "AveragePool", "MaxPool"}
+SIZE = {"Cast", "Clip", "Gather", "Max", "Min", "Pad", "Reshape", "Shape", "Squeeze", "Unsqueeze"}
 QUICK = {"scacb", "dracb-gated", "chain-linear", "wsilbv", "rbwa-x2"}
 
 
