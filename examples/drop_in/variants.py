@@ -122,14 +122,19 @@ TITLES = {
 }
 
 
+def without_local(row: str) -> str:
+    """The row whose trained networks a row is scored with."""
+    return row.removesuffix(f"+{LOCAL}")
+
+
 def is_local(row: str) -> bool:
     """Whether a row is scored with local statistics."""
-    return row.endswith(f"+{LOCAL}")
+    return row != without_local(row)
 
 
 def title_of(row: str) -> str:
     """What a row is called in a table."""
-    title = " + ".join(TITLES.get(part, part) for part in row.removesuffix(f"+{LOCAL}").split("+"))
+    title = " + ".join(TITLES.get(part, part) for part in without_local(row).split("+"))
     return f"{title}, local statistics" if is_local(row) else title
 
 
@@ -165,7 +170,7 @@ def parts_of(host: str, row: str) -> dict[str, Callable[..., nn.Module]]:
     known = HOSTS[host].parts
     chosen: dict[str, str] = {}
     filled = dict(HOSTS[host].plain)
-    for name in [] if row == PLAIN else row.removesuffix(f"+{LOCAL}").split("+"):
+    for name in [] if row == PLAIN else without_local(row).split("+"):
         if name not in known:
             raise ValueError(
                 f"--blocks {row}: {host} has no part {name!r}; a row is {PLAIN!r} or parts joined by +, of "
@@ -254,6 +259,5 @@ def plan_rows(
         local = is_local(name)
         if local and not any(isinstance(module, (WSILB, WSILBV)) for module in make(width).modules()):
             raise ValueError(f"--blocks {name}: {LOCAL} is for rows with WSILB or WSILB-V; leave it out.")
-        trained_as = name.removesuffix(f"+{LOCAL}")
-        rows.append(Row(name, partial(make, width), channels=width, trained_as=trained_as, local=local))
+        rows.append(Row(name, partial(make, width), channels=width, trained_as=without_local(name), local=local))
     return rows
