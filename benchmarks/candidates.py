@@ -20,7 +20,7 @@ from examples.mren.engines.program import PortableMREN
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.model import MREN, mren, mren_l, mren_s
 from examples.mren.recipes import blocks_of
-from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILB, WSILBV, DRACBChain
+from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILB, WSILBV, DRACBChain, to_local
 from sc_blocks.deploy import fold
 from sc_blocks.surgery import replace_modules
 
@@ -70,12 +70,14 @@ OURS = (
     "folded, onnx",
 )
 FOLDED = ("eager", "folded")
+# The same forms with local statistics.
+LOCAL = {"eager": "local", "folded": "local, folded"}
 COMMON = ("eager", "channels_last", "compiled", "channels_last, compiled", "channels_last, bf16", "onnx")
 
 SPAN = "spandrel.architectures.SPAN"
 SAFMN = "spandrel.architectures.SAFMN"
 NETS: dict[str, Net] = {
-    "MREN ×4": Net(mren, OURS, OURS),
+    "MREN ×4": Net(mren, (*OURS, *LOCAL.values()), OURS),
     "MREN-S ×4": Net(mren_s, ("eager", "folded", "folded, compiled", "folded, onnx"), FOLDED),
     "MREN-L ×4": Net(mren_l, FOLDED, FOLDED),
     "MREN ×2": Net(lambda: mren(2), FOLDED, FOLDED, scale=2),
@@ -268,6 +270,8 @@ STEPS: dict[str, Step] = {
     "channels_last": _channels_last,
     "bf16": lambda net, x: (net.bfloat16(), x.bfloat16()),
     "fp16": lambda net, x: (net.half(), x.half()),
+    # The windows of a network that was trained on patches of 48 × 48.
+    "local": lambda net, x: (to_local(net, x.new_zeros(1, 3, 48, 48)), x),
     "padded": lambda net, x: (pad_widths(net) if isinstance(net, MREN) else net, x),
     "folded": _folded,
     "compiled blocks": _compiled_blocks,

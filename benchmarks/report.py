@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.candidates import CONVOLUTION, ENGINES, FOLDED_BLOCKS, REFERENCE_NET
+from benchmarks.candidates import CONVOLUTION, ENGINES, FOLDED_BLOCKS, LOCAL, REFERENCE_NET
 from benchmarks.precision import read_current as read_precision
 from benchmarks.results import Results, Row, Suite, load
 from benchmarks.runner import BACKWARD, FORWARD
@@ -73,6 +73,8 @@ def comparisons(results: Results) -> Iterator[Comparison]:
         yield from _compare(suite, best, theirs)
         yield from _compare(suite, suite.best(OURS, onnx=True), suite.row(REFERENCE_NET, "onnx"))
         yield from _compare(suite, suite.row(OURS, "folded, bf16"), suite.row(REFERENCE_NET, "channels_last, bf16"))
+        for whole_map, local in LOCAL.items():
+            yield from _compare(suite, suite.row(OURS, local), suite.row(OURS, whole_map))
         for row in suite.rows:
             if row["form"] == "eager" and row["name"].endswith("×4") and not row["name"].startswith("MREN"):
                 yield from _compare(suite, best, row)

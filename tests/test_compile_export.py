@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from sc_blocks import WSILBV
 from tests.blocks import CASES, Case, assert_close, cases, each_case_but, most_cases
 
 # No side equals a number of channels: the compiler takes equal sizes of the first call for one and the same size.
@@ -122,3 +123,38 @@ def test_onnx_at_any_size(case: Case, tmp_path) -> None:
         x = case.input(*size)
         (out,) = session.run(None, {name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(out), module(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+COVERED = [(5, 20), (20, 5), (5, 5), (9, 20), (20, 11), (9, 11)]  # by a window of 9 x 11, in one direction or both
+LARGER = [(10, 12), (17, 21), (40, 13)]
+
+
+def test_exported_windows_refuse_a_map_that_they_cover() -> None:
+    block = WSILBV(8, local=(9, 11)).eval()
+    exported = torch.export.export(block, (torch.rand(2, 8, 24, 31),), dynamic_shapes=DYNAMIC).module()
+    for size in LARGER:
+        x = torch.rand(1, 8, *size)
+        assert_close(exported(x), block(x))
+    for size in COVERED:
+        with pytest.raises((AssertionError, RuntimeError)):  # its type depends on the version of torch
+            exported(torch.rand(1, 8, *size))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_windows_in_onnx_fail_rather_than_be_wrong(tmp_path) -> None:
+    block, file = WSILBV(8, local=(9, 11)).eval(), tmp_path / "block.onnx"
+    torch.onnx.export(block, (torch.rand(2, 8, 24, 31),), file, dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (name,) = [node.name for node in session.get_inputs()]
+    failed = 0
+    for size in [*LARGER, *COVERED]:
+        x = torch.rand(1, 8, *size)
+        try:
+            (out,) = session.run(None, {name: x.numpy()})
+        except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+            failed += 1
+            assert size in COVERED
+        else:
+            torch.testing.assert_close(torch.from_numpy(out), block(x).detach(), rtol=1e-4, atol=1e-4)
+    assert failed

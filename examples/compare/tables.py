@@ -235,6 +235,10 @@ def _compared(
     )
 
 
+def _degrees(freedom: int) -> str:
+    return f"{freedom} degree{'' if freedom == 1 else 's'} of freedom"
+
+
 def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
     """Sentences on the differences, by test set; one sentence for the sets with as many seeds.
 
@@ -256,7 +260,7 @@ def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
             sentence = (
                 f"Differences are paired by seed and averaged over {count} seeds. Their 95 % confidence intervals: "
                 + ", ".join(f"± {margin} dB ({name})" for name, margin in margins.items())
-                + f"; {freedom} degrees of freedom. "
+                + f"; {_degrees(freedom)}. "
                 + ("Significant differences are bold." if some else "No difference is significant.")
             )
         else:
@@ -267,7 +271,7 @@ def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
                 + (" A row with one seed is not tested." if 1 in seeds else "")
                 + " Standard deviation of the seeds of a row: "
                 + ", ".join(f"{each.spread:.3f} dB ({name})" for name, each in own.items())
-                + f"; {freedom} degrees of freedom."
+                + f"; {_degrees(freedom)}."
             )
         sentences.append(sentence)
     return sentences
