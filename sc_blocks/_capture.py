@@ -46,10 +46,10 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
 
     The tensors are the network's own, detached and not copied. The dictionary holds the last run of the thread that
     opened the context, in the order in which the blocks finish: each call of ``model`` clears it. A block that one run
-    calls several times adds ``name#2``, ``name#3`` and so on; one with several names has the first. Blocks called while
-    ``model`` is not running replace what was captured of them, unless the last run called them several times; so a
-    checkpoint that computes them again in the backward pass changes nothing. A checkpoint of ``model`` itself calls it
-    again, and may stop before its last blocks.
+    calls several times adds ``name#2``, ``name#3`` and so on; a block with several names is listed under the first.
+    Blocks called while ``model`` is not running replace what was captured of them, unless the last run called them
+    several times; so a checkpoint that computes them again in the backward pass changes nothing. A checkpoint of
+    ``model`` itself calls it again, and may stop before its last blocks.
 
     Compiled code ignores hooks, so all code runs uncompiled, in the whole process, while the context is open: where
     something is compiled, contexts of several threads must not overlap.

@@ -1,6 +1,6 @@
-"""The attention-communication channel: how one attention map reaches the next.
+"""The communication channel: how an attention map reaches the next block.
 
-A channel is any module with ``forward(previous, current) -> fused``: it gets the maps of the block before and of this
+A channel is any module with ``forward(previous, current) -> fused``: it gets the maps of the previous block and of this
 block, changes neither in place, and returns a map of the shape of ``current``.
 """
 
@@ -311,12 +311,12 @@ def build_communication(
 ) -> nn.Module:
     """Build the module for a ``communication`` argument.
 
-    As factories, :class:`~sc_blocks.NoCommunication` and :class:`~sc_blocks.LinearCommunication`, which know no width,
-    are called without.
+    The classes :class:`~sc_blocks.NoCommunication` and :class:`~sc_blocks.LinearCommunication` take no width, and are
+    called without arguments.
 
     Args:
         communication: A module, factory, number or ``None``, as in :class:`~sc_blocks.DRACB`.
-        channels: Width of the maps, which a factory gets.
+        channels: Width of the maps, passed to a factory.
         device: Of the parameters; ``None`` leaves them where they are.
         dtype: Of the parameters; ``None`` leaves it as it is.
 

@@ -37,7 +37,7 @@ class DRACB(nn.Module):
             - a factory ``channels -> module``, such as :class:`~sc_blocks.GatedCommunication`;
             - a module with ``forward(previous, current) -> fused``, used as it is;
             - ``None``: no communication.
-        gate: Whether the fused map gates itself; without, :math:`y_l = F'_l`.
+        gate: Whether the fused map gates itself; if not, :math:`y_l = F'_l`.
         relay: Which map is passed on.
 
             - ``"raw"``: :math:`F_l`, as equation 5 is printed;
@@ -48,8 +48,8 @@ class DRACB(nn.Module):
 
     Shape:
         - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H, W \ge 1`;
-        - previous: the predecessor's map, :math:`(N, C_{out}, H, W)`, or ``None`` for the first block of a chain, where
-          the fused map is the block's own and parameters of the channel get no gradient;
+        - previous: the predecessor's map, :math:`(N, C_{out}, H, W)`, or ``None`` for the first block of a chain: the
+          fused map is then the block's own, and parameters of the channel get no gradient;
         - output: the refined features and the attention map, two tensors of :math:`(N, C_{out}, H, W)`.
 
         Any value range; the outputs are not bounded.
@@ -121,8 +121,8 @@ class DRACBChain(nn.Module):
     .. math::
         y_l, F_l = \mathrm{DRACB}_l(x_l, F_{l-1}), \qquad l = 0, 1, \dots
 
-    The first stage has no :math:`F_{-1}`, unless the chain takes one. Where a stage of a network reads the refined
-    features of the stage before, call :meth:`step` for one stage at a time.
+    The first stage has no :math:`F_{-1}`, unless the chain takes one. If a stage of your network reads the
+    refined features of the previous stage, call :meth:`step` for one stage at a time.
 
     Args:
         in_channels: Width of the features, one for all stages or one for each.
@@ -140,7 +140,7 @@ class DRACBChain(nn.Module):
 
     Shape:
         - features: a sequence of ``length`` maps, the :math:`l`-th :math:`(N, C_{in,l}, H_l, W_l)`;
-        - previous: with ``takes_map``, and only then, the last map of the chain before, :math:`(N, C_{out,1}, H, W)`;
+        - previous: with ``takes_map``, and only then, the last map of the previous chain, :math:`(N, C_{out,0}, H, W)`;
         - output: a tuple of ``length`` maps, the :math:`l`-th :math:`(N, C_{out,l}, H_l, W_l)`; with ``returns_map``
           that tuple and the map of the last stage. Any value range; the outputs are not bounded.
 
@@ -218,12 +218,12 @@ class DRACBChain(nn.Module):
     def step(self, stage: int, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Refine one stage, and return its refined features and the attention map for the next step.
 
-        The chain remembers nothing between steps, and so cannot tell whether one was left out.
+        The chain keeps nothing between steps, so it cannot tell whether a step was skipped.
 
         Args:
             stage: Its number, from 0 to ``length - 1``, in order.
             x: Its features, :math:`(N, C_{in}, H, W)`.
-            previous: The map that the step before returned; ``None`` at stage 0, unless the chain takes a map.
+            previous: The map that the previous step returned; ``None`` at stage 0, unless the chain takes a map.
 
         Raises:
             ValueError: If there is no such stage, ``previous`` is missing or was not expected, or a shape is wrong.

@@ -184,7 +184,7 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
     """Switch every :class:`WSILB` and :class:`WSILBV` to windowed statistics, in place, and return the network.
 
     A network trained on patches has seen statistics of patch-sized areas only (Chu et al., *Improving Image Restoration
-    by Revisiting Global Information Aggregation*, 2022). So the network runs once, in eval mode, on ``example``, and
+    by Revisiting Global Information Aggregation*, 2022). The network runs once, in eval mode, on ``example``, and
     each block gets a window of the size of the map that it saw, times ``factor``. The network's mode, its buffers and
     the random number generators do not change.
 

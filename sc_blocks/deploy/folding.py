@@ -23,7 +23,7 @@ from sc_blocks.wsilb import WSILBV
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What :func:`fold` does to a network, as :func:`fold_report` tells; prints as a list."""
+    """What :func:`fold` does to a network, returned by :func:`fold_report`. Prints as a list."""
 
     rewritten: dict[str, str]
     """How a module is rewritten, by its qualified name."""
@@ -47,19 +47,19 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
 
     Args:
         module: A block, or any network with blocks in it. It is not changed, and stays trainable.
-        example: An input, or a sequence of arguments, on which the copy is compared before it is rewritten and after,
-            with the same random numbers.
-        tolerance: By how much the results may differ, divided by the range of the first; more in half precision.
+        example: An input, or a sequence of arguments, for which the copy's results before and after the rewriting are
+            compared, with the same random numbers.
+        tolerance: Largest difference allowed, divided by the range of the first result. Half precision needs more.
 
     Returns:
         A copy in eval mode, without gradients for its parameters. Modules keep their places, names, attributes and
-        entries in the state dict, and other weights may be loaded. Fold last: hooks that come later see each strip, and
-        no modules whose arithmetic is merged, and a layer that is replaced later is not proved again.
+        entries in the state dict, and other weights may be loaded. Fold last: hooks that are added later see each strip
+        but no merged module, and a layer that is replaced later is not checked again.
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If the results for the ``example`` differ by more than the tolerance or are not finite, or that is
-            below 0.
+        ValueError: If the results for the ``example`` differ by more than ``tolerance`` or are not finite, or
+            ``tolerance`` is negative.
 
     Example:
         >>> import torch
@@ -93,7 +93,7 @@ def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, to
 
 
 def fold_report(module: nn.Module) -> FoldReport:
-    """Tell what :func:`fold` rewrites in a network, what it leaves and why.
+    """Report what :func:`fold` rewrites in a network, what it leaves and why.
 
     Args:
         module: As for :func:`fold`.
