@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import save_file
 
 from examples.mren import trainer
@@ -445,6 +446,19 @@ def test_few_images_are_said(images: Path, tmp_path: Path, capsys) -> None:
     assert run(images, tmp_path / "run", "--held-out", "22") == 1
     assert "--held-out 22 of 22 images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_images_of_one_colour_are_not_validated_on(images: Path, tmp_path: Path, capsys) -> None:
+    Image.new("RGB", (48, 40)).save(images / "3.png")
+    assert run(images, tmp_path / "run", "--steps", "1", "--held-out", "2") == 0
+    output = capsys.readouterr()
+    assert "1 of 2 held-out images are of one colour, and not validated on" in output.err
+    assert "2 images to train on, 1 to validate on" in output.out
+    assert float(history(tmp_path / "run")[1][2]) < 60
+    for name in ("1", "2"):
+        Image.new("RGB", (48, 40)).save(images / f"{name}.png")
+    assert run(images, tmp_path / "none") == 1
+    assert "all 1 held-out images are of one colour; choose another --held-out" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_named(tmp_path: Path, capsys) -> None:

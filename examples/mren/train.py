@@ -125,6 +125,16 @@ def _load_images(
     return to_train, to_validate
 
 
+def _without_flat(pairs: list[ImagePair], *, is_main_process: bool) -> list[ImagePair]:
+    """Held-out images but those of one colour: one that came out exact once would make that mean PSNR infinite."""
+    kept = [pair for pair in pairs if (pair.hr != pair.hr[:, :1, :1]).any()]
+    if not kept:
+        raise ValueError(f"all {len(pairs)} held-out images are of one colour; choose another --held-out.")
+    if len(kept) < len(pairs) and is_main_process:
+        note(f"{len(pairs) - len(kept)} of {len(pairs)} held-out images are of one colour, and not validated on.")
+    return kept
+
+
 def _degraded(pairs: list[ImagePair]) -> list[ImagePair]:
     """Images to validate on, each degraded in a way of its own, the same in all runs."""
     degraded: list[ImagePair] = []
@@ -166,9 +176,10 @@ def train(args: argparse.Namespace) -> int:
         device=accelerator.device,
         degrade=args.degrade is not None,
     )
-    held_out = {"psnr": to_validate}
+    validated = _without_flat(to_validate, is_main_process=accelerator.is_main_process)
+    held_out = {"psnr": validated}
     if args.degrade:
-        held_out = {"psnr_clean": to_validate, "psnr_degraded": _degraded(to_validate)}
+        held_out = {"psnr_clean": validated, "psnr_degraded": _degraded(validated)}
     file = args.output / f"{args.variant}_x{args.scale}.safetensors"
     trainer = Trainer(
         net,
@@ -199,7 +210,7 @@ def train(args: argparse.Namespace) -> int:
     size = f"{first.patch_size} x {first.patch_size}"
     length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
     accelerator.print(
-        f"{len(to_train)} images to train on, {len(to_validate)} to validate on; {length} of {first.batch_size} "
+        f"{len(to_train)} images to train on, {len(validated)} to validate on; {length} of {first.batch_size} "
         f"patches, {size} from {side} x {side}; device {accelerator.device}, mixed precision "
         f"{args.precision}"
     )
