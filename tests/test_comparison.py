@@ -330,6 +330,16 @@ def test_other_images_of_the_same_names_are_not_taken_as_trained_on(setup: Setup
         compare(ROWS[:1], setup)
 
 
+@pytest.mark.parametrize("minutes", [math.inf, 1e-9])
+def test_images_that_changed_behind_their_names_are_not_taken_as_trained_on(setup: Setup, minutes: float) -> None:
+    longer = dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=25))
+    compare(ROWS[:1], longer, max_minutes=minutes)
+    (changed, *_) = sorted((setup.output.parent / "train").iterdir())
+    shutil.copy(setup.output.parent / "Test" / "0.png", changed)
+    with pytest.raises(ValueError, match=r"holds a run of other settings \(contents was"):
+        compare(ROWS[:1], longer)
+
+
 def test_a_test_set_of_the_same_name_with_other_images_is_scored_anew(setup: Setup) -> None:
     one = dataclasses.replace(setup, seeds=1)
     (before,) = compare(ROWS[:1], one)

@@ -138,9 +138,14 @@ def compare(
     stop_at = time.monotonic() + 60 * max_minutes
     files, sets = setup.images()
     scale = setup.task.scale
+    trained_on = {
+        "images": len(files),
+        "files": zlib.crc32("/".join(path.name for path in files).encode()),
+        "contents": _checksum(files),
+    }
     # Every row with one seed, then the next seed: what is done when time is up can be compared.
     runs = [
-        _Run(row, seed, setup.output / row.folder / f"seed_{seed}", _settings(setup, row, rows[0], seed, files))
+        _Run(row, seed, setup.output / row.folder / f"seed_{seed}", _settings(setup, row, rows[0], seed, trained_on))
         for seed in range(setup.seeds)
         for row in rows
     ]
@@ -193,7 +198,8 @@ def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost
         time_steps_alone=True,
     )
     begun = run.folder / "checkpoints" / "settings.json"
-    check_settings(run.folder, read_json(begun) if begun.exists() else run.settings, run.settings)
+    if begun.exists():
+        run.check(read_json(begun))
     write_json(begun, run.settings)
     trainer.resume()
     progress = trainer.run(stop_at=stop_at)
@@ -233,11 +239,15 @@ class _Run:
     def finished(self) -> bool:
         """Whether the run is there; raises if it is another one."""
         if self.record.exists():
-            check_settings(self.folder, read_json(self.record).get("settings", {}), self.settings)
+            self.check(read_json(self.record).get("settings", {}))
         return self.record.exists()
 
+    def check(self, found: Mapping[str, Any]) -> None:
+        """Raise if settings in the folder are of another run. The contents are not in those of earlier versions."""
+        check_settings(self.folder, {"contents": self.settings["contents"], **found}, self.settings)
 
-def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Path]) -> dict[str, Any]:
+
+def _settings(setup: Setup, row: Row, first: Row, seed: int, trained_on: Mapping[str, int]) -> dict[str, Any]:
     """What decides the numbers of a run, as JSON holds it."""
     training = dataclasses.replace(setup.training, **row.options)
     settings = {
@@ -247,9 +257,8 @@ def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Pat
         "begins_as": first.name if row.begins_alike else row.folder,
         "task": dataclasses.asdict(setup.task),
         "seed": seed,
-        **training.settings(len(files), setup.task.scale),
-        "images": len(files),
-        "files": zlib.crc32("/".join(path.name for path in files).encode()),
+        **training.settings(trained_on["images"], setup.task.scale),
+        **trained_on,
     }
     return json.loads(json.dumps(settings))
 
