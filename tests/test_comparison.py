@@ -349,6 +349,12 @@ def test_a_test_set_of_the_same_name_with_other_images_is_scored_anew(setup: Set
     assert compare(ROWS[:1], one) == [before]
 
 
+def test_a_test_image_that_cannot_be_scored_is_named(setup: Setup) -> None:
+    write_photos(setup.output.parent / "Small", [(24, 24), (12, 12)])
+    with pytest.raises(ValueError, match=r"Small.1\.png: score: images must be at least 15 x 15"):
+        compare(ROWS[:1], dataclasses.replace(setup, test=[setup.output.parent / "Small"]))
+
+
 def test_a_test_folder_named_as_the_held_out_images_is_refused(setup: Setup) -> None:
     write_photos(setup.output.parent / HELD_OUT, [(24, 24)])
     named = dataclasses.replace(setup, test=[setup.output.parent / HELD_OUT], held_out=1)

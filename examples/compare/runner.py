@@ -28,7 +28,9 @@ from tqdm import tqdm
 from examples.compare.cost import cost_of
 from examples.compare.tables import Run
 from examples.compare.tasks import Task
+from examples.mren.cli import describe
 from examples.mren.data import ImagePair, PatchSampler, list_images, load_pairs, split_held_out
+from examples.mren.metrics import Score
 from examples.mren.model import save_weights, warm_start
 from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer, check_settings
@@ -288,6 +290,14 @@ def _checksum(files: Sequence[Path]) -> int:
     return functools.reduce(lambda checksum, file: zlib.crc32(file.read_bytes(), checksum), files, 0)
 
 
+def _score_of(net: nn.Module, file: Path, setup: Setup) -> Score:
+    """What a network scores on an image, which errors name."""
+    try:
+        return setup.task.score(net, file, setup.device)
+    except ValueError as error:
+        raise ValueError(describe(error, file)) from error
+
+
 def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[str, int]) -> list[Run]:
     """What a trained network scores; kept in its record, so that adding a test set does not score the others again."""
     record = read_json(run.record)
@@ -309,7 +319,7 @@ def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[st
             to_local(net, torch.zeros(1, 3, side, side, device=setup.device))
         for name in missing:
             files = tqdm(sets[name], desc=name, leave=False, disable=None)
-            found = [setup.task.score(net, file, setup.device) for file in files]
+            found = [_score_of(net, file, setup) for file in files]
             means = {"psnr": fmean(score.psnr for score in found), "ssim": fmean(score.ssim for score in found)}
             own[name] = {key: round(mean, 5) for key, mean in means.items() if not math.isnan(mean)}
         write_json(run.record, record)
