@@ -27,7 +27,7 @@ from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.recipes import Training, make_optimizer
 from examples.mren.trainer import Progress, Trainer
 from examples.records import read_json, read_rows, write_records
-from tests.images import write_photos
+from tests.images import rename_to_bytes, write_photos
 
 
 class Net(nn.Module):
@@ -259,6 +259,13 @@ def test_noise_has_no_ssim(setup: Setup) -> None:
     )
     assert math.isnan(found.ssim)
     json.loads((setup.output / "conv" / "seed_0" / "run.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_names_of_images_need_not_be_utf_8(setup: Setup) -> None:
+    for file in ("train/0.png", "Test/0.png"):
+        rename_to_bytes(setup.output.parent / file)
+    denoising = dataclasses.replace(setup, task=Denoising(), seeds=1)
+    assert compare([Row("conv", lambda: nn.Conv2d(3, 3, 3, padding=1))], denoising)
 
 
 def test_test_folders_of_one_name_are_refused(setup: Setup, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.recipes import RECIPES, Recipe, Stage, Training
 from examples.mren.train import main
 from examples.mren.trainoptions import parse, training_of
-from tests.images import photo, write_photos
+from tests.images import photo, rename_to_bytes, write_photos
 
 SMALL = [
     *("--num-blocks", "1", "--config", '{"channels": 12}', "--recipe", "short", "--batch-size", "2"),
@@ -81,6 +81,12 @@ def test_a_run_that_was_stopped_before_a_validation_names_no_weights(images: Pat
     said = capsys.readouterr().out
     assert f"stopped at step 10; --resume -o {tmp_path / 'run'} goes on from there." in said
     assert "best validation" not in said
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_resumed(images: Path, tmp_path: Path) -> None:
+    rename_to_bytes(images / "0.png")
+    assert run(rename_to_bytes(images), tmp_path / "run", "--steps", "20", "--max-minutes", "1e-9") == 0
+    assert resume(tmp_path / "run") == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there, ./ is another name")

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import shutil
 import time
 import zlib
@@ -142,7 +143,7 @@ def compare(
     scale = setup.task.scale
     trained_on = {
         "images": len(files),
-        "files": zlib.crc32("/".join(path.name for path in files).encode()),
+        "files": zlib.crc32(os.fsencode("/".join(path.name for path in files))),
         "contents": _checksum(files),
     }
     # Every row with one seed, then the next seed: what is done when time is up can be compared.

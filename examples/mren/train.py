@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -148,7 +149,7 @@ def _fingerprint(pairs: list[ImagePair]) -> int:
     """A checksum of the names and the contents of images."""
     checksum = 0
     for pair in pairs:
-        checksum = zlib.crc32(pair.lr.numpy().tobytes(), zlib.crc32(pair.path.name.encode(), checksum))
+        checksum = zlib.crc32(pair.lr.numpy().tobytes(), zlib.crc32(os.fsencode(pair.path.name), checksum))
     return checksum
 
 
