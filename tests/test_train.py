@@ -592,6 +592,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def test_a_run_that_goes_on_for_minutes_is_validated_by_the_clock(images: Path, tmp_path: Path) -> None:
+    assert run(images, tmp_path / "run", "--steps", "1") == 0
+    assert parse(["--resume", "-o", str(tmp_path / "run"), "--minutes", "9"]).validate_every is None
+    assert run(images, tmp_path / "other", "--steps", "1", "--validate-every", "7") == 0
+    assert parse(["--resume", "-o", str(tmp_path / "other"), "--minutes", "9"]).validate_every == 7
+
+
 @pytest.mark.slow
 def test_a_run_of_given_minutes_ends_on_time_with_its_schedule_complete(
     images: Path, tmp_path: Path, clock: Clock

@@ -36,7 +36,7 @@ from examples.mren.degradation import degrade, draw_degradation, make_generator
 from examples.mren.metrics import smallest_scored
 from examples.mren.model import MREN, VARIANTS, save_weights, warm_start
 from examples.mren.trainer import Trainer, check_settings
-from examples.mren.trainoptions import OPTIONS, options_of, parse, training_of
+from examples.mren.trainoptions import OPTIONS, VALIDATE_EVERY, options_of, parse, training_of
 from examples.mren.weightfile import check_arguments
 from examples.records import read_json, write_json
 
@@ -238,9 +238,12 @@ def train(args: argparse.Namespace) -> int:
             write_json(args.output / "run.json", settings | about)
         if args.init is not None and trainer.progress.step == 0:
             accelerator.print(f"before the first step, held-out images have {trainer.validate_start():.2f} dB")
+        validate_every = args.validate_every
+        if validate_every is None and args.minutes is None:
+            validate_every = VALIDATE_EVERY  # by steps, not by the clock: the choice of the best must be reproducible
         with _stopping_in_good_order(trainer) as received:
             stop_at = started + 60 * args.max_minutes
-            progress = trainer.run(validate_every=args.validate_every, stop_at=stop_at, started=started)
+            progress = trainer.run(validate_every=validate_every, stop_at=stop_at, started=started)
     finally:
         lock.release()
     if received or progress.fraction < 1:
