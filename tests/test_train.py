@@ -320,6 +320,16 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(images:
     assert [line[0] for line in history(tmp_path / "run")] == ["step", "1"]
 
 
+def test_a_run_whose_checkpoints_are_gone_keeps_its_weights(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--steps", "4", "--validate-every", "2") == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    weights = tmp_path / "run" / "mren_x4.safetensors"
+    before = weights.read_bytes(), history(tmp_path / "run")
+    assert resume(tmp_path / "run", "--steps", "6") == 2
+    assert f"from these in another folder, by --init {weights}" in capsys.readouterr().err
+    assert (weights.read_bytes(), history(tmp_path / "run")) == before
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -38,7 +38,7 @@ from examples.mren.model import MREN, VARIANTS, save_weights, warm_start
 from examples.mren.trainer import Trainer, check_settings
 from examples.mren.trainoptions import OPTIONS, VALIDATE_EVERY, options_of, parse, training_of
 from examples.mren.weightfile import check_arguments
-from examples.records import read_json, write_json
+from examples.records import read_json, read_rows, write_json
 
 FEW_IMAGES = 20  # of which a network learns little; the field trains on hundreds
 
@@ -232,6 +232,13 @@ def train(args: argparse.Namespace) -> int:
         if args.resume:
             same = {name: value for name, value in settings.items() if name not in ("steps", "minutes")}
             check_settings(args.output, read_json(args.output / "run.json"), same)
+            log = args.output / "log.csv"
+            # One validation may have been cut off before its checkpoint.
+            if not checkpoints(args.output) and log.exists() and len(read_rows(log)) > 1:
+                raise UsageError(
+                    f"{args.output}: its checkpoints are gone, and to begin again would replace its weights; go on "
+                    f"from these in another folder, by --init {file}."
+                )
             accelerator.print(f"resumed at step {trainer.resume()}")
         if accelerator.is_main_process:
             about = {"recipe": args.recipe, "torch": torch.__version__, OPTIONS: options_of(args)}
