@@ -173,7 +173,7 @@ def test_two_processes_do_not_train_one_run(setup: Setup) -> None:
     lock.parent.mkdir(parents=True)
     with (
         FileLock(lock),
-        pytest.raises(OSError, match="another process trains it; wait for it, take other rows by --only"),
+        pytest.raises(OSError, match="another process trains it; wait for it, take other rows, or another folder"),
     ):
         compare(ROWS, setup)
 

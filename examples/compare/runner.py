@@ -178,7 +178,7 @@ def compare(
                     return []
         except Timeout:
             raise OSError(
-                f"{run.folder}: another process trains it; wait for it, take other rows by --only, or another folder."
+                f"{run.folder}: another process trains it; wait for it, take other rows, or another folder."
             ) from None
         shutil.rmtree(checkpoints, ignore_errors=True)
     images = {name: _checksum(files) for name, files in sets.items()}
