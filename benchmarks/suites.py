@@ -44,7 +44,7 @@ def blocks(settings: Settings) -> list[Row]:
     for name in names:
         # Folding rewrites nothing on a GPU.
         folded = ["folded"] if name in FOLDED_BLOCKS and settings.device.type == "cpu" else []
-        for form in (*layouts, *folded):
+        for form in filter(settings.allows, (*layouts, *folded)):
             for mode in (FORWARD,) if form == "folded" else (FORWARD, BACKWARD):
                 reference = f"{CONVOLUTION} | eager | {mode}"
                 candidate = timed_form(name, form, size, settings, reference, mode=mode)
@@ -97,7 +97,7 @@ FOLDING_MEMORY = 120 * 160  # pixels from which memory is measured: that of less
 def fold(settings: Settings) -> list[Row]:
     """Blocks and networks as written and folded, at small and large sizes: time of the two in turn, and peak memory."""
     rows: list[Row] = []
-    names, sizes = (("SCACB", "MREN ×4"), ((12, 16),)) if settings.quick else (FOLDING, FOLDING_SIZES)
+    names, sizes = (("SCACB", "MREN ×4"), ((12, 16),)) if settings.quick else (settings.chosen(FOLDING), FOLDING_SIZES)
     sides = len(names) * sum(math.sqrt(math.prod(size)) for size in sizes)
     for name in names:
         for size in sizes:
@@ -141,7 +141,10 @@ def growth(settings: Settings) -> list[Row]:
     tile = 16 if settings.quick else TILE
     end = min(time.monotonic() + settings.limit, settings.deadline)
     rows: dict[tuple[str, str, int | None], list[Row]] = {
-        (name, form, tiled): [] for name, form in GROWTH[: 1 if settings.quick else None] for tiled in (None, tile)
+        (name, form, tiled): []
+        for name, form in GROWTH[: 1 if settings.quick else None]
+        for tiled in (None, tile)
+        if settings.chosen([name]) and settings.allows(form)
     }
     for size in sizes:
         for (name, form, tiled), before in rows.items():
@@ -204,7 +207,7 @@ def training(settings: Settings) -> list[Row]:
 def counts(settings: Settings) -> list[Row]:
     """Parameters, multiply-accumulates and bytes kept for the backward pass of each block: counted, not measured."""
     rows = []
-    for name in BLOCKS:
+    for name in settings.chosen(BLOCKS):
         row = entry(name, "eager", (180, 320))
         try:
             block, x = make(name, (180, 320), seed=settings.seed)

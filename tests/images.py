@@ -34,6 +34,15 @@ def photo(height: int, width: int, *, seed: int = 0) -> Tensor:
     return torch.from_numpy(image.clip(0, 255).round().astype(np.uint8))
 
 
+def rename_to_bytes(path: Path) -> Path:
+    """Give a file or folder a name that is not UTF-8, as those out of old archives are; returns its path."""
+    renamed = path.with_name(f"\udce9{path.name}")
+    try:
+        return path.rename(renamed)
+    except OSError:
+        pytest.skip("this filesystem has no such names")
+
+
 def write_photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
     """Write a picture of each size (height, width) as ``0.png``, ``1.png`` and so on."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,12 @@ def test_rows_about_the_training_differ_in_it() -> None:
     assert all(not variant.config for variant in TABLES["recipe"].variants)
 
 
+@pytest.mark.parametrize(("recipe", "code"), [("short", 0), ("paper", 2)])
+def test_rows_about_the_training_are_what_their_titles_say(tmp_path: Path, capsys, recipe: str, code: int) -> None:
+    assert main(command(tmp_path, "--table", "recipe", "--recipe", recipe, "--dry-run")) == code
+    assert ("add --recipe short, and --steps or" in capsys.readouterr().err) == bool(code)
+
+
 def test_rows_of_several_calls_come_into_one_file(tmp_path: Path) -> None:
     for row in ("parts=spatial", "default"):
         assert main(command(tmp_path, "--table", "3", "4", "--only", row)) == 0

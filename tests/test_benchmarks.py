@@ -521,6 +521,19 @@ def test_a_suite_of_which_nothing_is_left_replaces_no_results(
     assert not file.exists()
 
 
+@pytest.mark.parametrize(
+    ("suite", "name"), [("blocks", "SCACB"), ("fold", "SCACB"), ("counts", "SCACB"), ("growth", "IMDN ×4")]
+)
+def test_only_and_without_hold_in_every_suite(suite: str, name: str) -> None:
+    late = time.monotonic() - 1  # nothing is run
+    settings = Settings(
+        torch.device("cpu"), 1, deadline=late, without=frozenset(["channels_last"]), only=frozenset([name])
+    )
+    rows = suites.SUITES[suite](settings)
+    assert {row["name"] for row in rows} == {name}
+    assert {row["form"] for row in rows} <= {"eager", "folded"}
+
+
 def test_what_cannot_be_written_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="2"):

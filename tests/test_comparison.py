@@ -27,7 +27,7 @@ from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.recipes import Training, make_optimizer
 from examples.mren.trainer import Progress, Trainer
 from examples.records import read_json, read_rows, write_records
-from tests.images import write_photos
+from tests.images import rename_to_bytes, write_photos
 
 
 class Net(nn.Module):
@@ -173,7 +173,7 @@ def test_two_processes_do_not_train_one_run(setup: Setup) -> None:
     lock.parent.mkdir(parents=True)
     with (
         FileLock(lock),
-        pytest.raises(OSError, match="another process trains it; wait for it, take other rows by --only"),
+        pytest.raises(OSError, match="another process trains it; wait for it, take other rows, or another folder"),
     ):
         compare(ROWS, setup)
 
@@ -261,6 +261,13 @@ def test_noise_has_no_ssim(setup: Setup) -> None:
     json.loads((setup.output / "conv" / "seed_0" / "run.json").read_text(), parse_constant=pytest.fail)
 
 
+def test_names_of_images_need_not_be_utf_8(setup: Setup) -> None:
+    for file in ("train/0.png", "Test/0.png"):
+        rename_to_bytes(setup.output.parent / file)
+    denoising = dataclasses.replace(setup, task=Denoising(), seeds=1)
+    assert compare([Row("conv", lambda: nn.Conv2d(3, 3, 3, padding=1))], denoising)
+
+
 def test_test_folders_of_one_name_are_refused(setup: Setup, tmp_path: Path) -> None:
     write_photos(tmp_path / "other" / "Test", [(24, 24)])
     with pytest.raises(ValueError, match="folders must differ in name"):
@@ -330,6 +337,16 @@ def test_other_images_of_the_same_names_are_not_taken_as_trained_on(setup: Setup
         compare(ROWS[:1], setup)
 
 
+@pytest.mark.parametrize("minutes", [math.inf, 1e-9])
+def test_images_that_changed_behind_their_names_are_not_taken_as_trained_on(setup: Setup, minutes: float) -> None:
+    longer = dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=25))
+    compare(ROWS[:1], longer, max_minutes=minutes)
+    (changed, *_) = sorted((setup.output.parent / "train").iterdir())
+    shutil.copy(setup.output.parent / "Test" / "0.png", changed)
+    with pytest.raises(ValueError, match=r"holds a run of other settings \(contents was"):
+        compare(ROWS[:1], longer)
+
+
 def test_a_test_set_of_the_same_name_with_other_images_is_scored_anew(setup: Setup) -> None:
     one = dataclasses.replace(setup, seeds=1)
     (before,) = compare(ROWS[:1], one)
@@ -337,6 +354,12 @@ def test_a_test_set_of_the_same_name_with_other_images_is_scored_anew(setup: Set
     (other,) = compare(ROWS[:1], dataclasses.replace(one, test=[setup.output.parent / "other" / "Test"]))
     assert other.psnr != before.psnr
     assert compare(ROWS[:1], one) == [before]
+
+
+def test_a_test_image_that_cannot_be_scored_is_named(setup: Setup) -> None:
+    write_photos(setup.output.parent / "Small", [(24, 24), (12, 12)])
+    with pytest.raises(ValueError, match=r"Small.1\.png: score: images must be at least 15 x 15"):
+        compare(ROWS[:1], dataclasses.replace(setup, test=[setup.output.parent / "Small"]))
 
 
 def test_a_test_folder_named_as_the_held_out_images_is_refused(setup: Setup) -> None:

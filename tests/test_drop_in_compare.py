@@ -20,6 +20,7 @@ from examples.drop_in.plain import ContrastAttention, Distillation, ShallowResid
 from examples.drop_in.variants import HOSTS, build, parts_of, plan_rows
 from examples.mren.data import ImagePair, PatchSampler, imresize
 from examples.mren.metrics import psnr_rgb
+from examples.mren.model import weights_path
 from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer
 from examples.records import read_json
@@ -294,6 +295,7 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys) -> None:
         (["--lr", "nan"], "--lr: must be a number above 0, got nan"),
         (["--channels", "4"], "--channels: must be a whole number of at least 6, got 4"),
         (["--host", "vdsr"], "invalid choice: 'vdsr'"),
+        (["--init", str(weights_path(2))], "--init: is for weights of MREN, which no host is"),
     ],
 )
 def test_arguments_that_make_no_sense(tmp_path: Path, capsys, more: list[str], words: str) -> None:

@@ -17,7 +17,7 @@ from examples.mren.data import imresize, list_images, mod_crop
 from examples.mren.evaluate import Row, evaluate, main, mean_score, network_upscaler
 from examples.mren.metrics import Score
 from examples.mren.model import MREN, WEIGHTS, load_mren, save_weights, weights_path
-from tests.images import DATA, needs_data, photo, write_photos
+from tests.images import DATA, needs_data, photo, rename_to_bytes, write_photos
 
 # Bicubic by the protocol of the papers, PSNR and SSIM: an independent implementation's figures, which reproduce the
 # published ones of a released network.
@@ -104,6 +104,14 @@ def test_the_command_prints_a_table_and_writes_every_score(tmp_path: Path, weigh
     # Windows of 12 pixels on maps of 24 and more: the statistics differ, and so must the scores.
     network, local = ([r["psnr"] for r in rows if r["method"] == m] for m in ("small", "small, local statistics"))
     assert network != local
+
+
+def test_names_that_are_not_utf_8_cost_no_scores(tmp_path: Path, weights: Path) -> None:
+    (file,) = write_photos(tmp_path / "set", [(48, 48)])
+    rename_to_bytes(file)
+    scores = tmp_path / "scores.csv"
+    assert main(["--data", str(tmp_path / "set"), "--weights", str(weights), "--csv", str(scores)]) == 0
+    assert "\nset,\\udce90,small," in scores.read_text(encoding="utf-8")
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, weights: Path, capsys) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import save_file
 
 from examples.mren import trainer
@@ -26,7 +27,7 @@ from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.recipes import RECIPES, Recipe, Stage, Training
 from examples.mren.train import main
 from examples.mren.trainoptions import parse, training_of
-from tests.images import photo, write_photos
+from tests.images import photo, rename_to_bytes, write_photos
 
 SMALL = [
     *("--num-blocks", "1", "--config", '{"channels": 12}', "--recipe", "short", "--batch-size", "2"),
@@ -80,6 +81,12 @@ def test_a_run_that_was_stopped_before_a_validation_names_no_weights(images: Pat
     said = capsys.readouterr().out
     assert f"stopped at step 10; --resume -o {tmp_path / 'run'} goes on from there." in said
     assert "best validation" not in said
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_resumed(images: Path, tmp_path: Path) -> None:
+    rename_to_bytes(images / "0.png")
+    assert run(rename_to_bytes(images), tmp_path / "run", "--steps", "20", "--max-minutes", "1e-9") == 0
+    assert resume(tmp_path / "run") == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there, ./ is another name")
@@ -313,6 +320,16 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(images:
     assert [line[0] for line in history(tmp_path / "run")] == ["step", "1"]
 
 
+def test_a_run_whose_checkpoints_are_gone_keeps_its_weights(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--steps", "4", "--validate-every", "2") == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    weights = tmp_path / "run" / "mren_x4.safetensors"
+    before = weights.read_bytes(), history(tmp_path / "run")
+    assert resume(tmp_path / "run", "--steps", "6") == 2
+    assert f"from these in another folder, by --init {weights}" in capsys.readouterr().err
+    assert (weights.read_bytes(), history(tmp_path / "run")) == before
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -447,6 +464,19 @@ def test_few_images_are_said(images: Path, tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_images_of_one_colour_are_not_validated_on(images: Path, tmp_path: Path, capsys) -> None:
+    Image.new("RGB", (48, 40)).save(images / "3.png")
+    assert run(images, tmp_path / "run", "--steps", "1", "--held-out", "2") == 0
+    output = capsys.readouterr()
+    assert "1 of 2 held-out images are of one colour, and not validated on" in output.err
+    assert "2 images to train on, 1 to validate on" in output.out
+    assert float(history(tmp_path / "run")[1][2]) < 60
+    for name in ("1", "2"):
+        Image.new("RGB", (48, 40)).save(images / f"{name}.png")
+    assert run(images, tmp_path / "none") == 1
+    assert "all 1 held-out images are of one colour; choose another --held-out" in capsys.readouterr().err
+
+
 def test_an_empty_folder_is_named(tmp_path: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty", tmp_path / "run") == 1
@@ -570,6 +600,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(trainer.Trainer, "_step", counted)
     monkeypatch.setattr(trainer.time, "monotonic", lambda: clock.now)
     return clock
+
+
+def test_a_run_that_goes_on_for_minutes_is_validated_by_the_clock(images: Path, tmp_path: Path) -> None:
+    assert run(images, tmp_path / "run", "--steps", "1") == 0
+    assert parse(["--resume", "-o", str(tmp_path / "run"), "--minutes", "9"]).validate_every is None
+    assert run(images, tmp_path / "other", "--steps", "1", "--validate-every", "7") == 0
+    assert parse(["--resume", "-o", str(tmp_path / "other"), "--minutes", "9"]).validate_every == 7
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import shutil
 import time
 import zlib
@@ -28,7 +29,9 @@ from tqdm import tqdm
 from examples.compare.cost import cost_of
 from examples.compare.tables import Run
 from examples.compare.tasks import Task
+from examples.mren.cli import describe
 from examples.mren.data import ImagePair, PatchSampler, list_images, load_pairs, split_held_out
+from examples.mren.metrics import Score
 from examples.mren.model import save_weights, warm_start
 from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer, check_settings
@@ -138,9 +141,14 @@ def compare(
     stop_at = time.monotonic() + 60 * max_minutes
     files, sets = setup.images()
     scale = setup.task.scale
+    trained_on = {
+        "images": len(files),
+        "files": zlib.crc32(os.fsencode("/".join(path.name for path in files))),
+        "contents": _checksum(files),
+    }
     # Every row with one seed, then the next seed: what is done when time is up can be compared.
     runs = [
-        _Run(row, seed, setup.output / row.folder / f"seed_{seed}", _settings(setup, row, rows[0], seed, files))
+        _Run(row, seed, setup.output / row.folder / f"seed_{seed}", _settings(setup, row, rows[0], seed, trained_on))
         for seed in range(setup.seeds)
         for row in rows
     ]
@@ -170,7 +178,7 @@ def compare(
                     return []
         except Timeout:
             raise OSError(
-                f"{run.folder}: another process trains it; wait for it, take other rows by --only, or another folder."
+                f"{run.folder}: another process trains it; wait for it, take other rows, or another folder."
             ) from None
         shutil.rmtree(checkpoints, ignore_errors=True)
     images = {name: _checksum(files) for name, files in sets.items()}
@@ -193,7 +201,8 @@ def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost
         time_steps_alone=True,
     )
     begun = run.folder / "checkpoints" / "settings.json"
-    check_settings(run.folder, read_json(begun) if begun.exists() else run.settings, run.settings)
+    if begun.exists():
+        run.check(read_json(begun))
     write_json(begun, run.settings)
     trainer.resume()
     progress = trainer.run(stop_at=stop_at)
@@ -233,11 +242,15 @@ class _Run:
     def finished(self) -> bool:
         """Whether the run is there; raises if it is another one."""
         if self.record.exists():
-            check_settings(self.folder, read_json(self.record).get("settings", {}), self.settings)
+            self.check(read_json(self.record).get("settings", {}))
         return self.record.exists()
 
+    def check(self, found: Mapping[str, Any]) -> None:
+        """Raise if settings in the folder are of another run. The contents are not in those of earlier versions."""
+        check_settings(self.folder, {"contents": self.settings["contents"], **found}, self.settings)
 
-def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Path]) -> dict[str, Any]:
+
+def _settings(setup: Setup, row: Row, first: Row, seed: int, trained_on: Mapping[str, int]) -> dict[str, Any]:
     """What decides the numbers of a run, as JSON holds it."""
     training = dataclasses.replace(setup.training, **row.options)
     settings = {
@@ -247,9 +260,8 @@ def _settings(setup: Setup, row: Row, first: Row, seed: int, files: Sequence[Pat
         "begins_as": first.name if row.begins_alike else row.folder,
         "task": dataclasses.asdict(setup.task),
         "seed": seed,
-        **training.settings(len(files), setup.task.scale),
-        "images": len(files),
-        "files": zlib.crc32("/".join(path.name for path in files).encode()),
+        **training.settings(trained_on["images"], setup.task.scale),
+        **trained_on,
     }
     return json.loads(json.dumps(settings))
 
@@ -279,6 +291,14 @@ def _checksum(files: Sequence[Path]) -> int:
     return functools.reduce(lambda checksum, file: zlib.crc32(file.read_bytes(), checksum), files, 0)
 
 
+def _score_of(net: nn.Module, file: Path, setup: Setup) -> Score:
+    """What a network scores on an image, which errors name."""
+    try:
+        return setup.task.score(net, file, setup.device)
+    except ValueError as error:
+        raise ValueError(describe(error, file)) from error
+
+
 def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[str, int]) -> list[Run]:
     """What a trained network scores; kept in its record, so that adding a test set does not score the others again."""
     record = read_json(run.record)
@@ -300,7 +320,7 @@ def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[st
             to_local(net, torch.zeros(1, 3, side, side, device=setup.device))
         for name in missing:
             files = tqdm(sets[name], desc=name, leave=False, disable=None)
-            found = [setup.task.score(net, file, setup.device) for file in files]
+            found = [_score_of(net, file, setup) for file in files]
             means = {"psnr": fmean(score.psnr for score in found), "ssim": fmean(score.ssim for score in found)}
             own[name] = {key: round(mean, 5) for key, mean in means.items() if not math.isnan(mean)}
         write_json(run.record, record)

@@ -7,6 +7,7 @@ of a comparison sees the same.
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Denoising:
 
     def score(self, net: nn.Module, file: Path, device: torch.device | str) -> Score:
         clean = read_rgb(file)
-        noisy = self._noisy(clean.float() / 255, np.random.default_rng(zlib.crc32(file.stem.encode())))
+        noisy = self._noisy(clean.float() / 255, np.random.default_rng(zlib.crc32(os.fsencode(file.stem))))
         with torch.inference_mode():
             restored = net(noisy.to(device).unsqueeze(0)).squeeze(0)
         return Score(psnr_rgb(to_uint8(restored.cpu()), clean), math.nan)

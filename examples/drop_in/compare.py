@@ -60,6 +60,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_options(parser)
     parser.set_defaults(steps=600, batch_size=8, output=Path("runs/drop_in"))
     args = parser.parse_args(argv)
+    if args.init is not None:
+        parser.error("argument --init: is for weights of MREN, which no host is; leave it out")
     args.patch_size = args.patch_size or PATCH_SIZES[args.task]
     return args
 

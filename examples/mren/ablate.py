@@ -26,7 +26,7 @@ from examples.compare.options import add_options, setup_from
 from examples.compare.runner import Row, compare
 from examples.compare.tables import Run, comparison_table
 from examples.compare.tasks import SuperResolution
-from examples.mren.cli import run_command, whole_number
+from examples.mren.cli import UsageError, run_command, whole_number
 from examples.mren.files import write_text
 from examples.mren.model import MREN, STAGES, VARIANTS, weights_path
 from examples.mren.options import scale_factor
@@ -218,6 +218,11 @@ def ablate(args: argparse.Namespace) -> list[Run]:
     if compared := given.intersection(name for variant in variants.values() for name in variant.config):
         raise ValueError(
             f"{' and '.join(sorted(compared))}: --table {' '.join(args.table)} compares it; leave it to the rows."
+        )
+    if "recipe" in args.table and (args.recipe != "short" or (args.steps or args.minutes) is None):
+        raise UsageError(
+            "--table recipe: holds the recipe short against the paper's, at one length; add --recipe short, and "
+            "--steps or --minutes."
         )
     try:
         MREN(args.scale, **config, device="meta")

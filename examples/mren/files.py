@@ -62,9 +62,12 @@ def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
-    """Write a text file in UTF-8, whole or not at all; see :func:`atomic_write`."""
+    """Write a text file in UTF-8, whole or not at all; see :func:`atomic_write`.
+
+    What UTF-8 lacks, as names of files can hold it, is written as an escape, which JSON reads back.
+    """
     with atomic_write(file, overwrite=overwrite) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def followed(file: Path) -> Path:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -35,9 +36,9 @@ from examples.mren.degradation import degrade, draw_degradation, make_generator
 from examples.mren.metrics import smallest_scored
 from examples.mren.model import MREN, VARIANTS, save_weights, warm_start
 from examples.mren.trainer import Trainer, check_settings
-from examples.mren.trainoptions import OPTIONS, options_of, parse, training_of
+from examples.mren.trainoptions import OPTIONS, VALIDATE_EVERY, options_of, parse, training_of
 from examples.mren.weightfile import check_arguments
-from examples.records import read_json, write_json
+from examples.records import read_json, read_rows, write_json
 
 FEW_IMAGES = 20  # of which a network learns little; the field trains on hundreds
 
@@ -125,6 +126,16 @@ def _load_images(
     return to_train, to_validate
 
 
+def _without_flat(pairs: list[ImagePair], *, is_main_process: bool) -> list[ImagePair]:
+    """Held-out images but those of one colour: one that came out exact once would make that mean PSNR infinite."""
+    kept = [pair for pair in pairs if (pair.hr != pair.hr[:, :1, :1]).any()]
+    if not kept:
+        raise ValueError(f"all {len(pairs)} held-out images are of one colour; choose another --held-out.")
+    if len(kept) < len(pairs) and is_main_process:
+        note(f"{len(pairs) - len(kept)} of {len(pairs)} held-out images are of one colour, and not validated on.")
+    return kept
+
+
 def _degraded(pairs: list[ImagePair]) -> list[ImagePair]:
     """Images to validate on, each degraded in a way of its own, the same in all runs."""
     degraded: list[ImagePair] = []
@@ -138,7 +149,7 @@ def _fingerprint(pairs: list[ImagePair]) -> int:
     """A checksum of the names and the contents of images."""
     checksum = 0
     for pair in pairs:
-        checksum = zlib.crc32(pair.lr.numpy().tobytes(), zlib.crc32(pair.path.name.encode(), checksum))
+        checksum = zlib.crc32(pair.lr.numpy().tobytes(), zlib.crc32(os.fsencode(pair.path.name), checksum))
     return checksum
 
 
@@ -166,9 +177,10 @@ def train(args: argparse.Namespace) -> int:
         device=accelerator.device,
         degrade=args.degrade is not None,
     )
-    held_out = {"psnr": to_validate}
+    validated = _without_flat(to_validate, is_main_process=accelerator.is_main_process)
+    held_out = {"psnr": validated}
     if args.degrade:
-        held_out = {"psnr_clean": to_validate, "psnr_degraded": _degraded(to_validate)}
+        held_out = {"psnr_clean": validated, "psnr_degraded": _degraded(validated)}
     file = args.output / f"{args.variant}_x{args.scale}.safetensors"
     trainer = Trainer(
         net,
@@ -199,7 +211,7 @@ def train(args: argparse.Namespace) -> int:
     size = f"{first.patch_size} x {first.patch_size}"
     length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
     accelerator.print(
-        f"{len(to_train)} images to train on, {len(to_validate)} to validate on; {length} of {first.batch_size} "
+        f"{len(to_train)} images to train on, {len(validated)} to validate on; {length} of {first.batch_size} "
         f"patches, {size} from {side} x {side}; device {accelerator.device}, mixed precision "
         f"{args.precision}"
     )
@@ -220,15 +232,25 @@ def train(args: argparse.Namespace) -> int:
         if args.resume:
             same = {name: value for name, value in settings.items() if name not in ("steps", "minutes")}
             check_settings(args.output, read_json(args.output / "run.json"), same)
+            log = args.output / "log.csv"
+            # One validation may have been cut off before its checkpoint.
+            if not checkpoints(args.output) and log.exists() and len(read_rows(log)) > 1:
+                raise UsageError(
+                    f"{args.output}: its checkpoints are gone, and to begin again would replace its weights; go on "
+                    f"from these in another folder, by --init {file}."
+                )
             accelerator.print(f"resumed at step {trainer.resume()}")
         if accelerator.is_main_process:
             about = {"recipe": args.recipe, "torch": torch.__version__, OPTIONS: options_of(args)}
             write_json(args.output / "run.json", settings | about)
         if args.init is not None and trainer.progress.step == 0:
             accelerator.print(f"before the first step, held-out images have {trainer.validate_start():.2f} dB")
+        validate_every = args.validate_every
+        if validate_every is None and args.minutes is None:
+            validate_every = VALIDATE_EVERY  # by steps, not by the clock: the choice of the best must be reproducible
         with _stopping_in_good_order(trainer) as received:
             stop_at = started + 60 * args.max_minutes
-            progress = trainer.run(validate_every=args.validate_every, stop_at=stop_at, started=started)
+            progress = trainer.run(validate_every=validate_every, stop_at=stop_at, started=started)
     finally:
         lock.release()
     if received or progress.fraction < 1:

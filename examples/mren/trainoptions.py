@@ -220,6 +220,4 @@ def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpa
         parser.error(f"argument --patch-size: must be at least --scale, {args.scale}, got {args.patch_size}")
     if args.warm_up_new and args.init is None:
         parser.error("argument --warm-up-new: needs --init, which says what is not new")
-    if args.validate_every is None and args.minutes is None:
-        args.validate_every = VALIDATE_EVERY  # by steps, not by the clock: the choice of the best must be reproducible
     return args
