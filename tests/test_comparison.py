@@ -337,6 +337,20 @@ def test_other_images_of_the_same_names_are_not_taken_as_trained_on(setup: Setup
         compare(ROWS[:1], setup)
 
 
+def test_a_run_of_textured_patches_is_another_one(setup: Setup) -> None:
+    def patches(*, textured: bool) -> Setup:
+        return dataclasses.replace(setup, training=dataclasses.replace(SHORT, textured=textured), seeds=1)
+
+    (even,) = compare(ROWS[:1], patches(textured=False))
+    with pytest.raises(ValueError, match=r"other settings \(textured was None, is True\)"):
+        compare(ROWS[:1], patches(textured=True))
+    shutil.rmtree(setup.output)
+    (textured,) = compare(ROWS[:1], patches(textured=True))
+    assert textured.psnr != even.psnr
+    with pytest.raises(ValueError, match=r"other settings \(textured was True, is None\)"):
+        compare(ROWS[:1], patches(textured=False))
+
+
 @pytest.mark.parametrize("minutes", [math.inf, 1e-9])
 def test_images_that_changed_behind_their_names_are_not_taken_as_trained_on(setup: Setup, minutes: float) -> None:
     longer = dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=25))

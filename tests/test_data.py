@@ -195,6 +195,25 @@ def test_what_a_step_draws_depends_on_seed_and_step_alone() -> None:
     assert draw(0, 5) != draw(1, 5)
 
 
+def test_of_two_places_the_one_with_more_texture_is_taken() -> None:
+    pairs = [ImagePair("", photo(40, 33, seed=s), photo(40, 33, seed=s)) for s in range(3)]
+
+    def draw(step: int, *, textured: bool) -> list[tuple[int, int, int, int]]:
+        return PatchSampler(pairs, 1, patch_size=9, batch_size=16, seed=2, textured=textured).draw(step)
+
+    def texture(image: int, top: int, left: int) -> int:
+        green = pairs[image].lr[1, top : top + 9, left : left + 9].int()
+        return int(green.diff(dim=0).abs().sum() + green.diff(dim=1).abs().sum())
+
+    moved = 0
+    for step in range(10):
+        for one, other in zip(draw(step, textured=False), draw(step, textured=True), strict=True):
+            assert (one[0], one[3]) == (other[0], other[3])
+            assert other == one or texture(*other[:3]) > texture(*one[:3])
+            moved += other != one
+    assert 40 < moved < 120  # about half of 160
+
+
 def test_processes_share_the_batch_of_one() -> None:
     pairs = [ImagePair("", photo(16, 16, seed=s), photo(16, 16, seed=s)) for s in range(4)]
     sampler = PatchSampler(pairs, 1, patch_size=8, batch_size=6, seed=0)

@@ -217,6 +217,47 @@ def test_what_the_readme_says_of_the_narrow_network_is_counted_and_scored() -> N
     assert text in words_of(report.README)
 
 
+def test_what_is_said_of_the_training_images_is_measured() -> None:
+    runs = read_runs(report.RESULTS / "images.csv")
+    scores: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        scores.setdefault((run.name, run.dataset), []).append(run.psnr)
+    free = {name: statistics.fmean(own) for (row, name), own in scores.items() if row.startswith("freely")}
+    lower = {
+        row: {name: statistics.fmean(scores[row, name]) - mean for name, mean in free.items()}
+        for row in ("all images", "BSDS500 and SunHays80")
+    }
+    assert all(loss > 0 for losses in lower.values() for loss in losses.values())
+    old = lower["BSDS500 and SunHays80"]
+    said = f"by {old['Set5']:.2f} dB on Set5 and by {old['20 freely licensed']:.2f} dB on images of their own kind"
+    assert said in words_of(report.DOCS.parent / "results.md")
+    losses = [lower["all images"][name] for name in report.DATASETS]
+    assert f"[{min(losses):.2f} to {max(losses):.2f} dB lower than all images]" in words_of(report.CARD)
+    names = list(dict.fromkeys(run.name for run in runs))
+    assert names[3] == "all images, `--textured`"
+    gains = {}
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        *_, gain = compared([run for run in runs if run.dataset == dataset], names).differences
+        assert gain.mean > 0
+        if gain.significant:
+            gains[dataset] = f"{gain.mean:.2f}"
+    assert sorted(gains) == ["20 of BSDS500 and SunHays80", "B100", "Urban100"]
+    urban, b100, kept = (gains[name] for name in ("Urban100", "B100", "20 of BSDS500 and SunHays80"))
+    assert f"by {urban} dB on Urban100, {b100} dB on B100 and {kept} dB on the kept" in words_of(
+        report.DOCS.parent / "results.md"
+    )
+    assert f"MREN-S ×4 scores {urban} dB higher on Urban100" in words_of(report.README.parent / "CHANGELOG.md")
+
+
+def test_what_is_said_of_the_number_of_blocks_is_measured() -> None:
+    runs = read_runs(report.RESULTS / "depth.csv")
+    score = {(run.name, run.dataset): run for run in runs}
+    set5, b100 = (score["num_blocks=8", name].psnr - score["default", name].psnr for name in ("Set5", "B100"))
+    longer = score["num_blocks=8", "Set5"].minutes / score["default", "Set5"].minutes
+    text = f"{set5:.2f} dB more than six on Set5 and {b100:.2f} dB more on B100, and take {longer:.1f} times as long"
+    assert text in words_of(report.DOCS.parent / "results.md")
+
+
 def test_what_the_page_on_passing_maps_says_of_training_is_measured() -> None:
     runs = [run for run in read_runs(report.RESULTS / "parts.csv") if run.dataset == "Set5"]
     names = ["default", *(f"communication={value}" for value in ("0", "1", "learnable", "gated"))]

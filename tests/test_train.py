@@ -295,6 +295,7 @@ def test_an_option_that_contradicts_the_run_is_refused_by_name(images: Path, tmp
         ("--scale", "2", "--variant", "mren_l"): "--scale 4, not 2; --variant mren, not mren_l;",
         ("--config", '{"exchange": null}'): "--config {'channels': 12}, not {'exchange': None};",
         ("--compile",): "--compile False, not True;",
+        ("--textured",): "--textured False, not True;",
     }.items():
         assert resume(output, *options) == 2
         assert f"was begun with {words}" in capsys.readouterr().err

@@ -193,7 +193,9 @@ def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost
     trainer = Trainer(
         net,
         training,
-        PatchSampler(pairs, setup.task.scale, **patches, seed=run.seed, device=setup.device),
+        PatchSampler(
+            pairs, setup.task.scale, **patches, seed=run.seed, device=setup.device, textured=training.textured
+        ),
         run.folder,
         label=run.label,
         draw=setup.task.batch,

@@ -238,6 +238,8 @@ class PatchSampler:
         degrade: Whether every second low-resolution patch is degraded as a photograph may be, see
             :mod:`examples.mren.degradation`. The low-resolution images are then kept where JPEGs are made, on the CPU,
             and a GPU is only sent patches, without being waited for.
+        textured: Whether each patch is drawn twice from its image, and the one with more texture taken: the one whose
+            neighbouring pixels, in the low-resolution green, differ more.
     """
 
     def __init__(
@@ -250,6 +252,7 @@ class PatchSampler:
         seed: int,
         device: torch.device | str = "cpu",
         degrade: bool = False,
+        textured: bool = False,
     ) -> None:
         self.paths = [pair.path for pair in pairs]
         self.scale = scale
@@ -259,6 +262,7 @@ class PatchSampler:
         self._sizes = np.array([pair.lr.shape[1:] for pair in pairs]).reshape(-1, 2)
         self._lr = _Images([pair.lr for pair in pairs], "cpu" if degrade else device)
         self._hr = _Images([pair.hr for pair in pairs], device)
+        self._textures = [_Texture(pair.lr) for pair in pairs] if textured else []
         self._set_patches(patch_size, batch_size)
 
     def with_patches(self, *, patch_size: int, batch_size: int) -> PatchSampler:
@@ -282,6 +286,12 @@ class PatchSampler:
         images = random.integers(len(self.paths), size=self.batch_size)
         corners = random.integers(self._sizes[images] - self.side + 1)
         orientations = random.integers(8, size=(self.batch_size, 1))
+        if self._textures:
+            others = random.integers(self._sizes[images] - self.side + 1)
+            for image, corner, other in zip(images, corners, others, strict=True):
+                in_square = self._textures[image].in_square
+                if in_square(other, self.side) > in_square(corner, self.side):
+                    corner[:] = other
         return [tuple(row) for row in np.concatenate([images[:, None], corners, orientations], axis=1).tolist()]
 
     def files(self, step: int) -> list[Path]:
@@ -308,6 +318,24 @@ class PatchSampler:
         if self.device.type == "cuda":
             degraded = degraded.pin_memory()  # otherwise the copy would wait for all steps before it
         return degraded.to(self.device, non_blocking=True)
+
+
+class _Texture:
+    """How much neighbouring pixels differ within any square of an image, by summed-area tables."""
+
+    def __init__(self, image: Tensor) -> None:
+        green = image[1].numpy().astype(np.int64)
+        self._sums = [np.abs(np.diff(green, axis=axis)).cumsum(0).cumsum(1) for axis in (0, 1)]
+        self._sums = [np.pad(sums, ((1, 0), (1, 0))) for sums in self._sums]
+
+    def in_square(self, corner: np.ndarray, side: int) -> int:
+        """The sum of the differences between neighbours within a square."""
+        top, left = corner
+        found = 0
+        for sums, height, width in zip(self._sums, (side - 1, side), (side, side - 1), strict=True):
+            bottom, right = top + height, left + width
+            found += int(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
+        return found
 
 
 class _Images:

@@ -159,6 +159,8 @@ class Training:
     channels_last: bool = True
     accumulate: int = 1
     """Parts in which a batch is processed."""
+    textured: bool = False
+    """Whether patches with much texture are preferred, see :class:`~examples.mren.data.PatchSampler`."""
 
     def plan(self, images: int, scale: int) -> Recipe:
         """The recipe with its length for a number of images, and patches that are multiples of the scale."""
@@ -188,6 +190,7 @@ class Training:
             "ema_decay": recipe.ema_decay,
             **{name: getattr(self, name) for name in _OWN_SETTINGS},
             "init": None if self.init is None else hashlib.sha256(self.init.read_bytes()).hexdigest(),
+            "textured": self.textured or None,  # what a run of an earlier version, without it, is taken to have
         }
 
 

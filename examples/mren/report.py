@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
-from examples.compare.tables import read_runs
+from examples.compare.tables import comparison_table, read_runs
 from examples.markdown import table, with_part
 from examples.mren.ablate import TABLES
 from examples.mren.cli import run_command
@@ -31,6 +31,7 @@ DATASETS = ("Set5", "Set14", "B100", "Urban100")
 MEASURES = ("PSNR, dB", "SSIM")
 # The tables of ablations: the name of the page, the rows in it, and the file of their runs. Files differ in the budget.
 ABLATIONS = {
+    "ablation_1.md": ("1", "depth.csv"),
     **{f"ablation_{name}.md": (name, "parts.csv") for name in ("2", "3", "4", "exchange", "communication")},
     "ablation_beyond.md": ("beyond", "beyond.csv"),
     "ablation_recipe.md": ("recipe", "recipe.csv"),
@@ -168,6 +169,8 @@ def shipped_scales() -> list[int]:
 def tables() -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
     texts = {f"table5_x{scale}.md": table5(scale) for scale in shipped_scales()}
+    # Runs of one network that differ in their training: the names of the rows are what is printed.
+    texts["training_images.md"] = comparison_table(read_runs(RESULTS / "images.csv"))
     return texts | {page: TABLES[name].tabulate(read_runs(RESULTS / file)) for page, (name, file) in ABLATIONS.items()}
 
 

@@ -176,6 +176,7 @@ def train(args: argparse.Namespace) -> int:
         seed=args.seed,
         device=accelerator.device,
         degrade=args.degrade is not None,
+        textured=args.textured,
     )
     validated = _without_flat(to_validate, is_main_process=accelerator.is_main_process)
     held_out = {"psnr": validated}

@@ -104,7 +104,7 @@ def _contradicting(args: argparse.Namespace, saved: argparse.Namespace) -> list[
     Data and initial weights are not among them: what counts is their content, wherever it is.
     """
     names = ("scale", "variant", "num_blocks", "config", "recipe", "degrade", "warm_up_new", "held_out", "seed")
-    names += ("precision", "accumulate", "compile", "channels_last")
+    names += ("precision", "accumulate", "compile", "channels_last", "textured")
 
     def decisive(args: argparse.Namespace) -> dict[str, Any]:
         recipe = training_of(args).plan(1, args.scale)
@@ -151,6 +151,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="steps at the start that train only what --init does not have",
     )
+    add("--textured", action=argparse.BooleanOptionalAction, default=False, help="prefer patches with much texture")
     add("--precision", choices=tuple(PRECISIONS), default="no", help="mixed precision")
     for name, meaning in {
         "compile": "torch.compile the blocks of the network",
