@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import results
 from examples.mren.model import load_mren
+from examples.timing import ratio
 from sc_blocks import SCACB, WSILBV
 
 ROOT = Path(__file__).parents[1]
@@ -250,3 +251,15 @@ def test_the_times_on_a_gpu_are_those_of_the_results() -> None:
     imdn = [row.get("frames_per_second") for row in rows if row["name"] == "IMDN ×4" and "CUDA graph" in row["form"]]
     (most,) = filter(None, imdn)  # not compiled: the other forms were skipped
     assert f"not compiled, as a CUDA graph: {most:.0f})" in readme
+
+
+def test_what_local_statistics_cost_is_what_was_timed() -> None:
+    rows = results.read(results.FOLDER / "cpu_all.json")["suites"]["nets"]["rows"]
+    rounds = {row["form"]: row["rounds"] for row in rows if row["name"] == "MREN ×4"}
+    page = " ".join((ROOT / "docs" / "how-to" / "local-statistics.md").read_text().split())
+    eager, folded = (
+        ratio(rounds[local], rounds[whole_map]).median
+        for whole_map, local in {"eager": "local", "folded": "local, folded"}.items()
+    )
+    assert f"MREN ×4 takes [{eager:.2f} times as long]" in page
+    assert f"and folded {folded:.2f} times." in page
