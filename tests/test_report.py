@@ -234,7 +234,7 @@ def test_what_is_said_of_the_training_images_is_measured() -> None:
     losses = [lower["all images"][name] for name in report.DATASETS]
     assert f"[{min(losses):.2f} to {max(losses):.2f} dB lower than all images]" in words_of(report.CARD)
     names = list(dict.fromkeys(run.name for run in runs))
-    assert names[3] == "all images, `--textured`"
+    assert names[3] == "all images, textured patches"
     gains = {}
     for dataset in dict.fromkeys(run.dataset for run in runs):
         *_, gain = compared([run for run in runs if run.dataset == dataset], names).differences
