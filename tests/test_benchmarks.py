@@ -373,6 +373,14 @@ def made_up() -> dict:
     return {"nets": [results.Suite(machine, settings, nets)]}
 
 
+def test_local_statistics_are_no_form_to_choose() -> None:
+    (suite,) = made_up()["nets"]
+    eager = suite.row("MREN ×4", "eager")
+    faster = {"seconds": {"median": 1.0}, "rounds": [1.0, 1.0, 1.0]}
+    suite.rows.extend(eager | faster | {"form": form} for form in ("local", "local, folded", "folded, bf16"))
+    assert suite.best("MREN ×4") is eager
+
+
 def lines_of(text: str) -> list[list[str]]:
     """The cells of a table in Markdown."""
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]

@@ -89,6 +89,15 @@ def test_a_folder_whose_name_is_not_utf_8_is_resumed(images: Path, tmp_path: Pat
     assert resume(tmp_path / "run") == 0
 
 
+def test_textured_patches_train_other_weights(images: Path, tmp_path: Path) -> None:
+    found = []
+    for more in ([], ["--textured"]):
+        folder = tmp_path / f"run{len(found)}"
+        assert run(images, folder, "--steps", "10", "--patch-size", "16", *more) == 0
+        found.append(history(folder))  # with the loss
+    assert found[0] != found[1]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there, ./ is another name")
 def test_a_folder_whose_name_begins_with_a_dash_is_resumed(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
