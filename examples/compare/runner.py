@@ -158,6 +158,9 @@ def compare(
     costs = {row.name: cost_of(row.make, scale) for row in rows if only is None or row.name in only}
     for name, cost in costs.items():
         print(f"{name}: {cost.parameters:,} parameters, {cost.macs / 1e9:.2f} G MACs")
+    # What a row cannot begin from is said before the others are trained.
+    for run in {run.row.name: run for run in unfinished}.values():
+        _initial_network(run, rows[0], dataclasses.replace(setup.training, **run.row.options).init)
     length = setup.training.minutes
     each = f"{setup.training.plan(len(files), scale).steps} steps" if length is None else f"{length:g} minutes"
     print(f"{len(unfinished)} of {len(folders)} runs to train, {each} each", flush=True)
