@@ -30,7 +30,7 @@ def test_rows_have_the_parameters_that_the_paper_prints(name: str) -> None:
         assert round(parameters(MREN(4, **variant.config, device="meta")) / 1000) == published, variant.title
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("init", "recipe", "trunk")])
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("init", "recipe", "training", "trunk")])
 def test_rows_are_different_functions_and_the_first_is_the_default(name: str) -> None:
     variants = TABLES[name].variants
     assert variants[0].config == {}
@@ -111,13 +111,22 @@ def test_the_rows_on_first_weights_start_from_their_own() -> None:
 def test_rows_about_the_training_differ_in_it() -> None:
     names = [variant.key for variant in TABLES["recipe"].variants]
     assert names == ["default", "ema-decay=0", "recipe=paper", "init=mren_x2"]
-    assert all(not variant.config for variant in TABLES["recipe"].variants)
+    assert all(not variant.config for name in ("recipe", "training") for variant in TABLES[name].variants)
 
 
 @pytest.mark.parametrize(("recipe", "code"), [("short", 0), ("paper", 2)])
 def test_rows_about_the_training_are_what_their_titles_say(tmp_path: Path, capsys, recipe: str, code: int) -> None:
-    assert main(command(tmp_path, "--table", "recipe", "--recipe", recipe, "--dry-run")) == code
+    arguments = ["--table", "recipe", "--recipe", recipe, "--dry-run", "--config", "{}"]  # 60 channels, as weights have
+    assert main(command(tmp_path, *arguments)) == code
     assert ("add --recipe short, and --steps or" in capsys.readouterr().err) == bool(code)
+
+
+def test_weights_that_a_row_cannot_begin_from_are_named_before_others_are_trained(tmp_path: Path, capsys) -> None:
+    assert main(command(tmp_path, "--table", "recipe")) == 1  # the last row begins from weights of 60 channels
+    assert "mren_x2.safetensors: has 60 channels, the network 32; begin from one that is as wide." in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_of_several_calls_come_into_one_file(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -337,18 +339,25 @@ def test_other_images_of_the_same_names_are_not_taken_as_trained_on(setup: Setup
         compare(ROWS[:1], setup)
 
 
-def test_a_run_of_textured_patches_is_another_one(setup: Setup) -> None:
-    def patches(*, textured: bool) -> Setup:
-        return dataclasses.replace(setup, training=dataclasses.replace(SHORT, textured=textured), seeds=1)
-
-    (even,) = compare(ROWS[:1], patches(textured=False))
-    with pytest.raises(ValueError, match=r"other settings \(textured was None, is True\)"):
-        compare(ROWS[:1], patches(textured=True))
+@pytest.mark.parametrize(
+    ("changed", "before", "after"),
+    [({"textured": True}, None, True), ({"loss": "l1+fft"}, ["l1"], ["l1+fft"])],
+    ids=["textured", "loss"],
+)
+def test_a_run_of_textured_patches_or_another_loss_is_another_one(
+    setup: Setup, changed: dict[str, Any], before: object, after: object
+) -> None:
+    (option,) = changed
+    plain = dataclasses.replace(setup, seeds=1)
+    other = dataclasses.replace(plain, training=dataclasses.replace(SHORT, **changed))
+    (usual,) = compare(ROWS[:1], plain)
+    with pytest.raises(ValueError, match=re.escape(f"other settings ({option} was {before}, is {after})")):
+        compare(ROWS[:1], other)
     shutil.rmtree(setup.output)
-    (textured,) = compare(ROWS[:1], patches(textured=True))
-    assert textured.psnr != even.psnr
-    with pytest.raises(ValueError, match=r"other settings \(textured was True, is None\)"):
-        compare(ROWS[:1], patches(textured=False))
+    (unusual,) = compare(ROWS[:1], other)
+    assert unusual.psnr != usual.psnr
+    with pytest.raises(ValueError, match=re.escape(f"other settings ({option} was {after}, is {before})")):
+        compare(ROWS[:1], plain)
 
 
 @pytest.mark.parametrize("minutes", [math.inf, 1e-9])

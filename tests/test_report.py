@@ -19,6 +19,7 @@ from examples.compare.tables import compared, read_runs
 from examples.drop_in import report as hosts
 from examples.drop_in.variants import build
 from examples.mren import report
+from examples.mren.ablate import TABLES
 from examples.mren.model import MREN, VARIANTS, WEIGHTS, save_weights
 from sc_blocks.introspect import complexity
 
@@ -233,20 +234,33 @@ def test_what_is_said_of_the_training_images_is_measured() -> None:
     assert said in words_of(report.DOCS.parent / "results.md")
     losses = [lower["all images"][name] for name in report.DATASETS]
     assert f"[{min(losses):.2f} to {max(losses):.2f} dB lower than all images]" in words_of(report.CARD)
+
+
+def test_what_is_said_of_the_loss_and_the_patches_is_measured() -> None:
+    runs = read_runs(report.RESULTS / "training.csv")
     names = list(dict.fromkeys(run.name for run in runs))
-    assert names[3] == "all images, textured patches"
-    gains = {}
+    assert names == [variant.key for variant in TABLES["training"].variants]
+    kept = "20 of BSDS500 and SunHays80"
+    gains: dict[str, dict[str, str]] = {name: {} for name in names[1:]}
     for dataset in dict.fromkeys(run.dataset for run in runs):
-        *_, gain = compared([run for run in runs if run.dataset == dataset], names).differences
-        assert gain.mean > 0
-        if gain.significant:
-            gains[dataset] = f"{gain.mean:.2f}"
-    assert sorted(gains) == ["20 of BSDS500 and SunHays80", "B100", "Urban100"]
-    urban, b100, kept = (gains[name] for name in ("Urban100", "B100", "20 of BSDS500 and SunHays80"))
-    assert f"by {urban} dB on Urban100, {b100} dB on B100 and {kept} dB on the kept" in words_of(
-        report.DOCS.parent / "results.md"
+        differences = compared([run for run in runs if run.dataset == dataset], names).differences
+        for name, gain in zip(names[1:], differences, strict=True):
+            assert gain.mean > 0
+            if gain.significant:
+                gains[name][dataset] = f"{gain.mean:.2f}"
+    patches, loss, both = gains.values()
+    assert sorted(patches) == [kept, "B100", "Urban100"]
+    assert len(loss) == len(both) == 6
+    page = words_of(report.DOCS.parent / "results.md")
+    set5, set14, b100, urban = (both[name] for name in report.DATASETS)
+    assert f"by {set5} dB on Set5, {set14} dB on Set14, {b100} dB on B100 and {urban} dB on Urban100" in page
+    assert "alone it gains {}, {}, {} and {} dB".format(*(loss[name] for name in report.DATASETS)) in page
+    assert (
+        f"{patches['Urban100']} dB on Urban100, {patches['B100']} dB on B100 and {patches[kept]} dB on the kept" in page
     )
-    assert f"MREN-S ×4 scores {urban} dB higher on Urban100" in words_of(report.README.parent / "CHANGELOG.md")
+    assert f"together by {set5} dB on Set5" in words_of(report.HERE / "README.md")
+    changes = words_of(report.README.parent / "CHANGELOG.md")
+    assert f"MREN-S ×4 scores {set5} dB higher on Set5 and {urban} dB on Urban100 with both" in changes
 
 
 def test_what_is_said_of_the_number_of_blocks_is_measured() -> None:

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from examples.mren import trainer
 from examples.mren.data import ImagePair, PatchSampler, imresize
 from examples.mren.model import MREN, load_mren, save_weights
-from examples.mren.recipes import RECIPES, Recipe, Stage, Training
+from examples.mren.recipes import LOSSES, RECIPES, Recipe, Stage, Training
 from examples.mren.train import main
 from examples.mren.trainoptions import parse, training_of
 from tests.images import photo, rename_to_bytes, write_photos
@@ -89,12 +90,13 @@ def test_a_folder_whose_name_is_not_utf_8_is_resumed(images: Path, tmp_path: Pat
     assert resume(tmp_path / "run") == 0
 
 
-def test_textured_patches_train_other_weights(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--textured", "--loss=l1+fft"])
+def test_textured_patches_and_another_loss_train_other_weights(images: Path, tmp_path: Path, option: str) -> None:
     found = []
-    for more in ([], ["--textured"]):
+    for more in ([], [option]):
         folder = tmp_path / f"run{len(found)}"
         assert run(images, folder, "--steps", "10", "--patch-size", "16", *more) == 0
-        found.append(history(folder))  # with the loss
+        found.append([line[2] for line in history(folder)])
     assert found[0] != found[1]
 
 
@@ -139,8 +141,9 @@ def test_what_is_saved_is_the_average_of_the_weights(images: Path, tmp_path: Pat
         assert torch.equal(value, followed[-1][name])
 
 
-def test_a_batch_worked_off_in_parts_teaches_the_same(images: Path, tmp_path: Path) -> None:
-    arguments = ["--steps", "12", "--validate-every", "4", "--batch-size", "5"]
+@pytest.mark.parametrize("loss", ["l1", "l1+fft"])
+def test_a_batch_worked_off_in_parts_teaches_the_same(images: Path, tmp_path: Path, loss: str) -> None:
+    arguments = ["--steps", "12", "--validate-every", "4", "--batch-size", "5", "--loss", loss]
     assert run(images, tmp_path / "whole", *arguments) == 0
     for parts in ("2", "3"):  # equal ones, and others: of five patches two, two and one
         assert run(images, tmp_path / parts, *arguments, "--accumulate", parts) == 0
@@ -305,11 +308,12 @@ def test_an_option_that_contradicts_the_run_is_refused_by_name(images: Path, tmp
         ("--config", '{"exchange": null}'): "--config {'channels': 12}, not {'exchange': None};",
         ("--compile",): "--compile False, not True;",
         ("--textured",): "--textured False, not True;",
+        ("--loss", "l1+fft"): "--loss ['l1'], not ['l1+fft'];",
     }.items():
         assert resume(output, *options) == 2
         assert f"was begun with {words}" in capsys.readouterr().err
     # What says the same is none: the options, and what the recipe has.
-    assert run(images, output, "--steps", "1", "--resume", "--lr", "1e-3", "--ema-decay", "0.999") == 0
+    assert run(images, output, "--steps", "1", "--resume", "--lr", "1e-3", "--ema-decay", "0.999", "--loss", "l1") == 0
     after = {path: path.read_bytes() for path in before}
     assert after == before
 
@@ -559,6 +563,31 @@ def test_stages_take_their_share() -> None:
         Recipe((first,))
     for recipe in RECIPES.values():
         assert sum(stage.share for stage in recipe.stages) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 1, 5, 7), (3, 2, 1, 4)])
+def test_the_loss_of_the_spectrum_is_numpys(shape: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(0)
+    output, target = generator.random((2, *shape))
+    # Of real images, the transform over the last axis alone is half of the whole one.
+    spectrum = np.fft.fft2(output - target)[..., : shape[-1] // 2 + 1]
+    expected = np.abs(output - target).mean() + 0.05 * (np.abs(spectrum.real) + np.abs(spectrum.imag)).mean() / 2
+    found = LOSSES["l1+fft"](torch.from_numpy(output), torch.from_numpy(target))
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    assert LOSSES["l1+fft"](torch.from_numpy(output), torch.from_numpy(output)).item() == 0
+
+
+def test_the_gradient_of_the_loss_of_the_spectrum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    output = torch.rand(2, 2, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(2, 2, 4, 5, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: LOSSES["l1+fft"](x, target), output)
+
+
+def test_another_loss_is_that_of_the_first_stage() -> None:
+    for loss in LOSSES:
+        recipe = training_of(parse(["--data", ".", "--recipe", "ten-minutes", "--loss", loss])).plan(1, 4)
+        assert [stage.loss for stage in recipe.stages] == [loss, "mse"]
 
 
 def test_a_stage_of_another_shape_and_loss(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,13 @@ TABLES = {
         Variant("the paper's: 5e-4, halved four times", options={"recipe": "paper"}),
         Variant("averaged, begun from the weights of ×2", options={"init": weights_path(2)}),
     ),
+    "training": Table(
+        "Loss and patches",
+        Variant("L1"),
+        Variant("L1, textured patches", options={"textured": True}),
+        Variant("L1 of pixels and spectrum", options={"loss": "l1+fft"}),
+        Variant("both", options={"loss": "l1+fft", "textured": True}),
+    ),
 }
 
 

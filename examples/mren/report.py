@@ -169,11 +169,14 @@ def shipped_scales() -> list[int]:
 def tables() -> dict[str, str]:
     """Every generated Markdown file: its name and its text."""
     texts = {f"table5_x{scale}.md": table5(scale) for scale in shipped_scales()}
-    # Runs of one network that differ in their training: the names of the rows are what is printed. A table of all six
-    # sets would be wider than a page.
-    images = read_runs(RESULTS / "images.csv")
-    texts["training_images.md"] = comparison_table([run for run in images if run.dataset in DATASETS])
-    texts["training_images_kept.md"] = comparison_table([run for run in images if run.dataset not in DATASETS])
+    # A table of all six sets would be wider than a page: images that were kept from training have one of their own.
+    for page, name, tabulate in (
+        ("training_images", "images.csv", comparison_table),  # its rows differ in what no option holds
+        ("ablation_training", "training.csv", TABLES["training"].tabulate),
+    ):
+        runs = read_runs(RESULTS / name)
+        texts[f"{page}.md"] = tabulate([run for run in runs if run.dataset in DATASETS])
+        texts[f"{page}_kept.md"] = tabulate([run for run in runs if run.dataset not in DATASETS])
     return texts | {page: TABLES[name].tabulate(read_runs(RESULTS / file)) for page, (name, file) in ABLATIONS.items()}
 
 

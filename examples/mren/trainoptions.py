@@ -17,7 +17,7 @@ from examples.mren.cli import UsageError, number, one_line, path_name, positive_
 from examples.mren.files import check_regular
 from examples.mren.model import STAGES, VARIANTS
 from examples.mren.options import scale_factor
-from examples.mren.recipes import PRECISIONS, RECIPES, Training
+from examples.mren.recipes import LOSSES, PRECISIONS, RECIPES, Training
 
 OPTIONS = "options"  # of run.json
 _PER_INVOCATION = ("output", "resume", "dry_run", "max_minutes")  # and not of the run
@@ -109,7 +109,7 @@ def _contradicting(args: argparse.Namespace, saved: argparse.Namespace) -> list[
     def decisive(args: argparse.Namespace) -> dict[str, Any]:
         recipe = training_of(args).plan(1, args.scale)
         values = {name: getattr(args, name) for name in names}
-        for name in ("batch_size", "patch_size", "lr"):
+        for name in ("batch_size", "patch_size", "lr", "loss"):
             values[name] = [getattr(stage, name) for stage in recipe.stages]
         return values | {"ema_decay": recipe.ema_decay or 0}
 
@@ -138,6 +138,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=whole_number(1), help="instead of the recipe's, in all its stages")
     add("--patch-size", type=whole_number(1), help="of the high-resolution patches, likewise")
     add("--lr", type=positive_number, help="instead of that of the recipe's first stage")
+    add("--loss", choices=tuple(LOSSES), help="likewise; l1+fft adds the L1 of the spectrum")
     add(
         "--ema-decay",
         type=number(lambda value: 0 <= value < 1, "at least 0 and below 1"),
