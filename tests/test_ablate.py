@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from examples.compare.tables import Run, read_runs
 from examples.mren.ablate import TABLES, Table, Variant, main
 from examples.mren.model import MREN, VARIANTS, load_mren
+from examples.mren.recipes import Training
 from tests.images import write_photos
 
 PAPER_KILOPARAMETERS = {
@@ -112,6 +114,20 @@ def test_rows_about_the_training_differ_in_it() -> None:
     names = [variant.key for variant in TABLES["recipe"].variants]
     assert names == ["default", "ema-decay=0", "recipe=paper", "init=mren_x2"]
     assert all(not variant.config for name in ("recipe", "training") for variant in TABLES[name].variants)
+
+
+def test_rows_on_loss_and_patches_are_what_their_titles_say_whatever_the_recipe_has() -> None:
+    given = Training(recipe="modern", textured=True)
+    found = []
+    for variant in TABLES["training"].variants:
+        settings = dataclasses.replace(given, **variant.options).settings(1, 4)
+        found.append((variant.title, settings["loss"], bool(settings["textured"])))
+    assert found == [
+        ("L1", ["l1"], False),
+        ("L1, textured patches", ["l1"], True),
+        ("L1 of pixels and spectrum", ["l1+fft"], False),
+        ("both", ["l1+fft"], True),
+    ]
 
 
 @pytest.mark.parametrize(("recipe", "code"), [("short", 0), ("paper", 2)])
