@@ -263,3 +263,17 @@ def test_what_local_statistics_cost_is_what_was_timed() -> None:
     )
     assert f"MREN ×4 takes [{eager:.2f} times as long]" in page
     assert f"and folded {folded:.2f} times." in page
+
+
+def test_what_is_said_of_the_weights_for_photographs_is_measured() -> None:
+    numbers = plotting.read_numbers("jpeg")
+    changes = " ".join((ROOT / "CHANGELOG.md").read_text().split())
+    qualities = ("quality 75", "quality 50", "quality 30")
+    b100 = [f"{numbers['×2']['B100'][quality]['photo']:.2f}" for quality in qualities]
+    assert "they gain {}, {} and {} dB over bicubic".format(*b100) in changes
+    set14 = numbers["×4"]["Set14"]
+    lost = set14["clean"]["clean"] - set14["clean"]["photo"]
+    assert f"at quality 75 they gain {set14['quality 75']['photo']:.2f} dB over bicubic instead of 0.86" in changes
+    assert f"on clean images they lose {lost:.2f} dB instead of 0.17" in changes
+    # As the page on photographs says, those for x2 are better on clean images, too.
+    assert all(found["clean"]["photo"] > found["clean"]["clean"] for found in numbers["×2"].values())

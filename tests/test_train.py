@@ -584,6 +584,13 @@ def test_the_gradient_of_the_loss_of_the_spectrum() -> None:
     assert torch.autograd.gradcheck(lambda x: LOSSES["l1+fft"](x, target), output)
 
 
+def test_recipes_have_the_losses_that_their_table_lists() -> None:
+    table = (Path(trainer.__file__).parent / "README.md").read_text()
+    for name, recipe in RECIPES.items():
+        (row,) = (line for line in table.splitlines() if line.startswith(f"| `{name}`"))
+        assert re.findall(r"`([^`]*)`", row.split("|")[5]) == [stage.loss for stage in recipe.stages]
+
+
 def test_another_loss_is_that_of_the_first_stage() -> None:
     for loss in LOSSES:
         recipe = training_of(parse(["--data", ".", "--recipe", "ten-minutes", "--loss", loss])).plan(1, 4)

@@ -138,7 +138,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=whole_number(1), help="instead of the recipe's, in all its stages")
     add("--patch-size", type=whole_number(1), help="of the high-resolution patches, likewise")
     add("--lr", type=positive_number, help="instead of that of the recipe's first stage")
-    add("--loss", choices=tuple(LOSSES), help="likewise; l1+fft adds the L1 of the spectrum")
+    add("--loss", choices=tuple(LOSSES), help="likewise; l1+fft is L1 plus 0.05 times the L1 of the spectrum")
     add(
         "--ema-decay",
         type=number(lambda value: 0 <= value < 1, "at least 0 and below 1"),
