@@ -154,6 +154,18 @@ def test_rows_of_several_calls_come_into_one_file(tmp_path: Path) -> None:
     assert "spatial part only" in (tmp_path / "out" / "table_3.md").read_text()
 
 
+def test_runs_of_one_table_stay_in_the_file_when_another_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "out" / "runs.csv"
+    assert main(command(tmp_path, "--table", "exchange", "--only", "exchange=inputs")) == 0
+    before = read_runs(file)
+    assert main(command(tmp_path, "--table", "3", "--only", "parts=spatial")) == 0
+    after = read_runs(file)
+    assert before == [run for run in after if run.name == "exchange=inputs"]
+    assert {run.name for run in after} == {"exchange=inputs", "parts=spatial"}
+    assert main(command(tmp_path, "--table", "3", "--only", "parts=spatial")) == 0
+    assert read_runs(file) == after
+
+
 def test_what_the_paper_prints_stands_beside_its_scale_alone() -> None:
     runs = [Run("default", seed, 1, 1, 1, 1, 1.0, "Set5", 30.0 + seed) for seed in range(2)]
     assert "32.24" in TABLES["3"].tabulate(runs)

@@ -1,4 +1,4 @@
-"""What the shipped ×4 weights score in windows, in tiles and in exported files: the tables of the how-to pages.
+"""What the shipped ×4 weights score in windows, in tiles, by self-ensemble and in exported files: tables of pages.
 
 ``python -m docs.figures.scores`` writes ``docs/results/shipped/*.md`` from ``measured/scores.json``; with ``--measure``
 that file is made anew, in some minutes on one core; a measurement that was stopped goes on, unless the weights are
@@ -18,9 +18,11 @@ import torch
 
 from docs.figures.plotting import MEASURED, command, photograph, read_numbers, write_numbers
 from examples.mren.data import imresize, list_images, mod_crop
+from examples.mren.ensemble import SelfEnsemble
 from examples.mren.evaluate import Row, Upscale, evaluate, mean_score, network_upscaler
 from examples.mren.export import export
 from examples.mren.files import write_text
+from examples.mren.fold import fold_mren
 from examples.mren.metrics import psnr
 from examples.mren.model import load_mren, weights_path
 from examples.mren.onnxfile import onnx_upscaler
@@ -34,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "docs" / "results" / "shipped"
 DATA = Path(os.environ.get("SC_BLOCKS_DATA", ROOT.parent / "shared" / "data"))
 PHOTOGRAPHS = ("chelsea", "coffee")
+SOME = "Urban100, every tenth image"
 
 
 def in_settings() -> dict[str, Upscale]:
@@ -97,16 +100,25 @@ def measure() -> None:
     if not (DATA / "test" / "Set5").is_dir():
         raise FileNotFoundError(f"no test sets at {DATA}; SC_BLOCKS_DATA says where yours are.")
     settings = in_settings()
+    folded = fold_mren(load_mren(SCALE))
+    orientations = {
+        "one": network_upscaler(folded, "cpu"),
+        "eight": network_upscaler(SelfEnsemble(folded), "cpu"),
+    }
     tiles = {name: settings[name] for name in ("whole", "tiles of 128", "tiles of 64")}
     windows = {name: settings[name] for name in settings if name != "tiles of 128"}
-    files = {name: list_images(DATA / "test" / name) for name in ("Set5", "Set14", "Urban100")}
+    files = {name: list_images(DATA / "test" / name) for name in ("Set5", "Set14")}
+    files[SOME] = list_images(DATA / "test" / "Urban100")[::10]
     with tempfile.TemporaryDirectory() as folder:
         parts: dict[str, Callable[[], dict]] = {
             "photographs": lambda: photographs(settings),
             "Set5": lambda: means(list(evaluate(files["Set5"], SCALE, windows))),
             "Set14": lambda: means(list(evaluate(files["Set14"], SCALE, tiles))),
             "exported": lambda: exported(Path(folder)),
-            "Urban100, every tenth image": lambda: means(list(evaluate(files["Urban100"][::10], SCALE, tiles))),
+            SOME: lambda: means(list(evaluate(files[SOME], SCALE, tiles))),
+            "orientations": lambda: {
+                name: means(list(evaluate(images, SCALE, orientations))) for name, images in files.items()
+            },
         }
         checksum = hashlib.sha256(weights_path(SCALE).read_bytes()).hexdigest()
         numbers: dict = read_numbers(NAME) if (MEASURED / f"{NAME}.json").exists() else {}
@@ -130,7 +142,7 @@ def tables() -> dict[str, str]:
         cells = [f"{numbers['photographs'][name][what]:.2f}" for what in ("whole", "windows", "tiles of 64")]
         photos.append([name, *cells, f"{width} × {height}"])
     tiles = [["×4", "whole", "tiles of 128", "tiles of 64"]]
-    for name in ("Set14", "Urban100, every tenth image"):
+    for name in ("Set14", SOME):
         if name in numbers:
             tiles += measures(name, [numbers[name][what] for what in ("whole", "tiles of 128", "tiles of 64")])
     both = [
@@ -138,12 +150,22 @@ def tables() -> dict[str, str]:
         *measures("statistics of the whole map", [set5["whole"], set5["tiles of 64"]]),
         *measures(f"of windows, `--local {TRAINED_ON}`", [set5["windows"], set5["windows, tiles of 64"]]),
     ]
+    ensemble = [["×4", "one orientation", "self-ensemble"]]
+    for name, scores in numbers.get("orientations", {}).items():
+        ensemble += measures(name, [scores["one"], scores["eight"]])
     files = [["MREN ×4", "file", "Set5, dB", "SSIM", "difference from torch"]]
     for name, file in numbers.get("exported", {}).items():
         away = f"{file['away']:.0f} dB" if name.startswith("int8") else f"{file['away']:.0e}".replace("e-0", "e-")
         size, psnr, ssim = f"{file['megabytes']:.2f} MB", f"{file['psnr']:.2f}", f"{file['ssim']:.4f}"
         files.append([name, size, psnr, ssim, away])
-    made = {"windows": windows, "photographs": photos, "tiles": tiles, "tiles_windows": both, "exported": files}
+    made = {
+        "windows": windows,
+        "photographs": photos,
+        "tiles": tiles,
+        "tiles_windows": both,
+        "self_ensemble": ensemble,
+        "exported": files,
+    }
     return {f"{name}.md": lay_out(rows) for name, rows in made.items() if len(rows) > 1}  # of what was measured
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import t as students_t
 
 from examples.markdown import signed, table
-from examples.records import read_records
+from examples.records import read_records, write_records
 
 Scores = dict[int, float]
 """PSNR by seed."""
@@ -47,6 +47,13 @@ class Run:
 def read_runs(file: Path) -> list[Run]:
     """The runs of a comparison. In files of earlier versions the name of a row is called ``variant`` or ``blocks``."""
     return read_records(file, Run, renamed={"variant": "name", "blocks": "name"})
+
+
+def write_runs(file: Path, runs: Sequence[Run]) -> None:
+    """Write the runs of a comparison; those of other rows that the file holds stay in it, after these."""
+    names = {run.name for run in runs}
+    others = [run for run in read_runs(file) if run.name not in names] if file.exists() else []
+    write_records(file, [*runs, *others], Run)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import get_args
 
 from examples.compare.options import add_options, setup_from
 from examples.compare.runner import compare
-from examples.compare.tables import Run
+from examples.compare.tables import Run, write_runs
 from examples.compare.tasks import Denoising, SuperResolution
 from examples.drop_in.report import comparison_tables
 from examples.drop_in.variants import HOSTS, LOCAL, MIN_CHANNELS, PLAIN, Match, plan_rows
@@ -28,7 +28,6 @@ from examples.mren.cli import positive_number, run_command, whole_number
 from examples.mren.files import write_text
 from examples.mren.model import STAGES
 from examples.mren.options import scale_factor
-from examples.records import write_records
 
 PATCH_SIZES = {"sr": 96, "denoise": 48}
 
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> list[Run]:
     runs = compare(rows, setup, max_minutes=args.max_minutes, dry_run=args.dry_run)
     if runs:
         text = comparison_tables(runs)
-        write_records(scores, runs, Run)
+        write_runs(scores, runs)
         write_text(page, text)
         print(f"\n{HOSTS[args.host].title}\n\n{text}")
     return runs

@@ -24,14 +24,13 @@ from benchmarks.fixtures import IMDB, RFDB
 from examples.compare.cost import count_parameters, nearest_width
 from examples.compare.options import add_options, setup_from
 from examples.compare.runner import Row, compare
-from examples.compare.tables import Run, comparison_table
+from examples.compare.tables import Run, comparison_table, write_runs
 from examples.compare.tasks import SuperResolution
 from examples.mren.cli import UsageError, run_command, whole_number
 from examples.mren.files import write_text
 from examples.mren.model import MREN, STAGES, VARIANTS, weights_path
 from examples.mren.options import scale_factor
 from examples.mren.trainoptions import json_object
-from examples.records import write_records
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ def ablate(args: argparse.Namespace) -> list[Run]:
     setup = setup_from(args, SuperResolution(args.scale), args.output)
     runs = compare(rows, setup, only=args.only, max_minutes=args.max_minutes, dry_run=args.dry_run)
     if runs:
-        write_records(args.output / "runs.csv", runs, Run)
+        write_runs(args.output / "runs.csv", runs)
         trained = {run.name for run in runs}
         for name in args.table:
             if not trained.intersection(variant.key for variant in TABLES[name].variants):

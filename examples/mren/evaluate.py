@@ -34,11 +34,12 @@ from examples.mren.cli import (
 )
 from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
 from examples.mren.degradation import Degradation, degrade, make_generator
+from examples.mren.ensemble import SelfEnsemble
 from examples.mren.files import unique_names
 from examples.mren.imagepairs import dataset_name, match_lr
 from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import MREN, STAGES, find_weights, load_mren, pick_device
-from examples.mren.options import add_device_option, add_local_option, add_network_options
+from examples.mren.options import add_device_option, add_ensemble_option, add_local_option, add_network_options
 from examples.records import write_rows
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
@@ -215,10 +216,12 @@ def _partners(hr_files: Sequence[list[Path]], folders: Sequence[Path], scale: in
 
 def _methods(args: argparse.Namespace, net: MREN, device: torch.device) -> dict[str, Upscale]:
     label = args.variant if args.weights is None else find_weights(args.scale, args.variant, args.weights).stem
-    nets = {label: net}
+    nets: dict[str, nn.Module] = {label: net}
     if args.local is not None:
         patch = torch.zeros(1, 3, args.local, args.local, device=device)
         nets[f"{label}, local statistics"] = to_local(copy.deepcopy(net), patch)
+    if args.self_ensemble:
+        nets |= {f"{name}, self-ensemble": SelfEnsemble(each) for name, each in nets.items()}
     methods: dict[str, Upscale] = {"bicubic": lambda lr: imresize(lr, net.scale)}
 
     def add(name: str, upscale: Upscale) -> None:
@@ -268,6 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="add Gaussian noise to them, before --jpeg; S is its standard deviation, of 255 (%(default)s)",
     )
     add_local_option(parser, "score with windowed statistics, too")
+    add_ensemble_option(parser, "score with self-ensemble, too")
     add(
         "--tile",
         type=whole_number(MIN_TILE),

@@ -43,3 +43,9 @@ def add_local_option(parser: argparse.ArgumentParser, effect: str) -> None:
     """Statistics of windows: ``--local``, with what it does in this command."""
     about = f"{effect}; SIDE is that of the low-resolution patches it was trained on"
     parser.add_argument("--local", type=whole_number(1, MAX_WINDOW), metavar="SIDE", help=about)
+
+
+def add_ensemble_option(parser: argparse.ArgumentParser, effect: str) -> None:
+    """The mean over eight orientations: ``--self-ensemble``, with what it does in this command."""
+    about = f"{effect}: the mean of the results for the image in its eight orientations, in eight times the time"
+    parser.add_argument("--self-ensemble", action="store_true", help=about)

@@ -44,12 +44,13 @@ from examples.mren.cli import (
 from examples.mren.compare import write_sample
 from examples.mren.engines import Engine, Runtime, compile_network
 from examples.mren.engines.program import PortableMREN
+from examples.mren.ensemble import SelfEnsemble
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.imageread import read_picture, read_size
 from examples.mren.imagewrite import FORMATS, check_writable, encode_picture, write_picture
 from examples.mren.jobs import Job, file_target, plan
 from examples.mren.model import NETWORKS, find_weights, load_mren, pick_device
-from examples.mren.options import add_device_option, add_local_option, add_network_options
+from examples.mren.options import add_device_option, add_ensemble_option, add_local_option, add_network_options
 from examples.mren.picture import Picture, bleed, composite
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
@@ -275,6 +276,8 @@ def run(args: argparse.Namespace) -> int:
         note(f"converting the network for {args.engine}")
         faster = fold_mren(pad_widths(net)) if args.engine == "openvino" else PortableMREN(net)
         model = compile_network(faster, args.engine, torch.zeros(1, 3, 24, 20), threads=args.threads or 0)
+    if args.self_ensemble:
+        model = SelfEnsemble(model)
     if sample is not None:
         label = NETWORKS[args.variant] if args.weights is None else weights.stem
         write_sample(model, net.scale, sample, label=label, overwrite=args.overwrite)
@@ -305,6 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--threads", type=whole_number(1, 4096), metavar="N", help="of the processor; all, if left out")
     add("--tile", type=whole_number(2 * OVERLAP), default=TILE, metavar="N", help="input pixels (default: %(default)s)")
     add_local_option(parser, "attend to windows, not to whole tiles")
+    add_ensemble_option(parser, "slower and a little better")
     add("--max-megapixels", type=positive_number, default=256, metavar="N", help="of a result (%(default)s)")
     add("--recursive", action="store_true", help="read folders in folders, too, and write alike")
     existing = parser.add_mutually_exclusive_group()
