@@ -6,10 +6,13 @@ nothing but torch and einops.
 
 from sc_blocks.communication import (
     AdaptedCommunication,
+    FixedCommunication,
     GatedCommunication,
     LearnableCommunication,
-    LinearCommunication,
     NoCommunication,
+)
+from sc_blocks.communication import (
+    LinearCommunication as LinearCommunication,  # the name of FixedCommunication in 0.1.0
 )
 from sc_blocks.dracb import DRACB, DRACBChain
 from sc_blocks.mreb import MREB
@@ -26,9 +29,9 @@ __all__ = [
     "WSILBV",
     "AdaptedCommunication",
     "DRACBChain",
+    "FixedCommunication",
     "GatedCommunication",
     "LearnableCommunication",
-    "LinearCommunication",
     "NoCommunication",
     "to_global",
     "to_local",

@@ -90,6 +90,14 @@ def check_choice(block: str, name: str, value: Any, choices: Sequence[object]) -
         raise ValueError(f"{block}: {name} must be one of {', '.join(map(repr, choices))}; got {shown(value)}.")
 
 
+def width_of(layer: nn.Module, name: str, built: int) -> int:
+    """Width of a layer, as its attribute of this name says, or that which it was built with if it has none.
+
+    Pruning whole channels gives the layers of a block other widths after the block was built.
+    """
+    return getattr(layer, name, built)
+
+
 def reduced_width(block: str, channels: int, reduction: int, *, factor: int = 1) -> int:
     """Return ``factor * channels // reduction`` if that leaves a channel."""
     width = factor * channels // reduction
@@ -102,8 +110,9 @@ def reduced_width(block: str, channels: int, reduction: int, *, factor: int = 1)
 def check_feature_map(block: str, x: Tensor, channels: int | None, *, name: str = "x", size_multiple: int = 1) -> None:
     """Raise unless ``x`` is a floating-point NCHW tensor of ``channels`` channels, or of any number, and not empty."""
     if not isinstance(x, Tensor):
+        part = "second" if name == "previous" else "first"
         hints = {
-            tuple: "; DRACB returns (refined, attention_map): pass the first",
+            tuple: f"; a block that returns (refined, attention_map): pass the {part}",
             int: f"; where layers are built by width, pass the class {block}, not an instance",
         }
         raise TypeError(f"{block}: {name} must be a tensor, got {type(x).__name__}{hints.get(type(x), '')}.")
@@ -118,7 +127,8 @@ def check_feature_map(block: str, x: Tensor, channels: int | None, *, name: str 
         came = f"{x.shape[1]} in shape {tuple(x.shape)}"
         raise ValueError(f"{block}: {name} must have {channels} channels in dimension 1 (NCHW), got {came}; {hint}.")
     if not x.is_floating_point():
-        hint = f"pass {f'torch.cat([{name}.real, {name}.imag], dim=1)' if x.is_complex() else f'{name}.float()'}"
+        whole = f"{name}.float() / 255" if x.dtype == torch.uint8 else f"{name}.float()"
+        hint = f"pass {f'torch.cat([{name}.real, {name}.imag], dim=1)' if x.is_complex() else whole}"
         raise TypeError(f"{block}: {name} must be a floating-point tensor, got {x.dtype}; {hint}.")
     height, width = x.shape[2:]
     if height < 1 or width < 1:

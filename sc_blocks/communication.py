@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ CommunicationLike = nn.Module | Callable[[int], nn.Module] | float | None
 #: The default of every ``communication`` argument: :math:`W` of equation 5, as the paper sets it.
 PAPER_WEIGHT = 0.2
 _HINT = f"the paper's is {PAPER_WEIGHT}"
+_WANTED = "a module with forward(previous, current), a factory channels -> module, a number or None"
 
 
 class NoCommunication(nn.Module):
@@ -51,7 +52,7 @@ class NoCommunication(nn.Module):
         return current
 
 
-class LinearCommunication(nn.Module):
+class FixedCommunication(nn.Module):
     r"""The paper's channel, a fixed weight: :math:`F' = W F_{l-1} + F_l`. A number as ``communication`` builds it.
 
     Args:
@@ -72,22 +73,25 @@ class LinearCommunication(nn.Module):
 
     Example:
         >>> import torch
-        >>> from sc_blocks import LinearCommunication
-        >>> channel = LinearCommunication(0.2)
+        >>> from sc_blocks import FixedCommunication
+        >>> channel = FixedCommunication(0.2)
         >>> channel(torch.ones(1, 15, 8, 8), torch.ones(1, 15, 8, 8)).unique()
         tensor([1.2000])
     """
 
     def __init__(self, weight: float = PAPER_WEIGHT) -> None:
         super().__init__()
-        self.weight = _checks.check_number("LinearCommunication", "weight", weight, hint=_HINT)
+        self.weight = _checks.check_number("FixedCommunication", "weight", weight, hint=_HINT)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        _check_maps("LinearCommunication", previous, current)
+        _check_maps("FixedCommunication", previous, current)
         return current + self.weight * previous
 
     def extra_repr(self) -> str:
         return f"{self.weight}"
+
+
+LinearCommunication = FixedCommunication  # its name in 0.1.0, which initialisers took for a linear layer
 
 
 class LearnableCommunication(nn.Module):
@@ -145,7 +149,9 @@ class LearnableCommunication(nn.Module):
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        _check_maps("LearnableCommunication", previous, current, self.channels)
+        _check_maps(
+            "LearnableCommunication", previous, current, self.weight.shape[0] if self.per_channel else self.channels
+        )
         # .to(): under autocast the maps are of lower precision than the weight, and the result must not be promoted.
         return current + self.weight.to(current.dtype) * previous
 
@@ -217,7 +223,9 @@ class GatedCommunication(nn.Module):
         self.reset_parameters()
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        _check_maps("GatedCommunication", previous, current, self.channels)
+        _check_maps(
+            "GatedCommunication", previous, current, _checks.width_of(self.weigh, "out_channels", self.channels)
+        )
         gate = self.gate(self.weigh(torch.cat([previous, current], dim=1)))
         return current + gate * previous
 
@@ -287,7 +295,9 @@ class AdaptedCommunication(nn.Module):
         self.project: nn.Module = nn.Identity()
         if self.previous_channels != self.channels:
             self.project = nn.Conv2d(self.previous_channels, self.channels, 1, bias=bias, device=device, dtype=dtype)
-        self.communication = build_communication(communication, self.channels, device=device, dtype=dtype)
+        self.communication = build_communication(
+            communication, self.channels, block="AdaptedCommunication", device=device, dtype=dtype
+        )
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
         _checks.check_feature_map("AdaptedCommunication", previous, self.previous_channels, name="previous")
@@ -306,17 +316,19 @@ def build_communication(
     communication: CommunicationLike,
     channels: int,
     *,
+    block: str = "build_communication",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """Build the module for a ``communication`` argument.
 
-    The classes :class:`~sc_blocks.NoCommunication` and :class:`~sc_blocks.LinearCommunication` take no width, and are
+    The classes :class:`~sc_blocks.NoCommunication` and :class:`~sc_blocks.FixedCommunication` take no width, and are
     called without arguments.
 
     Args:
         communication: A module, factory, number or ``None``, as in :class:`~sc_blocks.DRACB`.
         channels: Width of the maps, passed to a factory.
+        block: The name that errors begin with.
         device: Of the parameters; ``None`` leaves them where they are.
         dtype: Of the parameters; ``None`` leaves it as it is.
 
@@ -327,22 +339,25 @@ def build_communication(
         >>> from sc_blocks import LearnableCommunication
         >>> from sc_blocks.communication import build_communication
         >>> build_communication(0.2, 15), build_communication(LearnableCommunication, 15)
-        (LinearCommunication(0.2), LearnableCommunication(15, per_channel=False, init=0.2))
+        (FixedCommunication(0.2), LearnableCommunication(15, per_channel=False, init=0.2))
     """
     if communication is None or communication is NoCommunication:
         return NoCommunication()
-    if communication is LinearCommunication:
-        return LinearCommunication()  # called with the width, it would take that for its weight
+    if communication is FixedCommunication:
+        return FixedCommunication()  # called with the width, it would take that for its weight
     if isinstance(communication, nn.Module):
         return communication.to(device=device, dtype=dtype)
     if isinstance(communication, Real) and not isinstance(communication, bool):
-        return LinearCommunication(cast(float, communication))
+        return FixedCommunication(cast(float, communication))
     if not callable(communication):
-        wanted = "a module with forward(previous, current), a factory channels -> module, a number or None"
         came = f"{_checks.shown(communication)} ({type(communication).__name__})"
-        raise TypeError(f"communication must be {wanted}, got {came}; {_HINT}.")
-    built = communication(channels)
-    _checks.check_module("communication", f"what the factory {communication!r} returns for {channels} channels", built)
+        raise TypeError(f"{block}: communication must be {_WANTED}, got {came}; {_HINT}.")
+    try:
+        built: Any = communication(channels)
+    except TypeError as error:
+        came = f"{_checks.shown(communication)}, which fails for {channels} channels: {error}"
+        raise TypeError(f"{block}: communication must be {_WANTED}, got {came}.") from error
+    _checks.check_module(block, f"what the factory {communication!r} returns for {channels} channels", built)
     return built.to(device=device, dtype=dtype)
 
 

@@ -33,7 +33,7 @@ class DRACB(nn.Module):
         out_channels: Width of the refined features and of the attention map.
         communication: How the predecessor's map enters.
 
-            - a number: fixed linear, :class:`~sc_blocks.LinearCommunication`;
+            - a number: fixed linear, :class:`~sc_blocks.FixedCommunication`;
             - a factory ``channels -> module``, such as :class:`~sc_blocks.GatedCommunication`;
             - a module with ``forward(previous, current) -> fused``, used as it is;
             - ``None``: no communication.
@@ -95,11 +95,13 @@ class DRACB(nn.Module):
         gate, bias = _checks.check_flag("DRACB", "gate", gate), _checks.check_flag("DRACB", "bias", bias)
 
         self.distill = nn.Conv2d(self.in_channels, self.out_channels, 1, bias=bias, device=device, dtype=dtype)
-        self.communication = build_communication(communication, self.out_channels, device=device, dtype=dtype)
+        self.communication = build_communication(
+            communication, self.out_channels, block="DRACB", device=device, dtype=dtype
+        )
         self.gate = _checks.build_layer("DRACB", "gate_layer", gate_layer, device=device, dtype=dtype) if gate else None
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        _checks.check_feature_map("DRACB", x, self.in_channels)
+        _checks.check_feature_map("DRACB", x, _checks.width_of(self.distill, "in_channels", self.in_channels))
         attention_map = self.distill(x)
         fused = attention_map
         if previous is not None:
@@ -239,7 +241,8 @@ class DRACBChain(nn.Module):
             torch.Size([1, 16, 12, 12])
         """
         stage = _checks.check_int("DRACBChain", "stage", stage, least=0)
-        # Through the chain's own call, so that its hooks run and wrappers such as FSDP see every step.
+        # Through the chain's own call, so that hooks run, wrappers such as FSDP see every step, and compile() has an
+        # effect.
         return self(x, previous, stage=stage)
 
     def _check_stage(self, stage: int, previous: Tensor | None) -> None:

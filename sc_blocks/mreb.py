@@ -119,7 +119,7 @@ class MREB(nn.Module):
         self.attention = WSILBV(self.channels, act_layer=act_layer, gate_layer=gate_layer, **options)
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        _checks.check_feature_map("MREB", x, self.channels)
+        _checks.check_feature_map("MREB", x, _checks.width_of(self.fuse, "out_channels", self.channels))
         _checks.check_previous_map("MREB", previous, takes_map=self.refine.takes_map)
         features = [x]
         for stage in self.stages:

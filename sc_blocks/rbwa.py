@@ -90,9 +90,13 @@ class RBWA(nn.Module):
         return self._ratio.denominator
 
     def forward(self, x: Tensor) -> Tensor:
-        _checks.check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
+        self._check_input(x)
         expanded = self.expand(self.resize(x))
         return self.project(self.act(self.attention(expanded)))
+
+    def _check_input(self, x: Tensor) -> None:
+        width = _checks.width_of(self.expand, "in_channels", self.in_channels)
+        _checks.check_feature_map("RBWA", x, width, size_multiple=self.size_multiple)
 
     def resize(self, x: Tensor) -> Tensor:
         """The bilinear enlargement alone."""

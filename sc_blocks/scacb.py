@@ -122,7 +122,7 @@ class SCACB(nn.Module):
         self.fuse = conv((6 if both else 3) * width, self.channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        _checks.check_feature_map("SCACB", x, self.channels)
+        self._check_input(x)
         compressed = self.act(self.compress(x))
         # From here on a list holds one map for each part, the spatial part's first.
         parts = [part for part in (self.spatial, self.channel) if part is not None]
@@ -141,6 +141,9 @@ class SCACB(nn.Module):
             levels = _each("weighing", parts, levels)
         fused = self.fuse(torch.cat(levels, dim=1))
         return x + fused if self.residual else fused
+
+    def _check_input(self, x: Tensor) -> None:
+        _checks.check_feature_map("SCACB", x, _checks.width_of(self.compress, "in_channels", self.channels))
 
     def extra_repr(self) -> str:
         options = f"parts={self.parts!r}, exchange={self.exchange!r}, residual={self.residual}"

@@ -151,14 +151,18 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, s
           2: Conv2d (5,208) -> SCACB (1,416)
     """
     check_module("replace_modules", "model", model)
+    wanted = "a function (old, name) -> module, such as lambda old, name: SCACB(old.in_channels)"
     if isinstance(make, nn.Module) or not callable(make):
-        wanted = "a function (old, name) -> module, such as lambda old, name: SCACB(old.in_channels)"
         raise TypeError(f"replace_modules: make must be {wanted}, got {type(make).__name__}.")
     own = set(model.modules())
     before = _count(model)
     swaps: list[Swap] = []
     for old, (names, name) in _select(model, where).items():
-        new: Any = make(old, name)
+        try:
+            new: Any = make(old, name)
+        except TypeError as error:
+            came = f"{shown(make)}, which fails for {name!r}: {error}"
+            raise TypeError(f"replace_modules: make must be {wanted}, got {came}.") from error
         if not isinstance(new, nn.Module):
             came = f"the class {new.__name__}; call it" if isinstance(new, type) else f"{new!r} ({type(new).__name__})"
             raise TypeError(f"replace_modules: make must return a torch.nn.Module for {name!r}, got {came}.")

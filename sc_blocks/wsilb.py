@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.fx
@@ -16,6 +16,7 @@ from sc_blocks import _checks
 from sc_blocks._dry_run import arguments, dry_run, original_module
 
 Window = tuple[int, int]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class _ChannelAttention(nn.Module):
@@ -45,12 +46,16 @@ class _ChannelAttention(nn.Module):
         self._local = (checked[0], checked[1]) if checked else None
 
     def forward(self, x: Tensor) -> Tensor:
-        _checks.check_feature_map(type(self).__name__, x, self.channels)
+        self._check_input(x)
         if self.local is None:
             contrast, peak = map_statistics(x, self.eps)
         else:
             contrast, peak = _window_statistics(x, self.local, self.eps)
         return x * self.gate(self.shared(contrast) + self.shared(peak))
+
+    def _check_input(self, x: Tensor) -> None:
+        first = self.shared[0] if isinstance(self.shared, nn.Sequential) else self.shared
+        _checks.check_feature_map(type(self).__name__, x, _checks.width_of(first, "in_channels", self.channels))
 
 
 class WSILB(_ChannelAttention):
@@ -180,7 +185,7 @@ class WSILBV(_ChannelAttention):
         return f"{self.channels}, reduction={self.reduction}, local={self.local}, eps={self.eps}"
 
 
-def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: float = 1.5) -> nn.Module:
+def to_local(module: Network, example: Tensor | Sequence[Any], *, factor: float = 1.5) -> Network:
     """Switch every :class:`WSILB` and :class:`WSILBV` to windowed statistics, in place, and return the network.
 
     A network trained on patches has seen statistics of patch-sized areas only (Chu et al., *Improving Image Restoration
@@ -194,8 +199,9 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
         factor: Size of the window divided by the size of the map; Chu et al. use 1.5.
 
     Raises:
-        ValueError: If ``factor`` is not positive, the run of ``example`` calls no such block, or the network was folded
-            and an RBWA in it does not call its attention; nothing is changed then.
+        ValueError: If ``factor`` is not positive, the run of ``example`` calls no such block or calls one with maps of
+            several sizes, or the network was folded and an RBWA in it does not call its attention; nothing is changed
+            then.
         TypeError: If an argument is of another type.
 
     Example:
@@ -214,7 +220,10 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
     def record(block: _ChannelAttention, args: tuple[Any, ...], output: Tensor) -> None:
         # The output has the input's size, however the input was passed.
         height, width = output.shape[2:]
-        windows[block] = (max(1, round(height * factor)), max(1, round(width * factor)))
+        window = (max(1, round(height * factor)), max(1, round(width * factor)))
+        if windows.setdefault(block, window) != window:
+            came = f"windows of {windows[block]} and {window} for one {type(block).__name__}"
+            raise ValueError(f"to_local: each block must be called with maps of one size, got {came}; set its local.")
 
     with ExitStack() as hooks:
         for block in network.modules():
@@ -233,7 +242,7 @@ def to_local(module: nn.Module, example: Tensor | Sequence[Any], *, factor: floa
     return module
 
 
-def to_global(module: nn.Module) -> nn.Module:
+def to_global(module: Network) -> Network:
     """Switch every :class:`WSILB` and :class:`WSILBV` back to whole-map statistics, in place, and return the network.
 
     Raises:

@@ -22,9 +22,9 @@ from sc_blocks import (
     WSILBV,
     AdaptedCommunication,
     DRACBChain,
+    FixedCommunication,
     GatedCommunication,
     LearnableCommunication,
-    LinearCommunication,
 )
 
 
@@ -180,7 +180,7 @@ CASES = [
     _case("chain-none", chained, 12, 4, 3, out=12, communication=None),
     _case("chain-linear", chained, 12, 4, 3, out=12),
     _case("chain-one", chained, 12, 4, 1, out=4),
-    _case("chain-module", chained, 12, 4, 3, out=12, communication=LinearCommunication(0.5)),
+    _case("chain-module", chained, 12, 4, 3, out=12, communication=FixedCommunication(0.5)),
     _case("chain-learnable", chained, 12, 4, 3, out=12, communication=LearnableCommunication),
     _case("chain-gated", chained, 12, 4, 3, out=12, communication=GatedCommunication, relay="fused"),
     _case("chain-widths", chained, [12, 8, 12], [4, 6, 4], out=14, communication=LearnableCommunication),

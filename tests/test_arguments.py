@@ -28,9 +28,9 @@ from sc_blocks import (
     WSILBV,
     AdaptedCommunication,
     DRACBChain,
+    FixedCommunication,
     GatedCommunication,
     LearnableCommunication,
-    LinearCommunication,
     NoCommunication,
     to_global,
     to_local,
@@ -138,7 +138,7 @@ CHANGES: dict[type, tuple[dict, dict]] = {
         },
     ),
     NoCommunication: ({}, {}),
-    LinearCommunication: ({}, {"weight": 0.3}),
+    FixedCommunication: ({}, {"weight": 0.3}),
     LearnableCommunication: ({"channels": 4}, {"channels": 5, "per_channel": True, "init": 0.3, **PLACED}),
     GatedCommunication: ({"channels": 4}, {"channels": 5, "init": 0.3, **PLACED}),
     AdaptedCommunication: (
@@ -230,7 +230,7 @@ WIDTHS = {
     DRACBChain: ["in_channels", "out_channels", "length"],
     RBWA: ["in_channels", "out_channels"],
     AdaptedCommunication: ["previous_channels", "channels"],
-    LinearCommunication: ["weight"],  # has no width
+    FixedCommunication: ["weight"],  # has no width
     NoCommunication: [],
 }
 
@@ -282,7 +282,7 @@ def test_one_vocabulary(block: type) -> None:
 
 @each_class
 def test_placement_comes_last(block: type) -> None:
-    if block not in (NoCommunication, LinearCommunication):
+    if block not in (NoCommunication, FixedCommunication):
         assert list(signature(block))[-2:] == ["device", "dtype"]
 
 
@@ -304,6 +304,17 @@ def test_options_are_keyword_only(block: type) -> None:
 class Shrinking(nn.Module):
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
         return current[:, :1]
+
+
+class TwoSizes(nn.Module):
+    """Calls one block at two sizes, as recursive networks may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = WSILB(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.block(x)[:, :, ::2, ::2])
 
 
 WRONG_ARGUMENTS = [
@@ -370,9 +381,9 @@ WRONG_ARGUMENTS = [
     (lambda: WSILBV(4, eps=float("nan")), ValueError, r"WSILBV: eps must be finite, got nan"),
     (lambda: WSILB(4, eps=float("inf")), ValueError, r"WSILB: eps must be finite, got inf"),
     (lambda: WSILB(4, eps="small"), TypeError, r"WSILB: eps must be a number, got 'small' \(str\)"),
-    (lambda: LinearCommunication(float("inf")), ValueError, r"weight must be finite, got inf; the paper's is 0.2"),
-    (lambda: LinearCommunication("0.2"), TypeError, r"LinearCommunication: weight must be a number, got '0.2' \(str\)"),
-    (lambda: LinearCommunication(True), TypeError, r"weight must be a number, got True \(bool\)"),
+    (lambda: FixedCommunication(float("inf")), ValueError, r"weight must be finite, got inf; the paper's is 0.2"),
+    (lambda: FixedCommunication("0.2"), TypeError, r"FixedCommunication: weight must be a number, got '0.2' \(str\)"),
+    (lambda: FixedCommunication(True), TypeError, r"weight must be a number, got True \(bool\)"),
     (lambda: LearnableCommunication(4, init=float("nan")), ValueError, r"LearnableCommunication: init must be finite"),
     (lambda: GatedCommunication(4, init=1.0), ValueError, r"init must lie strictly between 0 and 1, got 1.0"),
     (lambda: GatedCommunication(4, init=0), ValueError, r"init must lie strictly between 0 and 1, got 0"),
@@ -404,6 +415,11 @@ WRONG_ARGUMENTS = [
         r"to_local: factor must be positive .*, got 0; the usual is 1.5",
     ),
     (lambda: to_local(WSILB, torch.zeros(1)), TypeError, r"to_local: module must be a torch.nn.Module, got type"),
+    (
+        lambda: to_local(TwoSizes(), torch.zeros(1, 4, 8, 6)),
+        ValueError,
+        r"to_local: each block .* maps of one size, got windows of \(12, 9\) and \(6, 4\) for one WSILB; set its local",
+    ),
     (lambda: to_global(len), TypeError, r"to_global: module must be a torch.nn.Module, got builtin_function"),
     (lambda: to_local(nn.Identity(), torch.zeros(1)), ValueError, r"Identity calls no WSILB or WSILBV on the example"),
     # communication
@@ -418,6 +434,16 @@ WRONG_ARGUMENTS = [
         lambda: build_communication(lambda width: width, 4),
         TypeError,
         r"what the factory .* returns for 4 channels must be a torch.nn.Module, got int",
+    ),
+    (
+        lambda: DRACB(12, 4, communication=AdaptedCommunication),
+        TypeError,
+        r"DRACB: communication must be a module .* which fails for 4 channels: .*missing 1 required",
+    ),
+    (
+        lambda: AdaptedCommunication(4, 6, communication=object()),
+        TypeError,
+        r"AdaptedCommunication: communication must be a module .*, got <object obj",
     ),
     (lambda: DRACB(12, 4, communication=float("nan")), ValueError, r"weight must be finite, got nan"),
     # chains
@@ -445,6 +471,23 @@ WRONG_ARGUMENTS = [
 def test_words_about_arguments(call, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_the_map_is_the_second_of_what_a_block_returns() -> None:
+    block, x = DRACB(12, 4), torch.rand(1, 12, 5, 5)
+    results = block(x)
+    with pytest.raises(TypeError, match=r"previous must be a tensor, got tuple; .*: pass the second"):
+        block(x, results)
+    with pytest.raises(TypeError, match=r"x must be a tensor, got tuple; .*: pass the first"):
+        DRACB(4, 4)(results)
+    block(x, results[1])
+
+
+def test_a_block_that_was_called_at_two_sizes_keeps_its_windows() -> None:
+    net = TwoSizes()
+    with pytest.raises(ValueError, match="maps of one size"):
+        to_local(net, torch.zeros(1, 4, 8, 6))
+    assert net.block.local is None
 
 
 def test_words_about_a_channel_that_returns_no_tensor() -> None:
@@ -500,7 +543,7 @@ def test_words_about_shapes(block: nn.Module, shape: tuple, words: str) -> None:
 def test_words_about_dtypes(block: nn.Module) -> None:
     name = type(block).__name__
     with pytest.raises(
-        TypeError, match=rf"{name}: x must be a floating-point tensor, got torch.uint8; pass x.float\(\)"
+        TypeError, match=rf"{name}: x must be a floating-point tensor, got torch.uint8; pass x.float\(\) / 255"
     ):
         block(torch.zeros(1, 12, 4, 4, dtype=torch.uint8))
 
@@ -531,7 +574,7 @@ NUMBERS: dict[str, Callable[[Any], object]] = {
     "MREB: channels": lambda n: MREB(n, device="meta"),
     "MREB: distilled_channels": lambda n: MREB(12, distilled_channels=n, device="meta"),
     "MREB: num_stages": lambda n: MREB(12, num_stages=n, device="meta"),
-    "LinearCommunication: weight": lambda n: LinearCommunication(n),
+    "FixedCommunication: weight": lambda n: FixedCommunication(n),
     "LearnableCommunication: channels": lambda n: LearnableCommunication(n, device="meta"),
     "LearnableCommunication: init": lambda n: LearnableCommunication(4, init=n),
     "GatedCommunication: channels": lambda n: GatedCommunication(n, device="meta"),
@@ -697,8 +740,8 @@ def test_the_narrowest_mreb(channels: int, parts: Any) -> None:
 
 
 def test_classes_of_channels_without_a_width() -> None:
-    assert DRACB(12, 4, communication=LinearCommunication).communication.weight == 0.2
-    chain = DRACBChain([12, 12], [4, 6], communication=LinearCommunication)
+    assert DRACB(12, 4, communication=FixedCommunication).communication.weight == 0.2
+    chain = DRACBChain([12, 12], [4, 6], communication=FixedCommunication)
     assert chain.links[1].communication.communication.weight == 0.2
     assert isinstance(DRACB(12, 4, communication=NoCommunication).communication, NoCommunication)
 
@@ -740,7 +783,8 @@ def test_the_width_of_the_network_is_an_integer(channels: object) -> None:
 
 def test_what_is_no_tensor_is_named() -> None:
     with pytest.raises(
-        TypeError, match=r"SCACB: x must be a tensor, got tuple; DRACB returns \(refined, attention_map\)"
+        TypeError,
+        match=r"SCACB: x must be a tensor, got tuple; a block that returns \(refined, attention_map\): pass the first",
     ):
         nn.Sequential(DRACB(8, 8), SCACB(8))(torch.rand(1, 8, 4, 4))
     with pytest.raises(

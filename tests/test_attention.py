@@ -15,7 +15,7 @@ from torch import Tensor
 
 from examples.mren import attention as command
 from examples.mren.model import MREN, save_weights
-from sc_blocks import LinearCommunication, NoCommunication
+from sc_blocks import FixedCommunication, NoCommunication
 from tests.blocks import perturb
 from tests.images import write_photos
 
@@ -73,7 +73,7 @@ def test_without_communication_is_a_weight_of_zero(image: Tensor) -> None:
     assert not torch.equal(closed(image[None]), model(image[None]))
     # The network that was asked for keeps its own.
     links = model.body[0].refine.links
-    assert [type(link.communication) for link in links] == [NoCommunication, *[LinearCommunication] * 3]
+    assert [type(link.communication) for link in links] == [NoCommunication, *[FixedCommunication] * 3]
 
 
 @pytest.mark.parametrize("communication", ["learnable", "gated"])

@@ -21,9 +21,9 @@ from sc_blocks import (
     WSILBV,
     AdaptedCommunication,
     DRACBChain,
+    FixedCommunication,
     GatedCommunication,
     LearnableCommunication,
-    LinearCommunication,
 )
 from tests.blocks import Case, assert_close, each_case
 
@@ -53,6 +53,50 @@ def test_any_size(case: Case, size: tuple[int, int]) -> None:
     out = case.build()(x)
     assert out.shape == case.output_shape(x.shape)
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow"),
+    [
+        (SCACB(24), SCACB(18)),
+        (WSILB(12), WSILB(7)),
+        (WSILBV(24), WSILBV(16)),
+        (RBWA(24, 12), RBWA(18, 8)),
+        (MREB(24), MREB(12)),
+        (GatedCommunication(12), GatedCommunication(7)),
+        (LearnableCommunication(12, per_channel=True), LearnableCommunication(7, per_channel=True)),
+    ],
+    ids=lambda block: type(block).__name__,
+)
+def test_a_block_whose_layers_lost_channels_is_a_narrower_block(wide: nn.Module, narrow: nn.Module) -> None:
+    # As packages for structured pruning do it: they give the layers other weights and widths, and the block knows not.
+    for ours, theirs in zip(wide.modules(), narrow.modules(), strict=True):
+        for name, parameter in theirs.named_parameters(recurse=False):
+            setattr(ours, name, parameter)
+        if isinstance(ours, nn.Conv2d):
+            ours.in_channels, ours.out_channels, ours.groups = theirs.in_channels, theirs.out_channels, theirs.groups
+    maps = 2 if "Communication" in type(narrow).__name__ else 1
+    channels = narrow.in_channels if isinstance(narrow, RBWA) else narrow.channels
+    inputs = [torch.rand(1, channels, 6, 5) for _ in range(maps)]
+    torch.testing.assert_close(wide(*inputs), narrow(*inputs))
+
+
+def test_initialisers_that_go_by_names_pass_over_the_channels() -> None:
+    # Of image-to-image code bases: everything that is called Conv or Linear has a weight and a bias.
+    def initialise(module: nn.Module) -> None:
+        name = type(module).__name__
+        if "Conv" in name or "Linear" in name:
+            nn.init.normal_(module.weight.data, 0.0, 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias.data)
+
+    for communication in (0.2, None, LearnableCommunication, GatedCommunication):
+        MREB(12, communication=communication).apply(initialise)
+    AdaptedCommunication(4, 6).apply(initialise)
+
+
+def test_the_name_of_a_channel_in_0_1_0_is_known() -> None:
+    assert sc_blocks.LinearCommunication is FixedCommunication
 
 
 @each_case
@@ -254,7 +298,7 @@ def test_built_on_meta_then_loaded(case: Case, how: str) -> None:
         RBWA(12, 8, scale_factor=1.5),
         RBWA(12),
         MREB(12, distilled_channels=5, num_stages=2, returns_map=True),
-        LinearCommunication(0.7),
+        FixedCommunication(0.7),
         LearnableCommunication(5, per_channel=True, init=0.3),
         GatedCommunication(5, init=0.3),
         AdaptedCommunication(5, 6, resample=None),

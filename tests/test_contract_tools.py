@@ -22,9 +22,9 @@ from sc_blocks import (
     WSILBV,
     AdaptedCommunication,
     DRACBChain,
+    FixedCommunication,
     GatedCommunication,
     LearnableCommunication,
-    LinearCommunication,
     NoCommunication,
 )
 from tests.blocks import Case, each_case
@@ -113,7 +113,7 @@ def features(*widths: int, size: tuple[int, int] = (6, 8)) -> Iterator[Tensor]:
         (MREB(12, takes_map=True, returns_map=True), [*features(12, 3)], [*features(12)]),
         (DRACBChain(12, 4, 2), [[*features(12, 12)]], [[*features(12)]]),
         (DRACBChain(12, 4, 2, takes_map=True, returns_map=True), [[*features(12, 12)], *features(4)], [[*features(5)]]),
-        (LinearCommunication(), [*features(4, 4)], [*features(4, 5)]),
+        (FixedCommunication(), [*features(4, 4)], [*features(4, 5)]),
         (LearnableCommunication(4), [*features(4, 4)], [*features(4, 5)]),
         (GatedCommunication(4), [*features(4, 4)], [*features(4, 5)]),
         (AdaptedCommunication(3, 4), [*features(3, 4)], [*features(4, 4)]),

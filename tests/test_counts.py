@@ -24,9 +24,9 @@ from sc_blocks import (
     WSILBV,
     AdaptedCommunication,
     DRACBChain,
+    FixedCommunication,
     GatedCommunication,
     LearnableCommunication,
-    LinearCommunication,
     NoCommunication,
 )
 from sc_blocks.introspect import complexity
@@ -211,7 +211,7 @@ def test_dracb(c_in: int, c_out: int, bias: bool) -> None:
 
 @given(widths)
 def test_channels(c: int) -> None:
-    assert count(NoCommunication()) == count(LinearCommunication()) == 0
+    assert count(NoCommunication()) == count(FixedCommunication()) == 0
     assert built(LearnableCommunication, c) == 1
     assert built(LearnableCommunication, c, per_channel=True) == c
     assert built(GatedCommunication, c) == conv(2 * c, c)

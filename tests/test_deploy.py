@@ -161,6 +161,15 @@ def test_windows_come_before_folding() -> None:
     to_local(fold(net), x)  # so small a map that the folded block works as it was written
 
 
+def test_a_copy_that_was_made_in_inference_mode_takes_other_weights_and_passes_gradients_on() -> None:
+    net, x = build("tail"), sample("tail", 1, 20, 6)
+    with torch.inference_mode():
+        folded = fold(net)
+    folded.load_state_dict(net.state_dict())
+    x.requires_grad_()
+    in_range(torch.autograd.grad(folded(x).sum(), x)[0], torch.autograd.grad(net(x).sum(), x)[0], 1e-12)
+
+
 def test_of_no_samples_and_on_no_device() -> None:
     for name in NETWORKS:
         module, x = build(name, torch.float32), sample(name, 1, 40, 8, dtype=torch.float32)
@@ -229,7 +238,9 @@ def test_compiled_traced_exported(name: str) -> None:
         in_range(torch.jit.trace(folded, (x,))(other), module(other), 1e-13)
         sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
         exported = torch.export.export(folded, (x,), dynamic_shapes=sizes, strict=False)
-        in_range(exported.module()(other), module(other), 1e-13)
+        for size in ((37, 23), (2, 7), (7, 2), (2, 2), (1, 1)):
+            other = sample(name, 3, *size)
+            in_range(exported.module()(other), module(other), 1e-13)
 
 
 @some("scacb", "wsilbv", "rbwa", "rbwa-x1.5", "tail", "mreb")
@@ -726,6 +737,21 @@ def test_padded_widths_change_nothing(options: dict[str, Any], scale: int) -> No
     with torch.no_grad():
         in_range(padded(x), net(x), 1e-12)
         in_range(fold_mren(padded)(x), net(x), 1e-12)
+
+
+def test_what_is_no_mren_is_neither_folded_as_one_nor_padded() -> None:
+    class Clamped(MREN):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).clamp(0, 1)
+
+    net = MREN(2, channels=12, num_blocks=1)
+    for wrong in (Clamped(2, channels=12, num_blocks=1), fold_mren(net), nn.Sequential(net), None):
+        with pytest.raises(TypeError, match=f"fold_mren: net must be an MREN, .* got {type(wrong).__name__}; "):
+            fold_mren(wrong)
+    with pytest.raises(TypeError, match="pad_widths: net must be an MREN, got FoldedMREN; pad first, then fold"):
+        pad_widths(fold_mren(net))
+    with pytest.raises(ValueError, match="pad_widths: multiple must be at least 1, got 0"):
+        pad_widths(net, 0)
 
 
 def test_a_network_with_other_modules_is_not_padded() -> None:

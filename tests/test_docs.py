@@ -137,7 +137,7 @@ def test_formulas_of_parameters_count_them() -> None:
             for before in (c, d):
                 adapted = evaluate("AdaptedCommunication", previous_channels=before, channels=d)
                 assert adapted == count(sc_blocks.AdaptedCommunication(before, d))
-            for name in ("NoCommunication", "LinearCommunication"):
+            for name in ("NoCommunication", "FixedCommunication"):
                 assert evaluate(name) == count(getattr(sc_blocks, name)())
 
 

@@ -152,7 +152,7 @@ def test_convolutions_are_as_many_as_in_the_code() -> None:
     assert words("mreb").count("SCACB") == len(block.stages)
     assert words("mreb").count("DRACB") == len(block.refine.links)
     assert words("mreb").count("map") == sum(
-        link.communication.__class__.__name__ == "LinearCommunication" for link in block.refine.links
+        link.communication.__class__.__name__ == "FixedCommunication" for link in block.refine.links
     )
 
 

@@ -24,9 +24,9 @@ from sc_blocks import (
     WSILBV,
     AdaptedCommunication,
     DRACBChain,
+    FixedCommunication,
     GatedCommunication,
     LearnableCommunication,
-    LinearCommunication,
     NoCommunication,
     to_global,
     to_local,
@@ -115,7 +115,7 @@ ARGUMENTS = {
         "parts": "both",
         "exchange": None,
     },
-    LinearCommunication: {"weight": 0.2},
+    FixedCommunication: {"weight": 0.2},
     LearnableCommunication: {"channels": 4, "init": 0.2},
     GatedCommunication: {"channels": 4, "init": 0.2},
     AdaptedCommunication: {"previous_channels": 5, "channels": 4, "communication": 0.2, "resample": None},
@@ -369,7 +369,7 @@ def test_linear_channels_are_linear(seed: int, a: float, b: float) -> None:
     p, q, r, s = noise(4, 2, 5, 4, 4, seed=seed)
     for channel in (
         NoCommunication(),
-        LinearCommunication(0.7),
+        FixedCommunication(0.7),
         perturb(LearnableCommunication(5, per_channel=True, dtype=torch.float64)),
         AdaptedCommunication(5, 5, communication=0.7),
     ):
@@ -381,7 +381,7 @@ def test_an_empty_previous_map_changes_nothing(seed: int) -> None:
     current = noise(2, 5, 4, 4, seed=seed)
     for channel in (
         NoCommunication(),
-        LinearCommunication(0.7),
+        FixedCommunication(0.7),
         LearnableCommunication(5, per_channel=True),
         GatedCommunication(5),
         AdaptedCommunication(3, 5, bias=False),
@@ -396,7 +396,7 @@ def test_untrained_channels_are_the_fixed_one(seed: int, weight: float) -> None:
     previous, current = noise(2, 2, 5, 4, 4, seed=seed)
     expected = current + weight * previous
     for channel in (
-        LinearCommunication(weight),
+        FixedCommunication(weight),
         LearnableCommunication(5, init=weight, dtype=torch.float64),
         LearnableCommunication(5, init=weight, per_channel=True, dtype=torch.float64),
         GatedCommunication(5, init=weight, dtype=torch.float64),
@@ -452,7 +452,7 @@ chains = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, m
 
 @given(
     chains,
-    st.sampled_from([0.2, None, LearnableCommunication, GatedCommunication, LinearCommunication(0.4)]),
+    st.sampled_from([0.2, None, LearnableCommunication, GatedCommunication, FixedCommunication(0.4)]),
     st.sampled_from(["raw", "fused"]),
     seeds,
 )

@@ -446,8 +446,9 @@ def test_words_list_the_commonest_types_only() -> None:
             (small(), nn.ReLU, lambda old, name: None),
             r"make must return a torch.nn.Module for '1', got None \(NoneType\)",
         ),
+        ((small(), nn.ReLU, SCACB), r"make must be a function .*SCACB.*, which fails for '1': .*positional arguments"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_words_about_arguments(arguments: tuple, words: str) -> None:
     with pytest.raises(TypeError, match=f"replace_modules: {words}"):

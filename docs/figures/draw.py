@@ -427,7 +427,7 @@ def draw_communication() -> Figure:
         fig.arrow((x, y), (536, y))
         fig.text(542, y + 5, "fused", anchor="start")
 
-    fig.panel(0.5, 0.5, 599, 124, "LinearCommunication, LearnableCommunication")
+    fig.panel(0.5, 0.5, 599, 124, "FixedCommunication, LearnableCommunication")
     ends(56, 98)
     scale = fig.box("exchange", 260, 56, "× W", width=80)
     add = fig.sign("exchange", 490, 56, "+")

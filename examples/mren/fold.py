@@ -19,10 +19,11 @@ from sc_blocks import (
     MREB,
     SCACB,
     WSILBV,
+    FixedCommunication,
     GatedCommunication,
     LearnableCommunication,
-    LinearCommunication,
     NoCommunication,
+    _checks,
 )
 from sc_blocks.deploy import fold
 
@@ -87,7 +88,11 @@ def fold_mren(net: MREN) -> FoldedMREN:
         net: The network; it is not changed.
 
     Returns:
-        The copy, in eval mode and without gradients.
+        The copy, in eval mode and without gradients. Hooks of the network itself are not copied.
+
+    Raises:
+        TypeError: If ``net`` is not an :class:`~examples.mren.model.MREN`, or of a subclass, which may compute
+            something else.
 
     Example:
         >>> net = MREN(4).eval()
@@ -95,6 +100,9 @@ def fold_mren(net: MREN) -> FoldedMREN:
         >>> torch.allclose(fold_mren(net)(x), net(x), atol=1e-5)
         True
     """
+    if type(net) is not MREN:
+        hint = "sc_blocks.deploy.fold takes any network"
+        raise TypeError(f"fold_mren: net must be an MREN, and of no subclass, got {type(net).__name__}; {hint}.")
     return FoldedMREN(net).eval().requires_grad_(False)
 
 
@@ -109,7 +117,9 @@ def pad_widths(net: MREN, multiple: int = 16) -> MREN:
         multiple: What the numbers of channels between blocks become multiples of.
 
     Raises:
-        ValueError: If modules of the network were replaced.
+        ValueError: If modules of the network were replaced, or ``multiple`` is below 1.
+        TypeError: If ``net`` is not an :class:`~examples.mren.model.MREN`, such as one that was folded before, or
+            ``multiple`` is no integer.
 
     Example:
         >>> net = MREN(4).eval()
@@ -118,6 +128,9 @@ def pad_widths(net: MREN, multiple: int = 16) -> MREN:
         >>> padded.head.weight.shape, torch.allclose(padded(x), net(x), atol=1e-5)
         (torch.Size([64, 3, 3, 3]), True)
     """
+    if not isinstance(net, MREN):
+        raise TypeError(f"pad_widths: net must be an MREN, got {type(net).__name__}; pad first, then fold.")
+    multiple = _checks.check_int("pad_widths", "multiple", multiple)
 
     def up(width: int) -> int:
         return -(-width // multiple) * multiple
@@ -130,7 +143,7 @@ def pad_widths(net: MREN, multiple: int = 16) -> MREN:
     communication: Any = type(link.communication)
     if isinstance(link.communication, NoCommunication):
         communication = None
-    elif isinstance(link.communication, LinearCommunication):
+    elif isinstance(link.communication, FixedCommunication):
         communication = link.communication.weight
     elif isinstance(link.communication, LearnableCommunication):
         communication = partial(communication, per_channel=link.communication.per_channel)

@@ -18,7 +18,7 @@ from sc_blocks.deploy.rbwa import FACTORS, FoldedRBWA, FoldedSequential, NarrowC
 from sc_blocks.deploy.strips import MergedSCACB, StripSCACB, StripWSILBV
 from sc_blocks.rbwa import RBWA
 from sc_blocks.scacb import SCACB
-from sc_blocks.wsilb import WSILBV
+from sc_blocks.wsilb import WSILBV, Network
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FoldReport:
         return "\n".join(lines) or "nothing to rewrite"
 
 
-def fold(module: nn.Module, *, example: Tensor | Sequence[Any] | None = None, tolerance: float = 1e-4) -> nn.Module:
+def fold(module: Network, *, example: Tensor | Sequence[Any] | None = None, tolerance: float = 1e-4) -> Network:
     r"""Copy a network for inference, with its blocks rewritten to compute the same function in less time and memory.
 
     :mod:`sc_blocks.deploy` says what is rewritten. A block is left as it is unless it is proved to be what its class
@@ -157,11 +157,12 @@ def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldRep
     return changes, report
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def _copied(module: Network) -> Network:
     # A weight that hooks compute, as those of pruning do, belongs to the graph of the last run, which is not copied.
     held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     memo = {id(value): value.detach().clone() for value in held if not value.is_leaf}
-    return copy.deepcopy(module, cast("dict[int, Any]", memo))
+    with torch.inference_mode(False):  # so that the copy can be trained or given other weights later
+        return copy.deepcopy(module, cast("dict[int, Any]", memo))
 
 
 def _same_activations(block: SCACB) -> bool:

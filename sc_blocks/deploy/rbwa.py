@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sc_blocks import _checks
 from sc_blocks.deploy import strips
 from sc_blocks.deploy.strips import MapFunction, in_strips, laid_out, runs_on_cpu
 from sc_blocks.rbwa import RBWA
@@ -36,7 +35,7 @@ class FoldedRBWA(RBWA):
     least_values = 1 << 18
 
     def forward(self, x: Tensor, tail: nn.Conv2d | None = None) -> Tensor:
-        _checks.check_feature_map("RBWA", x, self.in_channels, size_multiple=self.size_multiple)
+        self._check_input(x)
         on_cpu = runs_on_cpu(x)
         # On a GPU the resizing is cheap, and the blur and the frame take longer than what they save.
         if not strips.is_on_cpu(x) or (on_cpu and x.numel() < self.least_values):
@@ -95,11 +94,16 @@ class FoldedRBWA(RBWA):
 
     def with_frame(self, inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
         """Give a fresh map the outermost pixels that ``plain`` makes of the ``band`` outermost pixels of ``x``."""
-        top, bottom = plain(x[:, :, :band])[:, :, :1], plain(x[:, :, -band:])[:, :, -1:]
-        left, right = plain(x[..., :band])[..., :1], plain(x[..., -band:])[..., -1:]
         if runs_on_cpu(x):
+            top, bottom = plain(x[:, :, :band])[:, :, :1], plain(x[:, :, -band:])[:, :, -1:]
+            left, right = plain(x[..., :band])[..., :1], plain(x[..., -band:])[..., -1:]
             inner[:, :, :1], inner[:, :, -1:], inner[..., :1], inner[..., -1:] = top, bottom, left, right
             return inner
+        # By index: of a slice an exported program would remember that it was smaller than the map, and refuse maps of
+        # one or two rows.
+        rows, columns = (torch.arange(side, device=x.device) for side in x.shape[2:])
+        top, bottom = plain(x[:, :, rows[:band]])[:, :, :1], plain(x[:, :, rows[-band:]])[:, :, -1:]
+        left, right = plain(x[..., columns[:band]])[..., :1], plain(x[..., columns[-band:]])[..., -1:]
         return self.place_frame(inner, top, bottom, left, right)
 
     def place_frame(self, inner: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:

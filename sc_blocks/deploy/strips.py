@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sc_blocks import _checks
 from sc_blocks.scacb import SCACB
 from sc_blocks.wsilb import WSILBV
 
@@ -91,7 +90,7 @@ class StripSCACB(SCACB):
     least_values = 8 << 20
 
     def forward(self, x: Tensor) -> Tensor:
-        _checks.check_feature_map("SCACB", x, self.channels)
+        self._check_input(x)
         if not runs_on_cpu(x) or x.numel() < self.least_values:
             return self.whole(x)
         return in_strips(self.whole, x, memory_format(x), halo=2, values=self.strip_values)
@@ -127,7 +126,7 @@ class StripWSILBV(WSILBV):
     strip_values, least_values = STRIP_VALUES, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        _checks.check_feature_map("WSILBV", x, self.channels)
+        self._check_input(x)
         if not runs_on_cpu(x) or self.local is not None or x.shape[2] <= strip_height(x, self.strip_values):
             return super().forward(x)
         return x * gate_in_strips(self, x, self.strip_values)
