@@ -286,5 +286,8 @@ def test_what_is_said_of_the_weights_for_photographs_is_measured() -> None:
     lost = set14["clean"]["clean"] - set14["clean"]["photo"]
     assert f"at quality 75 they gain {set14['quality 75']['photo']:.2f} dB over bicubic instead of 0.86" in changes
     assert f"on clean images they lose {lost:.2f} dB instead of 0.17" in changes
-    # As the page on photographs says, those for x2 are better on clean images, too.
-    assert all(found["clean"]["photo"] > found["clean"]["clean"] for found in numbers["×2"].values())
+    # As the page on photographs says.
+    losses = [
+        found["clean"]["clean"] - found["clean"]["photo"] for scale in numbers.values() for found in scale.values()
+    ]
+    assert 0 < min(losses) <= max(losses) < 0.1
