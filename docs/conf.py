@@ -106,8 +106,13 @@ intersphinx_mapping = {
     }.items()
 }
 nitpicky = True
-# Not in the reference: a command, whose options are on a page of their own, and a class that only fold_mren builds.
-nitpick_ignore = [("py:mod", "examples.mren.train"), ("py:class", "examples.mren.fold.FoldedMREN")]
+# Not in the reference: a command, whose options are on a page of their own, a class that only fold_mren builds, and the
+# type of a network that comes back as it was given.
+nitpick_ignore = [
+    ("py:mod", "examples.mren.train"),
+    ("py:class", "examples.mren.fold.FoldedMREN"),
+    ("py:class", "sc_blocks.wsilb.Network"),
+]
 
 doctest_global_setup = """
 import torch
