@@ -247,6 +247,8 @@ def engine_precision_table(results: Results) -> str:
 def pivot_table(suite: Suite, rows: Iterable[Row], column: str) -> str:
     """Milliseconds of networks, one column each, in lines by a value of their rows."""
     found = {(row["name"], row[column]): _ms(row) for row in rows if "seconds" in row}
+    if not found:
+        return f"{suite.title}\n\n{NOT_MEASURED}"
     names, values = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
     lines = [[value, *(found.get((name, value), "") for name in names)] for value in values]
     return f"{suite.title}\n\n{table([column, *names], lines)}"

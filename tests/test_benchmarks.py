@@ -572,6 +572,19 @@ def test_engines_beside_each_other() -> None:
     ]  # fmt: skip
 
 
+def test_a_suite_of_which_everything_was_skipped_is_said_to_be_not_measured() -> None:
+    (nets,) = made_up()["nets"]
+    skipped = {"skipped": "the package openvino is not installed", "size": [1, 3, 16, 16]}
+    rows = [
+        {"name": "MREN ×4", "form": form, "engine": form.rpartition(", ")[2], "mode": "forward", **skipped}
+        for form in ("onnx", "folded, onnx", "openvino")
+    ]
+    made = results.Suite(nets.machine, nets.settings, rows)
+    assert report.NOT_MEASURED in report.engine_tables({"engines": [made]})["times.md"]
+    for name in ("nets", "memory", "blocks", "gpu", "engines", "fold", "counts"):
+        assert report.tables({name: [made]})["summary.md"]
+
+
 def test_a_frame_rate_is_compared_by_the_fastest_form() -> None:
     (nets,) = made_up()["nets"]
     rows = [
