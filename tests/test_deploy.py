@@ -238,7 +238,7 @@ def test_compiled_traced_exported(name: str) -> None:
         in_range(torch.jit.trace(folded, (x,))(other), module(other), 1e-13)
         sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
         exported = torch.export.export(folded, (x,), dynamic_shapes=sizes, strict=False)
-        for size in ((37, 23), (2, 7), (7, 2), (2, 2), (1, 1)):
+        for size in ((37, 23), (3, 3), (1, 1)):
             other = sample(name, 3, *size)
             in_range(exported.module()(other), module(other), 1e-13)
 

@@ -10,13 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from examples.mren.engines import Engine
-from examples.mren.engines.program import export_program
+from examples.mren.engines.program import export_program, with_rbwas
+from sc_blocks.deploy.rbwa import FoldedRBWA
+from sc_blocks.deploy.strips import MapFunction
 
 
 def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
     """Convert a network to a file for images of any number, height and width."""
-    program = export_program(network, example)
+    program = export_program(with_rbwas(network, _IndexedRBWA), example)
     torch.export.save(program, path, extra_files=dict(metadata))
+
+
+class _IndexedRBWA(FoldedRBWA):
+    """A folded RBWA that takes its outermost pixels by index.
+
+    Of a slice the program would remember that it was smaller than the map, and refuse maps of one or two rows.
+    """
+
+    def with_frame(self, inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
+        rows, columns = (torch.arange(side, device=x.device) for side in x.shape[2:])
+        top, bottom = plain(x[:, :, rows[:band]])[:, :, :1], plain(x[:, :, rows[-band:]])[:, :, -1:]
+        left, right = plain(x[..., columns[:band]])[..., :1], plain(x[..., columns[-band:]])[..., -1:]
+        return self.place_frame(inner, top, bottom, left, right)
 
 
 def load(path: Path, *, threads: int = 0) -> Engine:
