@@ -331,6 +331,14 @@ def test_a_run_of_other_settings_is_not_taken_as_done(setup: Setup, row: Row, ch
         compare([*before, row], dataclasses.replace(setup, **changes), only=["net"])
 
 
+def test_a_row_of_other_settings_is_refused_before_another_one_is_trained(setup: Setup) -> None:
+    compare(ROWS, setup, only=["net"])
+    longer = dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=4))
+    with pytest.raises(ValueError, match=r"net.seed_0 holds a run of other settings \(steps was 3, is 4\)"):
+        compare(ROWS, longer, only=["more"])
+    assert not (setup.output / "more").exists()
+
+
 def test_other_images_of_the_same_names_are_not_taken_as_trained_on(setup: Setup) -> None:
     compare(ROWS[:1], setup)
     (moved, *_) = sorted((setup.output.parent / "train").iterdir())
@@ -529,6 +537,16 @@ def test_a_table_has_costs_scores_and_what_was_matched() -> None:
     assert "| plain | 29.00, 29.20 | 22 | 62,169 | 3.51 G | 600 | 1.5 |\n" in text
     assert "| scacb | 29.30, 29.50 | 32 | 61,485 | 3.51 G | 600 | 1.5 |\n" in text
     assert "Equal in parameters, to within 1.1 %" in text
+
+
+def test_means_are_of_the_seeds_that_differences_are_of() -> None:
+    text = comparison_table(runs_of({"a": [30.0, 31.0, 32.0], "b": [30.5]}))
+    assert "| a | 30.00 |  |\n" in text
+    assert "| b | 30.50 | +0.500 |\n" in text
+    assert "| a | 30.00, 31.00, 32.00 |" in text
+    unpaired = comparison_table(runs_of({"a": [30.0, 31.0, 32.0], "b": [30.5]}, paired=0))
+    assert "| a | 31.00 |  |\n" in unpaired
+    assert "| b | 30.50 | −0.500 |\n" in unpaired
 
 
 def test_a_table_has_titles_and_the_figures_of_the_paper() -> None:

@@ -318,6 +318,19 @@ def test_an_option_that_contradicts_the_run_is_refused_by_name(images: Path, tmp
     assert after == before
 
 
+def test_a_run_goes_on_whose_recipe_has_changed_since(images: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    output = tmp_path / "run"
+    assert run(images, output, "--steps", "2") == 0
+    (stage,) = RECIPES["short"].stages
+    changed = dataclasses.replace(RECIPES["short"], stages=(dataclasses.replace(stage, loss="l1+fft", lr=5e-4),))
+    monkeypatch.setitem(RECIPES, "short", changed)
+    assert resume(output) == 1
+    assert "loss was ['l1'], is ['l1+fft']" in capsys.readouterr().err
+    assert resume(output, "--loss", "mse", "--lr", "1e-3") == 2
+    assert "was begun with --loss ['l1'], not ['mse'];" in capsys.readouterr().err
+    assert resume(output, "--loss", "l1", "--lr", "1e-3", "--steps", "3") == 0
+
+
 def test_resuming_nothing_says_so(images: Path, tmp_path: Path, capsys) -> None:
     assert run(images, tmp_path / "run", "--resume") == 2
     assert "holds no run to resume" in capsys.readouterr().err

@@ -152,6 +152,8 @@ def compare(
         for seed in range(setup.seeds)
         for row in rows
     ]
+    for run in runs:
+        run.finished()  # one of other settings is refused before others are trained
     wanted = [run for run in runs if only is None or run.row.name in only]
     folders = {run.folder: run for run in wanted}  # rows may share their runs
     unfinished = [run for run in folders.values() if not run.finished()]

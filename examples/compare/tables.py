@@ -133,6 +133,9 @@ def comparison_table(
     found: dict[str, Comparison] = {}
     for dataset in dict.fromkeys(run.dataset for own in rows.values() for run in own):
         scores = [_scores(own, dataset) for own in rows.values()]
+        if first.paired:  # differences are those of seeds that all rows have, and so the means are
+            shared = set.intersection(*map(set, scores))
+            scores = [{seed: own[seed] for seed in own if seed in shared} for own in scores]
         found[dataset] = compared([run for run in runs if run.dataset == dataset], list(rows))
         head += [f"{dataset}, dB", "difference"]
         differences = [printed(difference) for difference in found[dataset].differences]

@@ -324,8 +324,9 @@ class _Texture:
     """How much neighbouring pixels differ within any square of an image, by summed-area tables."""
 
     def __init__(self, image: Tensor) -> None:
-        green = image[1].numpy().astype(np.int64)
-        self._sums = [np.abs(np.diff(green, axis=axis)).cumsum(0).cumsum(1) for axis in (0, 1)]
+        total = np.int32 if 255 * image[1].numel() < 2**31 else np.int64
+        green = image[1].numpy().astype(total)
+        self._sums = [np.abs(np.diff(green, axis=axis)).cumsum(0, total).cumsum(1, total) for axis in (0, 1)]
         self._sums = [np.pad(sums, ((1, 0), (1, 0))) for sums in self._sums]
 
     def in_square(self, corner: np.ndarray, side: int) -> int:
@@ -351,7 +352,10 @@ class _Images:
 
     def cut(self, drawn: Tensor, indices: _PatchIndices) -> Tensor:
         """Patches, uint8, for rows of image, top, left and orientation; pixels outside repeat the border."""
-        image, top, left, orientation = rearrange(drawn.to(self.pixels.device), "patch field -> field patch 1 1 1")
+        if self.pixels.is_cuda:
+            drawn = drawn.pin_memory()  # otherwise the copy would wait for all steps before it
+        drawn = drawn.to(self.pixels.device, non_blocking=True)
+        image, top, left, orientation = rearrange(drawn, "patch field -> field patch 1 1 1")
         rows = top + indices.rows[orientation.flatten(), None]
         columns = left + indices.columns[orientation.flatten(), None]
         planes = self.channels * self.planes[image]

@@ -1,8 +1,8 @@
 """Write the tables and plots of the documentation from the committed results.
 
 Run as ``python -m examples.mren.report``: it reads ``weights/*.scores.csv`` and ``weights/*.log.csv``, and in
-``results/`` the paper's table 5, the runs of the ablations and the logs of the recipes, and writes
-``docs/results/*.md`` and ``*.svg``, and the tables of the shipped weights in ``README.md`` and ``weights/README.md``.
+``results/`` the paper's table 5 and the runs of the ablations, and writes ``docs/results/*.md`` and ``training.svg``,
+and the tables of the shipped weights in ``README.md`` and ``weights/README.md``.
 """
 
 from __future__ import annotations
@@ -144,20 +144,20 @@ def _published_cells(row: dict[str, str]) -> list[tuple[str, str]]:
     return [(row[f"{d}_psnr"], row[f"{d}_ssim"]) for d in DATASETS]
 
 
-def draw_curves(logs: dict[str, Path], target: Path, *, over: str) -> None:
-    """PSNR on the held-out images, over steps or hours, a line for each log.
+def draw_curves(logs: dict[str, Path], target: Path) -> None:
+    """PSNR on the held-out images over steps, a line for each log.
 
     Args:
         logs: ``log.csv`` files by the name to print.
         target: SVG file to write.
-        over: ``"step"`` or ``"minutes"``.
     """
     with svg_plot(target) as axes:
         for name, file in logs.items():
             rows = read_rows(file)
-            steps = [float(row["step"]) if over == "step" else float(row["seconds"]) / 60 for row in rows]
-            axes.plot(steps, [float(row["psnr"]) for row in rows], marker=".", label=name)
-        axes.set_xlabel("step" if over == "step" else "minutes of training")
+            axes.plot(
+                [float(row["step"]) for row in rows], [float(row["psnr"]) for row in rows], marker=".", label=name
+            )
+        axes.set_xlabel("step")
         axes.set_ylabel("PSNR on held-out images, dB")
 
 
@@ -195,10 +195,7 @@ def run(_: argparse.Namespace) -> None:
         write_text(page, text)
         print(page)
     logs = {_title(file): file for file in sorted(WEIGHTS.glob("*.log.csv"))}
-    draw_curves(logs, DOCS / "training.svg", over="step")
-    recipes = {file.name.removesuffix(".log.csv"): file for file in sorted(RESULTS.glob("*.log.csv"))}
-    if recipes:
-        draw_curves(recipes, DOCS / "recipes.svg", over="minutes")
+    draw_curves(logs, DOCS / "training.svg")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,11 +39,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("the following arguments are required: --data")
         return _checked(parser, given)
     another_length = given.steps is not None or given.minutes is not None
-    saved_argv, saved = _read_options(given.output, without=("steps", "minutes") if another_length else ())
+    without = ("steps", "minutes") if another_length else ()
+    saved_argv, saved, settings = _read_options(given.output, without=without)
     args = parser.parse_args([*saved_argv, *argv])
     for name in _PER_INVOCATION:
         setattr(args, name, getattr(given, name))
-    contradicting = _contradicting(args, saved)
+    contradicting = _contradicting(args, saved, settings)
     if contradicting:
         raise UsageError(
             f"{given.output} was begun with {'; '.join(contradicting)}; leave it out to go on with the run, or start "
@@ -66,21 +67,22 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     return json.loads(json.dumps(options, default=str))  # paths become text
 
 
-def _read_options(output: Path, *, without: Collection[str]) -> tuple[list[str], argparse.Namespace]:
-    """The options that a run was started with, except some: as a command line, and parsed."""
+def _read_options(output: Path, *, without: Collection[str]) -> tuple[list[str], argparse.Namespace, Mapping[str, Any]]:
+    """The options that a run was started with, except some, as a command line and parsed; and its settings."""
     file = output / "run.json"
     if not file.exists():
         raise UsageError(f"{output}: holds no run to resume (no run.json); leave out --resume to start one.")
     parser = _parser(_RaisingParser)
     try:
         check_regular(file)
-        options = json.loads(file.read_text(encoding="utf-8"))[OPTIONS]
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        options = settings[OPTIONS]
         unknown = options.keys() - vars(parser.parse_args([])).keys()
         if unknown:
             raise ValueError(f"unknown option {min(unknown)!r}")
         words = {name: _as_argv(name, value) for name, value in options.items() if name not in without}
         argv = [word for each in words.values() for word in each]
-        return argv, _checked(parser, parser.parse_args(argv))
+        return argv, _checked(parser, parser.parse_args(argv)), settings
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{file}: does not hold the options of a run ({one_line(error)[:200]}); start afresh in another folder."
@@ -98,22 +100,25 @@ def _as_argv(name: str, value: Any) -> list[str]:
     return [f"--{option}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-def _contradicting(args: argparse.Namespace, saved: argparse.Namespace) -> list[str]:
+def _contradicting(args: argparse.Namespace, saved: argparse.Namespace, settings: Mapping[str, Any]) -> list[str]:
     """The options by which a command line would make another run of the one that was saved.
 
     Data and initial weights are not among them: what counts is their content, wherever it is.
     """
     names = ("scale", "variant", "num_blocks", "config", "recipe", "degrade", "warm_up_new", "held_out", "seed")
     names += ("precision", "accumulate", "compile", "channels_last", "textured")
+    stages = ("batch_size", "patch_size", "lr", "loss")
 
     def decisive(args: argparse.Namespace) -> dict[str, Any]:
         recipe = training_of(args).plan(1, args.scale)
         values = {name: getattr(args, name) for name in names}
-        for name in ("batch_size", "patch_size", "lr", "loss"):
+        for name in stages:
             values[name] = [getattr(stage, name) for stage in recipe.stages]
         return values | {"ema_decay": recipe.ema_decay or 0}
 
     before = decisive(saved)
+    for name in stages:  # the recipe may be another one by now
+        before[name] = settings.get(name, before[name])
     return [
         f"--{name.replace('_', '-')} {before[name]}, not {value}"
         for name, value in decisive(args).items()
