@@ -21,6 +21,7 @@ from examples.drop_in.variants import build
 from examples.mren import report
 from examples.mren.ablate import TABLES
 from examples.mren.model import MREN, VARIANTS, WEIGHTS, save_weights
+from examples.records import read_rows
 from sc_blocks.introspect import complexity
 
 SCALES = sorted(int(re.search(r"_x(\d)", file.name)[1]) for file in WEIGHTS.glob("mren_x*.scores.csv"))
@@ -228,8 +229,16 @@ def test_what_is_said_of_the_training_images_is_measured() -> None:
     }
     assert all(loss > 0 for losses in lower.values() for loss in losses.values())
     old = lower["BSDS500 and SunHays80"]
-    said = f"by {old['Set5']:.2f} dB on Set5 and by {old['20 freely licensed']:.2f} dB on images of their own kind"
+    own_kind = "20 freely licensed"
+    said = (
+        f"by {old['Set5']:.2f} dB on Set5; on images of their own kind, they score {old[own_kind]:.2f} dB lower, which"
+    )
     assert said in words_of(report.DOCS.parent / "results.md")
+    names = sorted({run.name for run in runs}, key=lambda name: name != "BSDS500 and SunHays80")
+    place = [name.startswith("freely") for name in names].index(True) - 1
+    for dataset in old:
+        loss = compared([run for run in runs if run.dataset == dataset], names).differences[place]
+        assert loss.significant == (dataset != own_kind)
     losses = [lower["all images"][name] for name in report.DATASETS]
     assert f"[{min(losses):.2f} to {max(losses):.2f} dB lower than all images]" in words_of(report.CARD)
 
@@ -288,6 +297,17 @@ def test_weights_from_freely_licensed_images_score_as_much_lower_as_the_faq_says
     said = f"{min(losses):.1f} to {max(losses):.1f} dB"
     for page in (report.CARD, *(report.DOCS.parent / name for name in ("faq.md", "models.md"))):
         assert said in page.read_text()
+
+
+@pytest.mark.parametrize("log", sorted(WEIGHTS.glob("*.log.csv")), ids=lambda log: log.name.partition(".")[0])
+def test_the_card_says_at_which_step_weights_were_selected(log: Path) -> None:
+    rows = read_rows(log)
+    best = max(rows, key=lambda row: float(row["psnr"]))  # the first of equal ones, as the trainer keeps it
+    _, _, section = report.CARD.read_text().partition(f"\n## {log.name.partition('.')[0]}\n")
+    said = re.search(r"^\| selected \| at (?:the last step|step ([\d,]+)) ?", section, re.MULTILINE)
+    assert said is not None
+    assert int((said[1] or rows[-1]["step"]).replace(",", "")) == int(best["step"])
+    assert f"{float(best['psnr']):.2f} dB" in section[said.start() :].partition("\n")[0]
 
 
 def test_curves_show_the_log(tmp_path: Path) -> None:
