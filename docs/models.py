@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import results
 from examples.markdown import signed, table
-from examples.mren.model import FREE, KINDS, MREN, VARIANTS, WEIGHTS, read_weights, variant_of
+from examples.mren.model import FREE, KINDS, MREN, VARIANTS, WEIGHTS, parse_weights_name, read_weights, variant_of
 from examples.mren.report import DATASETS, NETWORKS
 from examples.records import read_rows
 from sc_blocks.introspect import complexity
@@ -56,7 +56,7 @@ class Weights:
     @property
     def kind(self) -> str:
         """``"photo"``, ``"free"``, or nothing."""
-        return self.file.stem.partition("_x")[2][2:]
+        return parse_weights_name(self.file)[2]
 
     @property
     def network(self) -> str:

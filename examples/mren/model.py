@@ -212,6 +212,18 @@ def weights_path(scale: Scale, variant: Variant = "mren", *, kind: str | None = 
     return WEIGHTS / f"{variant}_x{scale}{f'_{kind}' if kind else ''}.safetensors"
 
 
+def parse_weights_name(file: Path) -> tuple[str, str, str]:
+    """Variant, scale and kind of shipped weights, by the name of their file or of one beside it; no kind is ``""``.
+
+    Example:
+        >>> parse_weights_name(Path("mren_s_x2_photo.log.csv")), parse_weights_name(weights_path(4))
+        (('mren_s', '2', 'photo'), ('mren', '4', ''))
+    """
+    variant, _, rest = file.name.partition(".")[0].rpartition("_x")
+    scale, _, kind = rest.partition("_")
+    return variant, scale, kind
+
+
 def find_weights(scale: Scale | None, variant: Variant = "mren", path: str | Path | None = None) -> Path:
     """The file that :func:`load_mren` reads, given the same.
 
@@ -290,8 +302,8 @@ def load_mren(
 def _where_shipped(kind: str) -> str:
     """The variants and scales that have weights of a kind."""
     found = sorted(WEIGHTS.glob(f"*_{kind}.safetensors"))
-    names = (file.stem.removesuffix(f"_{kind}").partition("_x") for file in found)
-    options = " or ".join(f"--variant {variant} --scale {scale}" for variant, _, scale in names)
+    names = map(parse_weights_name, found)
+    options = " or ".join(f"--variant {variant} --scale {scale}" for variant, scale, _ in names)
     return f", for {kind} with {options}" if options else ""
 
 

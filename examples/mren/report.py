@@ -20,7 +20,7 @@ from examples.markdown import table, with_part
 from examples.mren.ablate import TABLES
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
-from examples.mren.model import FREE, KINDS, NETWORKS, WEIGHTS, read_weights
+from examples.mren.model import FREE, KINDS, NETWORKS, WEIGHTS, parse_weights_name, read_weights
 from examples.mren.plots import svg_plot
 from examples.records import read_rows
 
@@ -129,9 +129,8 @@ def pages() -> dict[Path, str]:
 
 def _title(file: Path) -> str:
     """The name to print of a file in the folder of weights, such as MREN-S ×4."""
-    variant, _, rest = file.name.partition(".")[0].partition("_x")
-    kind = rest[2:]
-    return f"{NETWORKS[variant]} ×{rest[0]}" + (f", {KINDS[kind]}" if kind else "")
+    variant, scale, kind = parse_weights_name(file)
+    return f"{NETWORKS[variant]} ×{scale}" + (f", {KINDS[kind]}" if kind else "")
 
 
 def _cells(scores: dict[str, tuple[float, float]]) -> list[tuple[str, str]]:
@@ -163,7 +162,7 @@ def draw_curves(logs: dict[str, Path], target: Path) -> None:
 
 def shipped_scales() -> list[int]:
     """The scales of which there are scored weights."""
-    return sorted({int(file.name.partition("_x")[2][0]) for file in WEIGHTS.glob("*.scores.csv")})
+    return sorted({int(parse_weights_name(file)[1]) for file in WEIGHTS.glob("*.scores.csv")})
 
 
 def tables() -> dict[str, str]:
