@@ -206,6 +206,19 @@ def test_what_the_readme_says_of_trunks_is_measured() -> None:
         assert sentence.format(f"{difference.mean:.2f}") in words_of(report.README)
 
 
+def test_what_is_said_of_rfdbs_at_equal_time_is_measured() -> None:
+    runs = [run for run in read_runs(report.RESULTS / "trunk_rfdb.csv") if run.dataset == "Set5"]
+    (difference,) = compared(runs, ["default", "trunk=RFDB"]).differences
+    assert difference.significant
+    assert difference.mean < 0
+    ours, theirs = ([run for run in runs if run.name == name] for name in ("default", "trunk=RFDB"))
+    scores = [run.psnr for run in theirs]
+    more = sum(run.steps for run in theirs) / sum(run.steps for run in ours)
+    page = words_of(report.DOCS.parent / "results.md")
+    assert f"RFDBs make {more:.1f} times the steps of MREBs and stay far behind." in page
+    assert f"their seeds differ far more, by {max(scores) - min(scores):.2f} dB on Set5" in page
+
+
 def test_what_the_readme_says_of_the_narrow_network_is_counted_and_scored() -> None:
     ours = report.scored(4)
     for name in report.DATASETS:

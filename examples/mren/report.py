@@ -37,6 +37,7 @@ ABLATIONS = {
     "ablation_recipe.md": ("recipe", "recipe.csv"),
     "ablation_init.md": ("init", "init.csv"),
     "ablation_trunk.md": ("trunk", "trunk.csv"),
+    "ablation_trunk_rfdb.md": ("trunk", "trunk_rfdb.csv"),  # apart: its seeds differ far more
     "ablation_trunk_steps.md": ("trunk", "trunk_steps.csv"),
 }
 README, CARD = HERE.parents[1] / "README.md", WEIGHTS / "README.md"
