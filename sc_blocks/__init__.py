@@ -11,9 +11,6 @@ from sc_blocks.communication import (
     LearnableCommunication,
     NoCommunication,
 )
-from sc_blocks.communication import (
-    LinearCommunication as LinearCommunication,  # the name of FixedCommunication in 0.1.0
-)
 from sc_blocks.dracb import DRACB, DRACBChain
 from sc_blocks.mreb import MREB
 from sc_blocks.rbwa import RBWA
@@ -38,3 +35,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> type[FixedCommunication]:
+    if name != "LinearCommunication":  # as it was called in 0.1.0
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import warnings  # here only: it is no name of this package
+
+    warnings.warn("LinearCommunication is called FixedCommunication now.", DeprecationWarning, stacklevel=2)
+    return FixedCommunication

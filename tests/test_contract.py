@@ -96,7 +96,11 @@ def test_initialisers_that_go_by_names_pass_over_the_channels() -> None:
 
 
 def test_the_name_of_a_channel_in_0_1_0_is_known() -> None:
-    assert sc_blocks.LinearCommunication is FixedCommunication
+    with pytest.warns(DeprecationWarning, match="is called FixedCommunication"):
+        from sc_blocks import LinearCommunication
+    assert LinearCommunication is FixedCommunication
+    with pytest.raises(AttributeError, match="module 'sc_blocks' has no attribute 'CubicCommunication'"):
+        _ = sc_blocks.CubicCommunication
 
 
 @each_case
