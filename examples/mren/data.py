@@ -354,7 +354,7 @@ class _Images:
         """Patches, uint8, for rows of image, top, left and orientation; pixels outside repeat the border."""
         if self.pixels.is_cuda:
             drawn = drawn.pin_memory()  # otherwise the copy would wait for all steps before it
-        drawn = drawn.to(self.pixels.device, non_blocking=True)
+        drawn = drawn.to(self.pixels.device, non_blocking=self.pixels.is_cuda)
         image, top, left, orientation = rearrange(drawn, "patch field -> field patch 1 1 1")
         rows = top + indices.rows[orientation.flatten(), None]
         columns = left + indices.columns[orientation.flatten(), None]
