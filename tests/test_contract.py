@@ -25,6 +25,7 @@ from sc_blocks import (
     GatedCommunication,
     LearnableCommunication,
 )
+from sc_blocks.deploy import fold_report
 from tests.blocks import Case, assert_close, each_case
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -79,6 +80,7 @@ def test_a_block_whose_layers_lost_channels_is_a_narrower_block(wide: nn.Module,
     channels = narrow.in_channels if isinstance(narrow, RBWA) else narrow.channels
     inputs = [torch.rand(1, channels, 6, 5) for _ in range(maps)]
     torch.testing.assert_close(wide(*inputs), narrow(*inputs))
+    assert fold_report(wide).rewritten == {}
 
 
 def test_initialisers_that_go_by_names_pass_over_the_channels() -> None:
@@ -98,7 +100,9 @@ def test_initialisers_that_go_by_names_pass_over_the_channels() -> None:
 def test_the_name_of_a_channel_in_0_1_0_is_known() -> None:
     with pytest.warns(DeprecationWarning, match="is called FixedCommunication"):
         from sc_blocks import LinearCommunication
-    assert LinearCommunication is FixedCommunication
+    assert (
+        LinearCommunication is sc_blocks.communication.LinearCommunication is FixedCommunication
+    )  # as pickles find it
     with pytest.raises(AttributeError, match="module 'sc_blocks' has no attribute 'CubicCommunication'"):
         _ = sc_blocks.CubicCommunication
 

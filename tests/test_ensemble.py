@@ -67,6 +67,11 @@ def test_the_image_is_not_changed_and_gradients_arrive() -> None:
     assert torch.equal(image, before)
 
 
+def test_a_single_image_is_told_to_be_a_batch() -> None:
+    with pytest.raises(ValueError, match=r"SelfEnsemble: image must have 4 dimensions .*pass image.unsqueeze\(0\)"):
+        SelfEnsemble(Numbering())(torch.rand(3, 8, 8))
+
+
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     config = {"scale": 2, "channels": 12, "num_blocks": 1}
@@ -77,7 +82,7 @@ def weights(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("engine", ["torch", "onnx", "openvino", "ncnn"])
 def test_upscale_writes_it(tmp_path: Path, weights: Path, engine: str) -> None:
     (source,) = write_photos(tmp_path / "in", [(20, 13)])
     pixels = {}

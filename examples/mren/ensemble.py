@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from sc_blocks import _checks
+
 
 class SelfEnsemble(nn.Module):
     r"""The mean of what a network makes of an image in its eight orientations.
@@ -26,6 +28,10 @@ class SelfEnsemble(nn.Module):
     Shape:
         Those of the network.
 
+    Raises:
+        ValueError: If an image has not four dimensions.
+        TypeError: If it is no floating-point tensor.
+
     Example:
         >>> import torch
         >>> net = SelfEnsemble(nn.Upsample(scale_factor=2, mode="bicubic"))
@@ -39,6 +45,7 @@ class SelfEnsemble(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns the mean."""
+        _checks.check_feature_map("SelfEnsemble", image, None, name="image")
         total = 0
         for turns in range(4):
             turned = image.rot90(turns, (2, 3))
