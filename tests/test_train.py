@@ -186,7 +186,7 @@ def test_a_file_of_which_nothing_fits_is_not_begun_from(images: Path, tmp_path: 
     fitting = [name for name, value in narrow.state_dict().items() if state[name].shape == value.shape]
     assert fitting == ["tail.bias"]  # as wide as the picture
     assert run(images, tmp_path / "run", "--init", str(weights)) == 1
-    assert "has 24 channels, the network 12; begin from one that is as wide" in capsys.readouterr().err
+    assert "has 24 channels, the network 12; begin from one that is not wider" in capsys.readouterr().err
     save_file({"other": torch.zeros(1)}, weights, metadata={"mren": '{"scale": 4}'})
     assert run(images, tmp_path / "run", "--init", str(weights)) == 1
     assert "its weights do not fit its constructor arguments" in capsys.readouterr().err

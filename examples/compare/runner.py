@@ -32,9 +32,10 @@ from examples.compare.tasks import Task
 from examples.mren.cli import describe
 from examples.mren.data import ImagePair, PatchSampler, list_images, load_pairs, split_held_out
 from examples.mren.metrics import Score
-from examples.mren.model import save_weights, warm_start
+from examples.mren.model import save_weights
 from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer, check_settings
+from examples.mren.warmstart import warm_start
 from examples.mren.weightfile import write_tensors
 from examples.records import read_json, write_json
 from sc_blocks import to_local

@@ -322,29 +322,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def warm_start(net: MREN, file: str | Path) -> list[str]:
-    """Begin from the weights of a network of another scale or depth: copy every tensor that fits by name and shape.
-
-    Args:
-        net: The network, changed in place.
-        file: A weight file.
-
-    Returns:
-        The names of the parameters for which the file has nothing that fits: those stay as they were.
-
-    Raises:
-        ValueError: If the network of the file has another width, or the file is not one of ours.
-    """
-    _, given = read_weights(Path(file))
-    own = net.state_dict()
-    fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
-    if "head.weight" not in fitting:  # with another width, next to nothing fits
-        width, wanted = (state["head.weight"].shape[0] for state in (given, own))
-        raise ValueError(f"{file}: has {width} channels, the network {wanted}; begin from one that is as wide.")
-    net.load_state_dict(fitting, strict=False)
-    return [name for name in own if name not in fitting]
-
-
 def read_weights(file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The constructor's arguments and the tensors that a weight file holds, which fit each other.
 

@@ -168,7 +168,7 @@ class Training:
     """Likewise."""
     ema_decay: float | None = None
     init: Path | None = None
-    """Weight file to begin from; see :func:`examples.mren.model.warm_start`."""
+    """Weight file to begin from; see :func:`examples.mren.warmstart.warm_start`."""
     warm_up_new: int = 0
     """Steps at the start that train only what ``init`` does not have."""
     precision: str = "no"
