@@ -189,7 +189,7 @@ def _compiled_blocks(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
 def _run_once(call: Call, x: Tensor) -> Call:
     try:
         # The same blocks are compiled for many sizes and types in one process; by default torch gives up after eight.
-        torch._dynamo.config.recompile_limit = 256
+        torch._dynamo.config.cache_size_limit = 256  # its name in torch 2.6, and since then an alias
         with torch.inference_mode():
             call(x)
     except Exception as error:

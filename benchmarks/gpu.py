@@ -169,7 +169,7 @@ def _add_fractions(rows: list[Row], settings: Settings) -> None:
         )
     gpu_name = torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else ""
     for name, (operations, bytes_) in DATA_SHEETS.items():
-        if name in gpu_name:
+        if f" {name}" in gpu_name:  # a GH200 is another
             rates["fraction_of_data_sheet"] = (operations / 2, bytes_)
             break
     for row in rows:

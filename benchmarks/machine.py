@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -12,12 +11,9 @@ from typing import Any
 import psutil
 import torch
 
+from examples.mren.data import usable_cores
+
 PACKAGES = ("torch", "timm", "spandrel", "torchsr", "onnxruntime", "openvino", "ncnn", "numpy")
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(device: torch.device) -> dict[str, Any]:

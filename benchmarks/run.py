@@ -22,6 +22,7 @@ from benchmarks.results import Row
 from benchmarks.runner import Settings
 from benchmarks.suites import SUITES
 from examples.mren.cli import check_target, command_parser, path_name, positive_number, run_command, whole_number
+from examples.mren.data import usable_cores
 from examples.mren.files import write_text
 
 CUDA_SECONDS = 75.0
@@ -60,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _threads(text: str) -> int:
-    return machine.usable_cores() if text == "all" else whole_number(1, 4096)(text)
+    return usable_cores() if text == "all" else whole_number(1, 4096)(text)
 
 
 def settings_from(given: argparse.Namespace) -> Settings:

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,11 +46,13 @@ class Worker:
     """
 
     def __init__(self, checkout: Path, request: Request) -> None:
+        # Not a pipe, which fills up while nobody reads it; open for as long as the process runs.
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__)), json.dumps(asdict(request))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
             cwd=checkout,
             env=os.environ | {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": str(request.threads)},
@@ -73,11 +76,13 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self.process.communicate()
+        self.errors.close()
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            errors = self.process.stderr.read().strip().splitlines()
+            self.errors.seek(0)
+            errors = self.errors.read().strip().splitlines()
             raise RuntimeError((errors or ["the process ended without a message"])[-1])
         return json.loads(line)
 

@@ -317,6 +317,12 @@ def test_a_quick_run_of_what_needs_processes(tmp_path: Path) -> None:
 def test_a_worker_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"another sc_blocks|No module named"):
         Worker(tmp_path, Request("eager", num_blocks=1, patch_size=8))
+    # One that says much before it fails: what it says is read only then.
+    (tmp_path / "sc_blocks").mkdir()
+    text = "import sys\nsys.stderr.write('words\\n' * 50_000)\nraise ImportError('its own reason')\n"
+    (tmp_path / "sc_blocks" / "__init__.py").write_text(text)
+    with pytest.raises(RuntimeError, match="its own reason"):
+        Worker(tmp_path, Request("eager", num_blocks=1, patch_size=8))
 
 
 @pytest.mark.parametrize(

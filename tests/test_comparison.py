@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ from torch import Tensor, nn
 from examples.compare import runner
 from examples.compare.cost import nearest_width
 from examples.compare.runner import HELD_OUT, Row, Setup, compare
-from examples.compare.tables import Difference, Run, comparison_table, paired, pooled, read_runs, significance
+from examples.compare.tables import (
+    Difference,
+    Run,
+    comparison_table,
+    paired,
+    pooled,
+    read_runs,
+    significance,
+    write_runs,
+)
 from examples.compare.tasks import Denoising, SuperResolution
 from examples.markdown import begin, table, with_part
 from examples.mren.checkpoint import load_optimizer_tensors, optimizer_tensors
@@ -63,6 +73,15 @@ def weights(setup: Setup, row: str = "net", seed: int = 0) -> dict[str, Tensor]:
 
 
 # Runs
+
+
+def test_what_a_file_holds_of_other_rows_seeds_and_sets_stays_in_it(tmp_path: Path) -> None:
+    some = partial(Run, parameters=1, steps=1, batch_size=1, patch_size=8, minutes=1.0, psnr=30.0, ssim=0.9)
+    runs = [some(name=n, seed=s, dataset=d) for n in ("a", "b") for s in (0, 1) for d in ("Set5", "B100")]
+    write_runs(tmp_path / "runs.csv", runs)
+    better = dataclasses.replace(runs[2], psnr=31.0)
+    write_runs(tmp_path / "runs.csv", [better])
+    assert read_runs(tmp_path / "runs.csv") == [better, *runs[:2], *runs[3:]]
 
 
 def test_rows_are_trained_scored_and_not_trained_again(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

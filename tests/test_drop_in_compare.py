@@ -17,6 +17,7 @@ from examples.compare.tables import comparison_table, read_runs
 from examples.compare.tasks import Denoising, SuperResolution
 from examples.drop_in.compare import main
 from examples.drop_in.plain import ContrastAttention, Distillation, ShallowResidual
+from examples.drop_in.report import overview
 from examples.drop_in.variants import HOSTS, build, parts_of, plan_rows
 from examples.mren.data import ImagePair, PatchSampler, imresize
 from examples.mren.metrics import psnr_rgb
@@ -122,6 +123,8 @@ def test_words_about_rows(host: str, row: str, words: str) -> None:
 def test_words_about_widths_that_do_not_come_close() -> None:
     with pytest.raises(ValueError, match=r"scacb: comes no closer to the .* parameters of plain than .* \(.*%\), at"):
         plan_rows("rfdn", ["plain", "scacb"], scale=4, channels=20, match="parameters", tolerance=1)
+    with pytest.raises(ValueError, match=r"--channels 8: imdn needs at least \d+\."):
+        plan_rows("imdn", ["plain", "rbwa"], scale=4, channels=8, match="parameters", tolerance=1)
     with pytest.raises(ValueError, match=r"--blocks: every row once"):
         plan_rows("rfdn", ["plain", "plain"], scale=4, channels=20, match="parameters", tolerance=1)
     with pytest.raises(
@@ -242,7 +245,9 @@ def test_rows_are_trained_scored_and_tabulated(tmp_path: Path, capsys: pytest.Ca
     assert "holds a run of other settings (steps was 2, is 3); take another --output" in capsys.readouterr().err
     # Without the bicubic image it is another comparison.
     assert main([*arguments, "--no-skip"]) == 0
-    assert read_runs(tmp_path / "out" / "edsr_sr_no_skip.csv")[0].psnr != found[0].psnr
+    others = read_runs(tmp_path / "out" / "edsr_sr_no_skip.csv")
+    assert others[0].psnr != found[0].psnr
+    assert "| Residual network, ×4, without bicubic |" in overview({"edsr_sr": found, "edsr_sr_no_skip": others})
 
 
 def test_a_row_is_scored_with_local_statistics_without_being_trained_again(tmp_path: Path) -> None:

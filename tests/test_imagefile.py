@@ -148,6 +148,31 @@ def test_deep_tiffs_of_other_kinds_are_refused(options, words: str, tmp_path: Pa
         read_picture(tmp_path / "a.tif")
 
 
+def test_a_channel_that_is_no_opacity_is_left_out_of_a_deep_tiff_and_said(tmp_path: Path) -> None:
+    values = deep(4)
+    values[..., 3] = 0  # as opacity, it would hide everything
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unspecified"])
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.alpha is None
+    assert picture.notes == ("a channel that is neither colour nor opacity is left out",)
+    np.testing.assert_array_equal(values_of(picture), values[..., :3])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_of_several_pictures_in_a_tiff_only_previews_are_passed_over(dtype: type, tmp_path: Path) -> None:
+    whole, preview = deep(3).astype(dtype), np.zeros((3, 4, 3), dtype)
+    pages = {"preview": [(whole, 0), (preview, 1)], "first": [(preview, 1), (whole, 0)], "two": [(whole, 0)] * 2}
+    for name, pictures in pages.items():
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as file:
+            for values, kind in pictures:
+                file.write(values, photometric="rgb", subfiletype=kind, metadata=None)
+    np.testing.assert_array_equal(values_of(read_picture(tmp_path / "preview.tif")), whole)
+    with pytest.raises(ValueError, match=r"first\.tif: begins with a preview, as raw photographs do; develop it"):
+        read_picture(tmp_path / "first.tif")
+    with pytest.raises(ValueError, match=r"two\.tif: holds 2 pictures"):
+        read_picture(tmp_path / "two.tif")
+
+
 def test_what_a_deep_tiff_says_besides_its_pixels(tmp_path: Path) -> None:
     # Colours multiplied by their opacity, as half of the programs write them; where nothing shows, they are nothing.
     values = np.array([[[20_000, 0, 10_000, 40_000], [0, 0, 0, 0]]], np.uint16)
@@ -472,6 +497,10 @@ def test_damaged_metadata_does_not_cost_the_picture(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "a.jpg").color.shape == (3, HEIGHT, WIDTH)
     rgb().save(tmp_path / "a.webp", exif=b"Exif\0\0nonsense")
     assert read_picture(tmp_path / "a.webp").color.shape == (3, HEIGHT, WIDTH)
+    # Turned, and with a resolution in letters.
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x011A, 2, 4, b"300")
+    rgb().save(tmp_path / "b.jpg", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4))
+    assert read_picture(tmp_path / "b.jpg").color.shape == (3, WIDTH, HEIGHT)
 
 
 def test_too_long_metadata_is_left_out_of_a_jpeg_and_said(tmp_path: Path) -> None:
@@ -631,3 +660,12 @@ def test_webp_is_as_lossy_as_what_it_came_from(tmp_path: Path) -> None:
     assert sizes["in.jpg"] < sizes["in.png"] / 2
     write_picture(tmp_path / "low.webp", picture, quality=10)
     assert (tmp_path / "low.webp").stat().st_size < sizes["in.jpg"]
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("options", [{"icc_profile": srgb_profile() + bytes(9001)}, {"save_all": True}])
+def test_a_webp_is_known_as_lossy_whatever_precedes_its_pixels(lossless: bool, options, tmp_path: Path) -> None:
+    if "save_all" in options:
+        options = options | {"append_images": [rgb().rotate(180)]}
+    rgb().save(tmp_path / "a.webp", lossless=lossless, **options)
+    assert read_picture(tmp_path / "a.webp").lossy != lossless

@@ -288,7 +288,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_step", struck)
         assert run(images, tmp_path / "run", *arguments) == 128 + number
-    assert "stopped at step 10; --resume -o" in capsys.readouterr().out
+    assert "stopped at step 9; --resume -o" in capsys.readouterr().out
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert run(images, tmp_path / "run", *arguments, "--resume") == 0
     assert history(tmp_path / "run") == history(tmp_path / "straight")

@@ -71,10 +71,13 @@ def test_a_reconstruction_of_another_kind_is_new(tmp_path: Path) -> None:
     assert set(missing) == names - {"tail.bias"}
 
 
-def test_blocks_of_another_kind_are_not_widened(tmp_path: Path) -> None:
+def test_weights_of_other_blocks_are_refused_unless_they_are_as_wide(tmp_path: Path) -> None:
     config = {"scale": 4, "num_blocks": 1}
-    _, net, missing = begun(config | {"channels": 12, "parts": "channel"}, config | {"channels": 30}, tmp_path)
-    assert set(missing) == net.state_dict().keys() - {"tail.bias"}
+    with pytest.raises(ValueError, match=r"has 12 channels and other blocks, the network 30 channels; begin from one"):
+        begun(config | {"channels": 12, "parts": "channel"}, config | {"channels": 30}, tmp_path)
+    given, net, missing = begun(config | {"channels": 12, "parts": "channel"}, config | {"channels": 12}, tmp_path)
+    assert all(".stages." in name for name in missing)
+    assert torch.equal(net.head.weight, given.head.weight)
 
 
 def test_weights_of_a_wider_network_are_refused(tmp_path: Path) -> None:

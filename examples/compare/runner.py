@@ -156,7 +156,9 @@ def compare(
     for run in runs:
         run.finished()  # one of other settings is refused before others are trained
     wanted = [run for run in runs if only is None or run.row.name in only]
-    folders = {run.folder: run for run in wanted}  # rows may share their runs
+    folders: dict[Path, _Run] = {}
+    for run in wanted:
+        folders.setdefault(run.folder, run)  # rows may share their runs: the first one trains them
     unfinished = [run for run in folders.values() if not run.finished()]
     costs = {row.name: cost_of(row.make, scale) for row in rows if only is None or row.name in only}
     for name, cost in costs.items():

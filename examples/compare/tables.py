@@ -50,9 +50,10 @@ def read_runs(file: Path) -> list[Run]:
 
 
 def write_runs(file: Path, runs: Sequence[Run]) -> None:
-    """Write the runs of a comparison; those of other rows that the file holds stay in it, after these."""
-    names = {run.name for run in runs}
-    others = [run for run in read_runs(file) if run.name not in names] if file.exists() else []
+    """Write the runs of a comparison; other rows, seeds and test sets that the file holds stay in it, after these."""
+    written = {(run.name, run.seed, run.dataset) for run in runs}
+    held = read_runs(file) if file.exists() else []
+    others = [run for run in held if (run.name, run.seed, run.dataset) not in written]
     write_records(file, [*runs, *others], Run)
 
 

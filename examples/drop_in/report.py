@@ -58,14 +58,14 @@ def overview(found: Mapping[str, Sequence[Run]]) -> str:
     """
     lines = []
     for name, runs in found.items():
-        host, _, task = name.partition("_")
+        host, task, *skip = name.split("_", 2)
         for own in by_statistics(runs):
             seeds = {run.name: len({each.seed for each in own if each.name == run.name}) for run in own}
             same_steps = len({run.steps for run in own}) == 1
             budget = f"{own[0].steps:,} steps" if same_steps else f"{own[0].minutes:.0f} minutes"
             columns = [_differences([run for run in own if run.dataset == name], [*seeds]) for name in DATASETS]
             for row, *cells in zip([*seeds][1:], *columns, strict=True):
-                title = f"{HOSTS[host].title.partition(',')[0]}, {TASKS[task]}"
+                title = f"{HOSTS[host].title.partition(',')[0]}, {TASKS[task]}" + ", without bicubic" * bool(skip)
                 lines.append([title, title_of(row), *cells, MATCHED[own[0].matched], budget, str(seeds[row])])
     head = ["network", "with", *(f"{name}, dB" for name in DATASETS), "equal", "budget", "seeds"]
     return table(head, lines, text=("network", "with", "equal"))

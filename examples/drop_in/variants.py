@@ -230,12 +230,14 @@ def plan_rows(
         skip: Whether the network starts from the bicubic image.
 
     Raises:
-        ValueError: If a row is unknown or given twice, has no statistics that could be local, or no width comes close
-            enough.
+        ValueError: If a row is unknown or given twice, has no statistics that could be local, ``channels`` is too
+            small, or no width comes close enough.
     """
     if len(set(blocks)) < len(blocks):
         raise ValueError(f"--blocks: every row once, got {' '.join(blocks)}.")
     reference = HOSTS[host].channels if channels is None else channels
+    if reference < HOSTS[host].lowest:
+        raise ValueError(f"--channels {reference}: {host} needs at least {HOSTS[host].lowest}.")
     rows: list[Row] = []
     target = None
     for name in blocks:

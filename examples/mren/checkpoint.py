@@ -121,7 +121,7 @@ def write_checkpoint(output: Path, step: int, tensors: Mapping[str, Mapping[str,
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for old in checkpoints(output)[:-KEEP]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # one too many is no reason to end a run
 
 
 def read_checkpoint(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], Any]:
@@ -191,5 +191,6 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     # The fused update walks through memory: what belongs to a parameter must lie in the order of the parameter.
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            if value.shape == parameter.shape:
-                values[name] = torch.empty_like(parameter).copy_(value)
+            # Copies, too, of the steps: what was loaded maps the file, which some systems then do not delete.
+            like = parameter if value.shape == parameter.shape else value
+            values[name] = torch.empty_like(like).copy_(value)

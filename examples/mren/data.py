@@ -202,9 +202,14 @@ def load_pairs(
         return ImagePair(path, hr, imresize(hr, 1 / scale))
 
     # Threads suffice: decoding and resizing release the GIL.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         loaded = tqdm(pool.map(load, files), total=len(files), desc="images", unit="image", leave=False, disable=None)
         return [pair for pair in loaded if pair is not None]
+
+
+def usable_cores() -> int:
+    """How many cores this process may use; a machine that is shared may have far more."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def split_held_out(files: list[T], held_out: int) -> tuple[list[T], list[T]]:
@@ -343,7 +348,11 @@ class _Images:
     """Images that lie end to end in one buffer, plane after plane."""
 
     def __init__(self, images: list[Tensor], device: torch.device | str) -> None:
-        self.pixels = torch.cat([image.flatten() for image in images] or [torch.empty(0)]).to(device)
+        # Copied one by one: of images that were cropped, flatten and cat would make two copies at once.
+        pixels = torch.empty(sum(image.numel() for image in images), dtype=torch.uint8)
+        for part, image in zip(pixels.split([image.numel() for image in images]), images, strict=True):
+            part.view(image.shape).copy_(image)
+        self.pixels = pixels.to(device)
         sizes = torch.tensor([image.shape for image in images], device=device).view(-1, 3)
         self.heights, self.widths = sizes[:, 1], sizes[:, 2]
         self.planes = sizes[:, 1] * sizes[:, 2]

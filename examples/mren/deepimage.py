@@ -14,6 +14,8 @@ from examples.mren.metadata import Metadata, read_color_chunks, read_metadata, r
 from examples.mren.pixels import Pixels, RefusedError, check_size, rewind
 
 _SAMPLE_KINDS = {2: "signed whole numbers", 3: "floating-point", 5: "complex numbers", 6: "complex numbers"}
+_UNSPECIFIED, _ASSOCIATED, _UNASSOCIATED = range(3)  # kinds of extra samples
+OTHER_PROFILE = "its colour profile is not one of RGB, and left out"
 _UPRIGHT: dict[int, Any] = {
     1: lambda pixels: pixels,
     2: lambda pixels: pixels[:, ::-1],
@@ -53,29 +55,37 @@ def read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) -> 
         raise RefusedError("is stored in tiles far larger than itself; save it anew")
     if page.samplesperpixel not in (colors, colors + 1) or page.imagedepth != 1:
         raise RefusedError(f"{page.samplesperpixel} values per pixel; save it as gray or RGB, with or without opacity")
-    values = page.asarray()
+    values, notes = page.asarray(), ()
     if page.samplesperpixel > 1 and int(page.planarconfig) == 2:  # one plane after the other
         values = np.moveaxis(values, 0, -1)
-    if page.samplesperpixel > colors and page.extrasamples and int(page.extrasamples[0]) == 1:
+    extra = int(page.extrasamples[0]) if page.extrasamples else _UNASSOCIATED
+    if page.samplesperpixel > colors and extra == _UNSPECIFIED:  # a mask, or the infrared of a scanner: no opacity
+        values, notes = values[..., :colors], ("a channel that is neither colour nor opacity is left out",)
+    elif page.samplesperpixel > colors and extra == _ASSOCIATED:
         values = _unpremultiplied(values)
     tags = page.tags
-    orientation = tags["Orientation"].value if "Orientation" in tags else 1
+    orientation = int(tags["Orientation"].value) if "Orientation" in tags else 1
     icc_profile = bytes(tags["InterColorProfile"].value) if "InterColorProfile" in tags else None
     try:
         with Image.open(rewind(file), formats=["TIFF"]) as opened:
             metadata = read_metadata(opened)
     except UnidentifiedImageError:  # gray with opacity: Pillow knows no such picture
         metadata = Metadata()
-    return _deep(values, orientation, icc_profile, metadata)
+    return _deep(values, orientation, icc_profile, metadata, notes)
 
 
-def _deep(values: np.ndarray, orientation: int, icc_profile: bytes | None, metadata: Metadata) -> Pixels:
+def _deep(
+    values: np.ndarray, orientation: int, icc_profile: bytes | None, metadata: Metadata, notes: tuple[str, ...] = ()
+) -> Pixels:
     pixels = values.reshape(*values.shape[:2], -1).astype(np.uint16, copy=False)
-    notes: tuple[str, ...] = ()
     if icc_profile is not None and pixels.shape[2] > 2 and profile_space(icc_profile) != b"RGB ":
-        icc_profile, notes = None, ("its colour profile is not one of RGB, and left out",)
-    upright = np.ascontiguousarray(_UPRIGHT.get(orientation, _UPRIGHT[1])(pixels))
-    return Pixels(upright, icc_profile, metadata, False, notes)
+        icc_profile, notes = None, (*notes, OTHER_PROFILE)
+    return Pixels(turned(pixels, orientation), icc_profile, metadata, False, notes)
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels, upright, for the orientation that a camera noted."""
+    return np.ascontiguousarray(_UPRIGHT.get(orientation, _UPRIGHT[1])(pixels))
 
 
 def _unpremultiplied(values: np.ndarray) -> np.ndarray:
@@ -92,12 +102,14 @@ def tiff_bits(tiff: tifffile.TiffFile) -> int:
         RefusedError: If the values are of another type.
     """
     page: Any = tiff.pages[0]
+    if page.is_reduced:
+        raise RefusedError("begins with a preview, as raw photographs do; develop it, or save it as TIFF")
     bits, kind = page.bitspersample, int(page.sampleformat or 1)
     if kind in _SAMPLE_KINDS:
         raise RefusedError(f"{bits} bits per pixel and colour, {_SAMPLE_KINDS[kind]}; save it with 8 bits")
     if bits not in (1, 2, 4, 8, 16):
         raise RefusedError(f"{bits} bits per pixel and colour; save it with 8 or 16")
     # Further pictures may be previews of the first.
-    if bits == 16 and any(not getattr(page, "is_reduced", False) for page in tiff.pages[1:3]):
+    if any(not getattr(page, "is_reduced", False) for page in tiff.pages[1:3]):
         raise RefusedError(f"holds {len(tiff.pages)} pictures; save the one that you mean as a file of its own")
     return 16 if bits == 16 else 8

@@ -20,13 +20,13 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import tifffile
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from examples.mren.cli import is_out_of_memory, one_line
 from examples.mren.colorprofile import profile_space, srgb_profile, to_srgb
-from examples.mren.deepimage import read_deep_png, read_deep_tiff, tiff_bits
+from examples.mren.deepimage import OTHER_PROFILE, read_deep_png, read_deep_tiff, tiff_bits, turned
 from examples.mren.files import check_regular
-from examples.mren.metadata import read_color_chunks, read_metadata
+from examples.mren.metadata import read_color_chunks, read_metadata, read_orientation
 from examples.mren.picture import Picture
 from examples.mren.pixels import Pixels, RefusedError, check_size, rewind
 
@@ -184,10 +184,8 @@ def _register_heif() -> bool:
 def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
     """An image of 8 bits per value."""
     notes: list[str] = []
-    if getattr(opened, "is_animated", False) and opened.format != "MPO":  # MPO: previews, or a second view
+    if getattr(opened, "is_animated", False) and opened.format not in ("MPO", "TIFF"):  # previews, or a second view
         frames = getattr(opened, "n_frames", 2)
-        if opened.format == "TIFF":
-            raise RefusedError(f"holds {frames} pictures; save the one that you mean as a file of its own")
         notes.append(f"the first of its {frames} pictures is taken")
     arguments = opened.tile[0][3] if opened.format == "PPM" else None
     deep = opened.format == "PPM" and (opened.mode in ("I", "F") or (type(arguments) is tuple and arguments[1] > 255))
@@ -198,7 +196,7 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
     bits = _deep_bits(opened, file)
     if bits > 8:
         notes.append(f"of its {bits} bits per value 8 are taken")
-    is_lossy = opened.format in _LOSSY or (opened.format == "WEBP" and b"VP8L" not in rewind(file).read(4096))
+    is_lossy = opened.format in _LOSSY or (opened.format == "WEBP" and _first_frame(rewind(file)) == b"VP8 ")
     chunks = read_color_chunks(rewind(file)) if opened.format == "PNG" else ()
     step = _GRAY_STEPS.get(opened.tile[0][3]) if opened.format == "PNG" and opened.tile else None
     if step and "transparency" in opened.info and opened.info["transparency"] * step <= 255:
@@ -209,19 +207,32 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
     rewind(file)
     with _silenced_libtiff() if opened.format == "TIFF" else nullcontext():
         opened.load()
-    metadata = read_metadata(opened, chunks)
-    upright = ImageOps.exif_transpose(opened)
-    if upright.mode in ("CMYK", "LAB"):
-        notes.append(f"{upright.mode.replace('LAB', 'Lab')} is converted to sRGB by its profile")
-        upright = to_srgb(upright, icc_profile)
+    metadata, orientation = read_metadata(opened, chunks), read_orientation(opened)
+    image = opened
+    if image.mode in ("CMYK", "LAB"):
+        notes.append(f"{image.mode.replace('LAB', 'Lab')} is converted to sRGB by its profile")
+        image = to_srgb(image, icc_profile)
         icc_profile = srgb_profile()
-    is_gray = upright.mode in ("1", "L", "LA", "La")
-    mode = ("L" if is_gray else "RGB") + ("A" if upright.has_transparency_data else "")
+    is_gray = image.mode in ("1", "L", "LA", "La")
+    mode = ("L" if is_gray else "RGB") + ("A" if image.has_transparency_data else "")
     if icc_profile is not None and mode.startswith("RGB") and profile_space(icc_profile) != b"RGB ":
-        notes.append("its colour profile is not one of RGB, and left out")
+        notes.append(OTHER_PROFILE)
         icc_profile = None
-    values = np.array(upright.convert(mode))
-    return Pixels(values.reshape(*values.shape[:2], -1), icc_profile, metadata, is_lossy, tuple(notes))
+    values = np.array(image.convert(mode))
+    values = turned(values.reshape(*values.shape[:2], -1), orientation)
+    return Pixels(values, icc_profile, metadata, is_lossy, tuple(notes))
+
+
+def _first_frame(file: BinaryIO) -> bytes:
+    """The name of the chunk that holds the first picture of a WebP: ``VP8 `` with loss, ``VP8L`` without."""
+    file.seek(12)
+    while len(head := file.read(8)) == 8:
+        if head[:4] in (b"VP8 ", b"VP8L"):
+            return head[:4]
+        size = int.from_bytes(head[4:], "little")
+        # A frame of an animation: its chunks follow after 16 bytes of its place and duration.
+        file.seek(16 if head[:4] == b"ANMF" else size + size % 2, 1)
+    return b"VP8 "
 
 
 def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:

@@ -165,6 +165,17 @@ def train(args: argparse.Namespace) -> int:
     accelerator = Accelerator(cpu=args.cpu)
     largest = max(stage.patch_size for stage in (first, *others))
     to_train, to_validate = _load_images(args, largest, is_main_process=accelerator.is_main_process)
+    # What decides the numbers of a run; a checkpoint of other settings, but for its length, is refused.
+    settings = {
+        **config,
+        **training.settings(len(to_train), args.scale),
+        "seed": args.seed,
+        "images": len(to_train),
+        "held_out": len(to_validate),
+        "files": _fingerprint(to_train + to_validate),
+        "processes": accelerator.num_processes,
+        "degrade": args.degrade,
+    }
     torch.manual_seed(args.seed)
     net = MREN(**config)
     net.init_weights()
@@ -179,6 +190,7 @@ def train(args: argparse.Namespace) -> int:
         degrade=args.degrade is not None,
         textured=args.textured,
     )
+    del to_train  # the sampler has a copy
     validated = _without_flat(to_validate, is_main_process=accelerator.is_main_process)
     held_out = {"psnr": validated}
     if args.degrade:
@@ -195,17 +207,6 @@ def train(args: argparse.Namespace) -> int:
         held_out=held_out,
         keep=lambda net: save_weights(net, file, config, degrade=args.degrade),
     )
-    # What decides the numbers of a run; a checkpoint of other settings, but for its length, is refused.
-    settings = {
-        **config,
-        **training.settings(len(to_train), args.scale),
-        "seed": args.seed,
-        "images": len(to_train),
-        "held_out": len(to_validate),
-        "files": _fingerprint(to_train + to_validate),
-        "processes": accelerator.num_processes,
-        "degrade": args.degrade,
-    }
     if args.init is not None:
         listed = ", ".join(untouched[:3]) + f" and {len(untouched) - 3} more" * (len(untouched) > 3)
         accelerator.print(f"begun from {args.init}" + f"; nothing there for {listed}" * bool(untouched))
@@ -213,7 +214,7 @@ def train(args: argparse.Namespace) -> int:
     size = f"{first.patch_size} x {first.patch_size}"
     length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
     accelerator.print(
-        f"{len(to_train)} images to train on, {len(validated)} to validate on; {length} of {first.batch_size} "
+        f"{settings['images']} images to train on, {len(validated)} to validate on; {length} of {first.batch_size} "
         f"patches, {size} from {side} x {side}; device {accelerator.device}, mixed precision "
         f"{args.precision}"
     )

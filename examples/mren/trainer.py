@@ -178,6 +178,8 @@ class Trainer:
                 progress.step += 1
                 bar.update()
                 checking = progress.step % self.check_every == 0
+                if self.interrupted and self.accelerator.num_processes == 1:
+                    checking = True  # who asked to end waits, or ends it by force
                 if deadline is not None and not deadline.is_measured:
                     checking = True  # with long steps, the next look at the clock could come after the end
                 if not self.time_steps_alone:

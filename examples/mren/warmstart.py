@@ -46,6 +46,9 @@ def warm_start(net: MREN, file: str | Path) -> list[str]:
         widens = same_blocks and (same_tail or not name.startswith(TAIL))
         if name in own and (tensor.shape == own[name].shape or (widens and _is_narrower(tensor, own[name]))):
             fitting[name] = _widened(tensor, own[name], *maps.get(name, (1, 1)))
+    if "head.weight" not in fitting:
+        came = f"has {width} channels and other blocks, the network {wanted} channels"
+        raise ValueError(f"{file}: {came}; begin from one that is as wide, or whose SCACBs have the same parts.")
     net.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
 

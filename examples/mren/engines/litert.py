@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from examples.mren.data import usable_cores
 from examples.mren.engines import Engine, install_hint
 
 
@@ -32,7 +32,7 @@ def load(path: Path, *, threads: int = 0) -> Engine:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise install_hint(error, "litert") from error
-    interpreter = Interpreter(str(path), num_threads=threads or os.cpu_count())
+    interpreter = Interpreter(str(path), num_threads=threads or usable_cores())
     interpreter.allocate_tensors()
     (input_,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
 
