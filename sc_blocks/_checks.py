@@ -118,6 +118,10 @@ def check_feature_map(block: str, x: Tensor, channels: int | None, *, name: str 
         raise TypeError(f"{block}: {name} must be a tensor, got {type(x).__name__}{hints.get(type(x), '')}.")
     if x.ndim != 4:
         hint = f"; for a single image pass {name}.unsqueeze(0)" if x.ndim == 3 else ""
+        if x.ndim == 3 and x.shape[2] == channels != x.shape[0]:
+            hint = f"; it looks like tokens: pass {name}.transpose(1, 2).unflatten(2, (height, width))"
+        if x.ndim == 5:
+            hint = f"; for frames pass {name}.flatten(0, 1), and unflatten the result"
         wanted = f"4 dimensions (batch, {channels or 'channels'}, height, width)"
         raise ValueError(f"{block}: {name} must have {wanted}, got shape {tuple(x.shape)}{hint}.")
     if channels is not None and x.shape[1] != channels:

@@ -30,11 +30,14 @@ def refuse_script(function: str, name: str, module: nn.Module) -> None:
         raise TypeError(f"{function}: {name} must be {wanted}.")
 
 
-def arguments(function: str, example: Any) -> Sequence[Any]:
-    """The arguments that an ``example`` stands for: one tensor, or a sequence of them."""
+def arguments(function: str, example: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The arguments that an ``example`` stands for, and those by keyword: one tensor, a sequence or a mapping."""
+    if isinstance(example, Mapping):
+        return (), cast(Mapping[str, Any], example)
     if not isinstance(example, (Tensor, list, tuple)):
-        raise TypeError(f"{function}: example must be a tensor or a list of arguments, got {type(example).__name__}.")
-    return (example,) if isinstance(example, Tensor) else cast(Sequence[Any], example)
+        wanted = "a tensor, a list of arguments, or a mapping of them by keyword"
+        raise TypeError(f"{function}: example must be {wanted}, got {type(example).__name__}.")
+    return ((example,) if isinstance(example, Tensor) else cast(Sequence[Any], example)), {}
 
 
 def uncompiled() -> AbstractContextManager[object]:
@@ -46,12 +49,15 @@ def uncompiled() -> AbstractContextManager[object]:
 def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run a network once in eval mode, without gradients, and leave it as it was, also after an error.
 
-    That is its modes, its buffers and the states of the random number generators. Tensors among ``args`` do not change
-    either. Hooks of the network run.
+    That is its modes, its buffers and the states of the random number generators. Tensors among the arguments do not
+    change either. Hooks of the network run.
     """
     if isinstance(network, nn.DataParallel):  # functional_call refuses the wrapper
         network = cast(nn.Module, network.module)
-    given = [arg.detach().clone().requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg for arg in args]
+
+    def copy(arg: Any) -> Any:
+        return arg.detach().clone().requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg
+
     # Set directly: train() and eval() may be overridden, such as by layers that merge their weights for inference.
     modes = {module: module.training for module in network.modules()}
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers() if not is_lazy(buffer)}
@@ -61,7 +67,7 @@ def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         for module in modes:
             module.training = False
         with uncompiled(), torch.random.fork_rng(gpus), torch.no_grad():
-            return functional_call(network, buffers, tuple(given), dict(kwargs))
+            return functional_call(network, buffers, tuple(map(copy, args)), {k: copy(v) for k, v in kwargs.items()})
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -100,11 +100,13 @@ class LearnableCommunication(nn.Module):
     Args:
         channels: Width of the maps.
         per_channel: Whether each channel has a weight of its own; otherwise one weight serves all.
-        init: Initial value of the weights.
+        init: Initial value of the weights. Leave them out of weight decay, which would pull them to 0: their shape,
+            ``(C, 1, 1)``, makes rules that spare biases and norms by the number of dimensions decay them.
         device, dtype: Of the parameter.
 
     Shape:
-        - previous, current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``.
+        - previous, current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels`` if ``per_channel``; one weight
+          serves maps of any width.
 
     Raises:
         ValueError: If ``channels`` is below 1, ``init`` is not finite, or the maps have another shape.
@@ -149,9 +151,9 @@ class LearnableCommunication(nn.Module):
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        _check_maps(
-            "LearnableCommunication", previous, current, self.weight.shape[0] if self.per_channel else self.channels
-        )
+        # One weight serves maps of any width, such as those of a block that was pruned.
+        width = self.weight.shape[0] if self.per_channel else None
+        _check_maps("LearnableCommunication", previous, current, width)
         # .to(): under autocast the maps are of lower precision than the weight, and the result must not be promoted.
         return current + self.weight.to(current.dtype) * previous
 
@@ -300,8 +302,10 @@ class AdaptedCommunication(nn.Module):
         )
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        _checks.check_feature_map("AdaptedCommunication", previous, self.previous_channels, name="previous")
-        _checks.check_feature_map("AdaptedCommunication", current, self.channels, name="current")
+        # The projection tells the widths, also after pruning; without one they are equal, and the channel checks that.
+        before, now = (getattr(self.project, name, None) for name in ("in_channels", "out_channels"))
+        _checks.check_feature_map("AdaptedCommunication", previous, before, name="previous")
+        _checks.check_feature_map("AdaptedCommunication", current, now, name="current")
         adapted = self.project(previous)
         if self.resample is not None:
             align_corners = False if self.resample == "bilinear" else None

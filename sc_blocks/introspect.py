@@ -24,8 +24,8 @@ __all__ = ["Complexity", "Cost", "InputSize", "capture_attention", "complexity"]
 # A run exchanges the buffers of the network and the switches of attention, which all threads see.
 _counting_lock = RLock()
 
-#: What :func:`complexity` takes: a shape, or a sequence or mapping with a shape or several for each argument.
-InputSize = Sequence[int] | Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]]
+#: What :func:`complexity` takes: a shape, or a sequence or mapping with shapes or a tensor for each argument.
+InputSize = Sequence[int] | Sequence[Sequence[Any] | Tensor] | Mapping[str, Sequence[Any] | Tensor]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         input_size: What the network takes.
 
             - a shape, such as ``(1, 60, 180, 320)``, for a network of one input;
-            - a sequence with an entry for each argument: a shape, or a list of shapes for a list of tensors;
+            - a sequence with an entry for each argument: a shape, a list of shapes for a list of tensors, or, where
+              zeros would not do, a tensor, such as integers for an embedding;
             - a mapping of names to such entries, for arguments by keyword.
 
     Raises:
@@ -181,6 +182,8 @@ def _zeros(input_size: InputSize, like: Tensor) -> tuple[Sequence[Any], dict[str
     """Zeros of the given sizes, on the device and in the type of ``like``: positional arguments and keywords."""
 
     def fill(size: Any) -> Any:
+        if isinstance(size, Tensor):
+            return size.to(like.device)
         if not isinstance(size, Sequence) or isinstance(size, str):
             wanted = "a shape such as (1, 60, 180, 320), or hold one for each argument"
             raise TypeError(f"complexity: input_size must be {wanted}, got {shown(input_size)}.")

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from sc_blocks._checks import check_module, nearby, shown
 Where = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool]
 
 Placement = tuple[torch.device, torch.dtype]
+Old = TypeVar("Old", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +116,18 @@ class SwapReport:
         return "\n  ".join([f"{type(self.model).__name__}: {swapped}, {parameters}", *map(str, self.swaps)])
 
 
-def replace_modules(model: nn.Module, where: Where, make: Callable[[nn.Module, str], nn.Module]) -> SwapReport:
+@overload
+def replace_modules(model: nn.Module, where: type[Old], make: Callable[[Old, str], nn.Module]) -> SwapReport: ...
+@overload
+def replace_modules(model: nn.Module, where: Where, make: Callable[[Any, str], nn.Module]) -> SwapReport: ...
+def replace_modules(model: nn.Module, where: Where, make: Callable[[Any, str], nn.Module]) -> SwapReport:
     """Replace modules inside a network, in place, and return a report that can undo it.
 
     Each new module takes the mode, train or eval, of the old one, and the device and floating-point type of most of the
     elements there or, if there are none, in the nearest enclosing module that has some. Modules of the network that
     ``make`` reuses, such as the old one inside a wrapper, stay as they are. If an error is raised, the network is as it
-    was. New parameters are trainable, even in place of frozen ones; create optimizers afterwards.
+    was. New parameters are trainable, even in place of frozen ones; create optimizers afterwards. A network that also
+    keeps the old module elsewhere, as in a list of Python, goes on calling it there.
 
     Where a selected module contains another selected one, only the outer is replaced. A module with several names is
     selected if any of them is, and one new module replaces it everywhere.

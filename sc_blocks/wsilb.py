@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar, cast
 
@@ -185,7 +185,7 @@ class WSILBV(_ChannelAttention):
         return f"{self.channels}, reduction={self.reduction}, local={self.local}, eps={self.eps}"
 
 
-def to_local(module: Network, example: Tensor | Sequence[Any], *, factor: float = 1.5) -> Network:
+def to_local(module: Network, example: Tensor | Sequence[Any] | Mapping[str, Any], *, factor: float = 1.5) -> Network:
     """Switch every :class:`WSILB` and :class:`WSILBV` to windowed statistics, in place, and return the network.
 
     A network trained on patches has seen statistics of patch-sized areas only (Chu et al., *Improving Image Restoration
@@ -195,7 +195,8 @@ def to_local(module: Network, example: Tensor | Sequence[Any], *, factor: float 
 
     Args:
         module: The network.
-        example: Any input as large as the patches that the network was trained on, or a sequence of arguments.
+        example: Any input as large as the patches that the network was trained on, a sequence of arguments, or a
+            mapping of arguments by keyword.
         factor: Size of the window divided by the size of the map; Chu et al. use 1.5.
 
     Raises:
@@ -214,7 +215,7 @@ def to_local(module: Network, example: Tensor | Sequence[Any], *, factor: float 
     if not 0 < factor <= 1e6:
         raise ValueError(f"to_local: factor must be positive and at most 1e6, got {factor:g}; the usual is 1.5.")
     network = original_module("to_local", "module", module)
-    args = arguments("to_local", example)
+    given = arguments("to_local", example)
     windows: dict[_ChannelAttention, Window] = {}
 
     def record(block: _ChannelAttention, args: tuple[Any, ...], output: Tensor) -> None:
@@ -229,7 +230,7 @@ def to_local(module: Network, example: Tensor | Sequence[Any], *, factor: float 
         for block in network.modules():
             if isinstance(block, _ChannelAttention):
                 hooks.enter_context(block.register_forward_hook(record))
-        dry_run(network, args, {})
+        dry_run(network, *given)
     from sc_blocks.deploy.rbwa import FoldedRBWA  # not above: the blocks load without it
 
     if any(isinstance(part, FoldedRBWA) and part.attention not in windows for part in network.modules()):

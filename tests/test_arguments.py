@@ -526,6 +526,14 @@ TAKES_MAPS = [SCACB(12), DRACB(12, 4), WSILB(12), WSILBV(12), RBWA(12), MREB(12)
             (12, 6, 8),
             r"x must have 4 dimensions \(batch, 12, height, width\), got shape \(12, 6, 8\); .* x.unsqueeze\(0\)",
         ),
+        (
+            (2, 48, 12),
+            r"\(2, 48, 12\); it looks like tokens: pass x.transpose\(1, 2\).unflatten\(2, \(height",
+        ),
+        (
+            (2, 5, 12, 6, 8),
+            r"\(2, 5, 12, 6, 8\); for frames pass x.flatten\(0, 1\), and unflatten the result",
+        ),
         ((12,), r"x must have 4 dimensions \(batch, 12, height, width\), got shape \(12,\)\.$"),
         ((2, 6, 8, 12), r"12 channels in dimension 1 \(NCHW\), got 6 .*looks like NHWC: pass x.permute\(0, 3, 1, 2\)"),
         ((2, 5, 6, 8), r"must have 12 channels .* got 5 in shape \(2, 5, 6, 8\); pass 12 channels, or build \w+ for 5"),
@@ -660,7 +668,7 @@ def test_previous_map_of_another_size_unadapted() -> None:
 
 
 def test_channels_check_their_width() -> None:
-    for channel in (LearnableCommunication(4), GatedCommunication(4), AdaptedCommunication(5, 4)):
+    for channel in (LearnableCommunication(4, per_channel=True), GatedCommunication(4), AdaptedCommunication(5, 4)):
         with pytest.raises(ValueError, match=rf"{type(channel).__name__}: current must have 4 channels"):
             channel(torch.zeros(1, 5, 6, 8), torch.zeros(1, 5, 6, 8))
 

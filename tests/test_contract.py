@@ -65,7 +65,10 @@ def test_any_size(case: Case, size: tuple[int, int]) -> None:
         (RBWA(24, 12), RBWA(18, 8)),
         (MREB(24), MREB(12)),
         (GatedCommunication(12), GatedCommunication(7)),
+        (LearnableCommunication(12), LearnableCommunication(7)),
         (LearnableCommunication(12, per_channel=True), LearnableCommunication(7, per_channel=True)),
+        (AdaptedCommunication(12, 12), AdaptedCommunication(7, 7)),
+        (AdaptedCommunication(12, 24), AdaptedCommunication(7, 9)),
     ],
     ids=lambda block: type(block).__name__,
 )
@@ -76,9 +79,10 @@ def test_a_block_whose_layers_lost_channels_is_a_narrower_block(wide: nn.Module,
             setattr(ours, name, parameter)
         if isinstance(ours, nn.Conv2d):
             ours.in_channels, ours.out_channels, ours.groups = theirs.in_channels, theirs.out_channels, theirs.groups
-    maps = 2 if "Communication" in type(narrow).__name__ else 1
-    channels = narrow.in_channels if isinstance(narrow, RBWA) else narrow.channels
-    inputs = [torch.rand(1, channels, 6, 5) for _ in range(maps)]
+    widths = [narrow.in_channels if isinstance(narrow, RBWA) else narrow.channels]
+    if "Communication" in type(narrow).__name__:
+        widths.insert(0, narrow.previous_channels if isinstance(narrow, AdaptedCommunication) else widths[0])
+    inputs = [torch.rand(1, channels, 6, 5) for channels in widths]
     torch.testing.assert_close(wide(*inputs), narrow(*inputs))
     assert fold_report(wide).rewritten == {}
 

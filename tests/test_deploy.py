@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 import torch.fx
@@ -612,6 +613,37 @@ def test_an_example_is_run_and_compared() -> None:
     fold(Many(), example=(torch.rand(1, 24, 40, 6), torch.rand(1, 24, 80, 12)))
     with pytest.raises(ValueError, match="fold: the folded network is"):
         fold(Many().double(), example=(x, x.repeat(1, 1, 2, 2)), tolerance=1e-30)
+
+
+def test_an_example_by_keyword() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = WSILBV(24)
+
+        def forward(self, *, x: Tensor) -> Tensor:
+            return self.block(x.sub_(0.5))
+
+    x = torch.rand(1, 24, 40, 6)
+    before = x.clone()
+    folded = fold(Named(), example={"x": x})
+    assert to_local(folded, {"x": x}).block.local == (60, 9)
+    assert torch.equal(x, before)
+    with pytest.raises(TypeError, match="example must be a tensor, a list of arguments, or a mapping of them"):
+        fold(Named(), example="x")
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_weights_that_are_offloaded_afterwards_are_used(cut: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), MREB(12), RBWA(12), nn.Conv2d(12, 3, 3, padding=1)).eval()
+    folded, x = fold(net), torch.rand(1, 3, 80, 60)
+    for part in folded.modules():
+        if cut and hasattr(part, "strip_values"):  # as on a large map
+            part.strip_values = part.least_values = 1
+    wanted = net(x)
+    accelerate.cpu_offload(folded, execution_device=torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), wanted, rtol=0, atol=1e-5)
 
 
 class Restless(nn.Module):

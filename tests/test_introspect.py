@@ -603,6 +603,22 @@ def test_recurrent_layers_count_on_the_meta_device() -> None:
     assert complexity(nn.LSTM(4, 8, device="meta"), (3, 1, 4)).macs == 3 * 4 * 8 * (4 + 8)
 
 
+def test_arguments_that_are_given_as_they_are() -> None:
+    class Conditioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps, self.conv = nn.Embedding(10, 4), nn.Conv2d(4, 8, 1)
+
+        def forward(self, x: Tensor, step: Tensor) -> Tensor:
+            return self.conv(x + self.steps(step)[:, :, None, None])
+
+    step = torch.tensor([9])
+    for sizes in ([(1, 4, 5, 6), step], {"step": step, "x": (1, 4, 5, 6)}):
+        found = complexity(Conditioned(), sizes)
+        assert found.macs == 4 * 8 * 5 * 6
+        assert sorted(found.input_sizes) == [(1,), (1, 4, 5, 6)]
+
+
 def test_what_is_shared_counts_once() -> None:
     block = WSILB(8)
     cost = complexity(nn.Sequential(block, nn.GELU(), block), (1, 8, 4, 4))

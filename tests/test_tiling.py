@@ -7,6 +7,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from hypothesis import example, given
@@ -322,6 +323,13 @@ def test_runs_under_another_default_device() -> None:
     image = torch.rand(1, 3, 40, 50)
     with torch.device("meta"):
         torch.testing.assert_close(tiled(torch.nn.Identity(), image, tile=16, overlap=4), image)
+
+
+def test_runs_a_network_whose_weights_are_offloaded() -> None:
+    net, x = nn.Conv2d(3, 3, 3, padding=1), torch.rand(1, 3, 100, 70)
+    wanted = net(x)
+    accelerate.cpu_offload(net, execution_device=torch.device("cpu"))
+    torch.testing.assert_close(tiled(net, x, tile=64, overlap=8), wanted)
 
 
 def test_takes_a_callable_and_non_contiguous_input() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -38,7 +38,9 @@ class FoldReport:
         return "\n".join(lines) or "nothing to rewrite"
 
 
-def fold(module: Network, *, example: Tensor | Sequence[Any] | None = None, tolerance: float = 1e-4) -> Network:
+def fold(
+    module: Network, *, example: Tensor | Sequence[Any] | Mapping[str, Any] | None = None, tolerance: float = 1e-4
+) -> Network:
     r"""Copy a network for inference, with its blocks rewritten to compute the same function in less time and memory.
 
     :mod:`sc_blocks.deploy` says what is rewritten. A block is left as it is unless it is proved to be what its class
@@ -47,8 +49,8 @@ def fold(module: Network, *, example: Tensor | Sequence[Any] | None = None, tole
 
     Args:
         module: A block, or any network with blocks in it. It is not changed, and stays trainable.
-        example: An input, or a sequence of arguments, for which the copy's results before and after the rewriting are
-            compared, with the same random numbers.
+        example: An input, a sequence of arguments or a mapping of arguments by keyword, for which the copy's results
+            before and after the rewriting are compared, with the same random numbers.
         tolerance: Largest difference allowed, divided by the range of the first result. Half precision needs more.
 
     Returns:
@@ -78,15 +80,15 @@ def fold(module: Network, *, example: Tensor | Sequence[Any] | None = None, tole
     folded.eval()  # not chained: a train() that is overridden, to freeze a part, may return None
     folded.requires_grad_(False)
     changes, _ = _plan(folded)
-    args = None if example is None else arguments("fold", example)
-    expected = None if args is None else dry_run(folded, args, {})
+    given = None if example is None else arguments("fold", example)
+    expected = None if given is None else dry_run(folded, *given)
     for part, cls in changes.items():  # only its class: all that a module holds stays
         part.__class__ = cls
-    if args is not None:
+    if given is not None:
         rewritten = [part for part in changes if isinstance(part, (FoldedRBWA, StripSCACB, StripWSILBV))]
         for part in rewritten:  # as on a large map, however small the example is
             part.strip_values = part.least_values = 1
-        _check_same(dry_run(folded, args, {}), expected, tolerance)
+        _check_same(dry_run(folded, *given), expected, tolerance)
         for part in rewritten:
             del part.strip_values, part.least_values
     return folded

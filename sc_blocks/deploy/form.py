@@ -79,7 +79,7 @@ def _difference(module: nn.Module, fresh: nn.Module, name: str) -> str | None:
             return f"{place} is {type(module).__name__}, which is not known to treat every value alike"
         fresh = type(module)()
     if type(module) is not type(fresh):
-        return f"{place} is {type(module).__name__}, not {type(fresh).__name__}"
+        return f"{place} is {type(module).__module__}.{type(module).__qualname__}, not {type(fresh).__name__}"
     if patched := _patched_method(type(module)):
         return f"{place} is {type(module).__name__}, whose {patched} was replaced"
     ours, theirs = vars(module), vars(fresh)

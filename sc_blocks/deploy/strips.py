@@ -32,6 +32,11 @@ def runs_on_cpu(x: Tensor) -> bool:
     return not (torch.is_grad_enabled() and x.requires_grad)
 
 
+def comes_when_called(*layers: nn.Module | None) -> bool:
+    """Whether the weights of a layer are put in place by a hook whenever it is called, as where they are offloaded."""
+    return any(layer is not None and cast(Tensor, layer.weight).is_meta for layer in layers)
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """How a map lies in memory, as NHWC or as NCHW; NCHW if both are the same."""
     return torch.channels_last if x.stride(1) == 1 and not x.is_contiguous() else torch.contiguous_format
@@ -106,6 +111,8 @@ class MergedSCACB(StripSCACB):
     def whole(self, x: Tensor) -> Tensor:
         spatial, channel = self.spatial, self.channel
         if spatial is None or channel is None or not is_on_cpu(x):
+            return super().whole(x)
+        if comes_when_called(spatial["weighing"], channel["weighing"]):
             return super().whole(x)
         act = spatial["act"]
         compressed = self.act(self.compress(x))
