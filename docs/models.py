@@ -127,8 +127,9 @@ def shipped(folder: Path = WEIGHTS) -> list[Weights]:
 
 
 def timed() -> results.Suite:
-    """The committed times of networks on one thread of the newest processor."""
-    return next(suite for suite in results.load()["nets"] if suite.settings["threads"] == 1)
+    """The committed times of the most shipped networks on one machine."""
+    names = {weights.network for weights in shipped()}
+    return max(results.load()["nets"], key=lambda suite: sum(suite.row(name, "folded") is not None for name in names))
 
 
 def text(folder: Path = WEIGHTS) -> str:
@@ -143,7 +144,7 @@ def summary(found: list[Weights], suite: results.Suite) -> str:
     for weights in found:
         parameters, macs = weights.cost
         ours, bicubic = (weights.scores(method).get("Set14") for method in (weights.method, "bicubic"))
-        seconds = weights.seconds(suite, "eager")
+        seconds = weights.seconds(suite, "folded")
         rows.append(
             [
                 f"[{weights.title}](#{_anchor(weights)})",
@@ -158,7 +159,7 @@ def summary(found: list[Weights], suite: results.Suite) -> str:
     head = ["weights", "PSNR", "over bicubic", "parameters", "GMACs", "s / MP", "MB"]
     note = (
         f"PSNR on Set14 in dB; multiply-accumulates for a result of {WIDTH} × {HEIGHT}; seconds for a megapixel of the "
-        f"result on {suite.place} of {suite.machine['cpu']}, torch {suite.machine['versions']['torch']}, not folded. "
+        f"result on {suite.place} of {suite.machine['cpu']}, torch {suite.machine['versions']['torch']}, folded. "
         f"{DASH}: not measured; the weights for photographs have [scores of their own](how-to/photographs.md).\n"
     )
     return f"{table(head, rows, text=('weights',))}\n{note}"

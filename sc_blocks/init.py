@@ -19,7 +19,7 @@ def init_weights(module: nn.Module, *, branch_scale: float = 0.3) -> None:
     r"""Draw fresh weights for the SCACBs, DRACBs and MREBs of a network that is trained from scratch.
 
     A fresh convolution of torch scales the standard deviation of its input by about :math:`1/\sqrt{3}`, and GELU halves
-    small values. After the layers of an SCACB, little is left of what differs from pixel to pixel, and training starts
+    small values. After the layers of an SCACB, little of the variation between pixels is left, and training starts
     slowly. Here every convolution keeps the variance: its weights are normal, with a variance of
 
     .. math::

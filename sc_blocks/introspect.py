@@ -98,7 +98,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
     Args:
         model: The network. It runs once on zeros, in eval mode, on the device of its parameters; modes, buffers and
             random generators do not change. On the ``meta`` device that takes no time and memory, and recurrent layers
-            count, which elsewhere may count as none.
+            are counted, which other devices may miss.
         input_size: What the network takes.
 
             - a shape, such as ``(1, 60, 180, 320)``, for a network of one input;

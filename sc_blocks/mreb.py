@@ -28,7 +28,7 @@ class MREB(nn.Module):
     Args:
         channels: Width of the input and of the output, at least 6, or 4 if the SCACBs have one part.
         distilled_channels: Width of each stage's distilled features; ``None`` for the paper's ``channels // 4``.
-        num_stages: Number :math:`n` of SCACBs; the chain has one DRACB more, for the input.
+        num_stages: Number :math:`n` of SCACBs; the chain has one more DRACB, for the input.
         communication: As in :class:`~sc_blocks.DRACBChain`.
         takes_map: Whether the block takes the last attention map of the block before it as a second input.
         returns_map: Whether the block returns its last attention map too, for a block that takes one.

@@ -50,7 +50,7 @@ def tiled(
         x: The image or batch, of any floating-point values; each tile holds the whole batch.
         scale: Factor by which the model enlarges height and width.
         tile: Height and width of a tile in input pixels. The last tile of a row or column moves inwards.
-        overlap: Number of input pixels that neighbouring tiles share at least.
+        overlap: Smallest number of input pixels that neighbouring tiles share.
         size_multiple: Number that heights and widths must be multiples of for the model. The image is padded with
             copies of its last row and column, and the result cropped. Every tile starts at a multiple.
         on_tile: Called after each tile with the number of tiles done and the total, which start again when memory runs

@@ -22,7 +22,7 @@ def scale_factor(text: str) -> int:
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """Which network is loaded: ``--scale``, ``--variant`` and ``--weights``."""
     add = parser.add_argument
-    about = "what the network enlarges by; if left out, as the weights do, or 4"
+    about = "upscaling factor; by default that of the weights, or 4"
     add("--scale", type=scale_factor, choices=tuple(STAGES), help=about)
     add("--variant", choices=tuple(VARIANTS), default="mren", help="which network (%(default)s)")
     add(
@@ -41,7 +41,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 def add_local_option(parser: argparse.ArgumentParser, effect: str) -> None:
     """Statistics of windows: ``--local``, with what it does in this command."""
-    about = f"{effect}; SIDE is that of the low-resolution patches it was trained on"
+    about = f"{effect}; SIDE is the side of the low-resolution patches that the network was trained on"
     parser.add_argument("--local", type=whole_number(1, MAX_WINDOW), metavar="SIDE", help=about)
 
 

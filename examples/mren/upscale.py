@@ -307,14 +307,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--threads", type=whole_number(1, 4096), metavar="N", help="of the processor; all, if left out")
     add("--tile", type=whole_number(2 * OVERLAP), default=TILE, metavar="N", help="input pixels (default: %(default)s)")
-    add_local_option(parser, "attend to windows, not to whole tiles")
+    add_local_option(parser, "compute the statistics of the attention over windows instead of whole tiles")
     add_ensemble_option(parser, "slower and a little better")
     add("--max-megapixels", type=positive_number, default=256, metavar="N", help="of a result (%(default)s)")
-    add("--recursive", action="store_true", help="read folders in folders, too, and write alike")
+    add("--recursive", action="store_true", help="include subfolders, and keep them in the output")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace results that exist; never an input")
     existing.add_argument(
-        "--skip-existing", action="store_true", help="go on with a folder: leave out what has a result"
+        "--skip-existing", action="store_true", help="continue a folder: skip images that have a result"
     )
     add("--format", choices=("png", "jpg", "webp", "tif", "avif"), help="to write; each file's own, if left out")
     add(

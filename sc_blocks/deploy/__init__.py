@@ -11,7 +11,7 @@ Only this package reorders the arithmetic of the blocks. :func:`fold` copies a n
 - on a CPU, outside of compiled and exported graphs, RBWA, :class:`~sc_blocks.SCACB` and the statistics of
   :class:`~sc_blocks.WSILBV` take large maps in strips of rows, which stay in its caches.
 
-Nothing else is rewritten, and nothing on a GPU. :func:`fold_report` says what is, and what is left and why.
+Nothing else is rewritten, and on a GPU nothing is. :func:`fold_report` lists what is rewritten, what is left, and why.
 """
 
 from sc_blocks.deploy.folding import FoldReport, fold, fold_report
