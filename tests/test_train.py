@@ -167,11 +167,14 @@ def test_another_scale_is_begun_from(images: Path, tmp_path: Path, capsys) -> No
         torch.testing.assert_close(taken[name], given[name], rtol=0, atol=1e-7)
 
 
-def test_the_weights_begun_from_are_kept_where_training_made_them_worse(images: Path, tmp_path: Path) -> None:
+def test_the_weights_begun_from_are_kept_where_training_made_them_worse(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(images, tmp_path / "run", "--steps", "10") == 0
     weights = tmp_path / "run" / "mren_x4.safetensors"
-    arguments = ["--init", str(weights), "--steps", "4", "--lr", "0.1", "--ema-decay", "0"]
+    arguments = ["--init", str(weights), "--steps", "4", "--lr", "0.1", "--ema-decay", "0", "--warm-up-new", "2"]
     assert run(images, tmp_path / "worse", *arguments) == 0
+    assert "--warm-up-new changes nothing" in capsys.readouterr().out
     given, kept = (
         load_mren(4, path=file / "mren_x4.safetensors").state_dict() for file in (weights.parent, tmp_path / "worse")
     )

@@ -23,7 +23,7 @@ from examples.mren.model import PHOTO, Scale, load_mren
 from sc_blocks.deploy import fold
 
 NAME = "jpeg"
-SCALES = (4, 2)
+SCALES = (4, 3, 2)
 SETS = ("Set14", "B100")
 # What the low-resolution images go through, by the heading of the column.
 INPUTS = {

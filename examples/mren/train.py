@@ -210,6 +210,8 @@ def train(args: argparse.Namespace) -> int:
     if args.init is not None:
         listed = ", ".join(untouched[:3]) + f" and {len(untouched) - 3} more" * (len(untouched) > 3)
         accelerator.print(f"begun from {args.init}" + f"; nothing there for {listed}" * bool(untouched))
+        if args.warm_up_new and not untouched:
+            accelerator.print("--warm-up-new changes nothing: the weights begun from have every parameter")
     side = first.patch_size // args.scale
     size = f"{first.patch_size} x {first.patch_size}"
     length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
