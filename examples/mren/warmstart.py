@@ -29,7 +29,8 @@ def warm_start(net: MREN, file: str | Path) -> list[str]:
         The names of the parameters for which the file has nothing that fits: those stay as they were.
 
     Raises:
-        ValueError: If the network of the file is wider, or the file is not one of ours.
+        ValueError: If the network of the file is wider, or is narrower and has other blocks, or the file is not one of
+            ours.
     """
     config, given = read_weights(Path(file))
     own = net.state_dict()
