@@ -148,8 +148,9 @@ def test_deep_tiffs_of_other_kinds_are_refused(options, words: str, tmp_path: Pa
         read_picture(tmp_path / "a.tif")
 
 
-def test_a_channel_that_is_no_opacity_is_left_out_of_a_deep_tiff_and_said(tmp_path: Path) -> None:
-    values = deep(4)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_channel_that_is_no_opacity_is_left_out_of_a_tiff_and_said(dtype: type, tmp_path: Path) -> None:
+    values = deep(4).astype(dtype)
     values[..., 3] = 0  # as opacity, it would hide everything
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unspecified"])
     picture = read_picture(tmp_path / "a.tif")

@@ -15,6 +15,7 @@ from examples.mren.pixels import Pixels, RefusedError, check_size, rewind
 
 _SAMPLE_KINDS = {2: "signed whole numbers", 3: "floating-point", 5: "complex numbers", 6: "complex numbers"}
 _UNSPECIFIED, _ASSOCIATED, _UNASSOCIATED = range(3)  # kinds of extra samples
+OTHER_CHANNEL = "a channel that is neither colour nor opacity is left out"
 OTHER_PROFILE = "its colour profile is not one of RGB, and left out"
 _UPRIGHT: dict[int, Any] = {
     1: lambda pixels: pixels,
@@ -60,7 +61,7 @@ def read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) -> 
         values = np.moveaxis(values, 0, -1)
     extra = int(page.extrasamples[0]) if page.extrasamples else _UNASSOCIATED
     if page.samplesperpixel > colors and extra == _UNSPECIFIED:  # a mask, or the infrared of a scanner: no opacity
-        values, notes = values[..., :colors], ("a channel that is neither colour nor opacity is left out",)
+        values, notes = values[..., :colors], (OTHER_CHANNEL,)
     elif page.samplesperpixel > colors and extra == _ASSOCIATED:
         values = _unpremultiplied(values)
     tags = page.tags

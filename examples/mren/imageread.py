@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from examples.mren.cli import is_out_of_memory, one_line
 from examples.mren.colorprofile import profile_space, srgb_profile, to_srgb
-from examples.mren.deepimage import OTHER_PROFILE, read_deep_png, read_deep_tiff, tiff_bits, turned
+from examples.mren.deepimage import OTHER_CHANNEL, OTHER_PROFILE, read_deep_png, read_deep_tiff, tiff_bits, turned
 from examples.mren.files import check_regular
 from examples.mren.metadata import read_color_chunks, read_metadata, read_orientation
 from examples.mren.picture import Picture
@@ -39,6 +39,7 @@ IMAGE_SUFFIXES = (
 )
 MAX_PIXELS = 178_956_970  # Pillow's own limit, half a gigabyte of RGB
 
+_SAMPLES_PER_PIXEL = 277  # the TIFF tag
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _REFUSED = {
@@ -196,6 +197,8 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
     bits = _deep_bits(opened, file)
     if bits > 8:
         notes.append(f"of its {bits} bits per value 8 are taken")
+    if opened.format == "TIFF" and opened.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > len(opened.getbands()):
+        notes.append(OTHER_CHANNEL)
     is_lossy = opened.format in _LOSSY or (opened.format == "WEBP" and _first_frame(rewind(file)) == b"VP8 ")
     chunks = read_color_chunks(rewind(file)) if opened.format == "PNG" else ()
     step = _GRAY_STEPS.get(opened.tile[0][3]) if opened.format == "PNG" and opened.tile else None
