@@ -594,6 +594,18 @@ def test_report() -> None:
     assert str(fold_report(nn.ReLU())) == "nothing to rewrite"
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_the_report_says_what_is_done(change: str) -> None:
+    net = network()
+    CHANGES[change](net, 0)
+    report, folded = fold_report(net), fold(net)
+    pairs = zip(net.named_modules(), folded.modules(), strict=True)
+    rewritten = {name for (name, before), after in pairs if type(after) is not type(before)}
+    assert rewritten - {""} == report.rewritten.keys()  # a row is not listed, what it merges is
+
+
 def test_an_example_is_run_and_compared() -> None:
     net = network()
     x = torch.randn(2, 24, 20, 6, dtype=torch.float64)

@@ -86,6 +86,8 @@ def _difference(module: nn.Module, fresh: nn.Module, name: str) -> str | None:
     for key in sorted(ours.keys() | theirs.keys()):
         if key == "training" or (key not in theirs and not hasattr(type(module), key)):
             continue  # a class does not read what it does not know
+        if key == "_compiled_call_impl":
+            continue  # no copy has it: torch leaves it out, and fold rewrites copies
         if any_options and key in theirs and not isinstance(theirs[key], dict):
             continue  # such as a slope
         if key not in ours or key not in theirs:
