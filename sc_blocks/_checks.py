@@ -80,7 +80,13 @@ def build_layer(
     except TypeError as error:
         raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}, which fails: {error}.") from error
     check_module(block, f"what {name} builds", built)
-    return built.to(device=device, dtype=dtype)
+    return moved(built, device, dtype)
+
+
+def moved(module: nn.Module, device: Device, dtype: torch.dtype | None) -> nn.Module:
+    """Move a module to a device and type, those that are given."""
+    # Where nothing is to be done, it is not asked to: torch cannot move modules of fake tensors.
+    return module if device is None and dtype is None else module.to(device=device, dtype=dtype)
 
 
 def check_choice(block: str, name: str, value: Any, choices: Sequence[object]) -> None:

@@ -350,7 +350,7 @@ def build_communication(
     if communication is FixedCommunication:
         return FixedCommunication()  # called with the width, it would take that for its weight
     if isinstance(communication, nn.Module):
-        return communication.to(device=device, dtype=dtype)
+        return _checks.moved(communication, device, dtype)
     if isinstance(communication, Real) and not isinstance(communication, bool):
         return FixedCommunication(cast(float, communication))
     if not callable(communication):
@@ -362,7 +362,7 @@ def build_communication(
         came = f"{_checks.shown(communication)}, which fails for {channels} channels: {error}"
         raise TypeError(f"{block}: communication must be {_WANTED}, got {came}.") from error
     _checks.check_module(block, f"what the factory {communication!r} returns for {channels} channels", built)
-    return built.to(device=device, dtype=dtype)
+    return _checks.moved(built, device, dtype)
 
 
 def _check_maps(block: str, previous: Tensor, current: Tensor, channels: int | None = None) -> None:

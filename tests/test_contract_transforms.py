@@ -116,7 +116,6 @@ def test_second_gradients_agree_with_finite_differences(case: Case) -> None:
 
 @most_cases
 def test_fake_tensors(case: Case) -> None:
-    # Built outside of the mode, in which torch cannot call nn.Module.to on a plain nn.Conv2d.
     module, x, mode = case.build(), case.small_input(), FakeTensorMode()
     parameters = {name: mode.from_tensor(parameter) for name, parameter in module.named_parameters()}
     fake = mode.from_tensor(x).requires_grad_()
@@ -126,6 +125,16 @@ def test_fake_tensors(case: Case) -> None:
     assert (out.shape, out.dtype) == (case.output_shape(x.shape), x.dtype)
     assert [gradient.shape for gradient in gradients] == [x.shape, *(p.shape for p in module.parameters())]
     assert all(isinstance(tensor, FakeTensor) for tensor in (out, *gradients))
+
+
+@most_cases
+def test_built_of_fake_tensors(case: Case) -> None:
+    # Without a device or a type among the arguments: in this mode, torch cannot move even a plain nn.Conv2d.
+    with FakeTensorMode():
+        module, x = case.build(), case.small_input()
+        out = module(x)
+    assert all(isinstance(tensor, FakeTensor) for tensor in (out, *module.parameters()))
+    assert out.shape == case.output_shape(x.shape)
 
 
 def step_of(module: nn.Module) -> Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]]:
