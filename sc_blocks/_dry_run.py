@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Any, cast
 
 import torch
@@ -37,7 +38,13 @@ def arguments(function: str, example: Any) -> tuple[Sequence[Any], Mapping[str, 
     if not isinstance(example, (Tensor, list, tuple)):
         wanted = "a tensor, a list of arguments, or a mapping of them by keyword"
         raise TypeError(f"{function}: example must be {wanted}, got {type(example).__name__}.")
-    return ((example,) if isinstance(example, Tensor) else cast(Sequence[Any], example)), {}
+    if isinstance(example, Tensor):
+        return (example,), {}
+    given = cast(Sequence[Any], example)
+    if len(given) == 4 and all(isinstance(side, Integral) for side in given):
+        came = f"the shape of one; pass torch.zeros{tuple(map(int, given))}"
+        raise TypeError(f"{function}: example must be an input, got {came}.")
+    return given, {}
 
 
 def uncompiled() -> AbstractContextManager[object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -643,6 +643,15 @@ def test_an_example_by_keyword() -> None:
     assert torch.equal(x, before)
     with pytest.raises(TypeError, match="example must be a tensor, a list of arguments, or a mapping of them"):
         fold(Named(), example="x")
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 40, 6), [1, 24, 40, 6], torch.Size([1, 24, 40, 6])], ids=repr)
+def test_a_shape_is_no_example(shape: Sequence[int]) -> None:
+    # complexity takes one.
+    with pytest.raises(TypeError, match=r"fold: example must be an input, .* pass torch.zeros\(1, 24, 40, 6\)"):
+        fold(WSILBV(24), example=shape)
+    with pytest.raises(TypeError, match=r"to_local: example must be an input, .* pass torch.zeros\(1, 24, 40, 6\)"):
+        to_local(WSILBV(24), shape)
 
 
 @pytest.mark.parametrize("cut", [False, True])
