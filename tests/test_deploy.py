@@ -252,6 +252,7 @@ def test_traced_by_fx(name: str) -> None:
         in_range(traced(other), module(other), 1e-13)
 
 
+@pytest.mark.filterwarnings("error:There is a performance drop")
 @some("scacb", "wsilbv", "rbwa", "tail")
 @torch.no_grad()
 def test_over_samples_and_networks_by_vmap(name: str) -> None:

@@ -149,7 +149,9 @@ def gate_in_strips(attention: WSILBV, x: Tensor, values: int) -> Tensor:
     for rows in torch.split(x, strip_height(x, values), dim=2):
         exact = rows.to(torch.promote_types(x.dtype, torch.float32))
         mean = _over_pixels(torch.mean, exact, nhwc)
-        variance = _over_pixels(torch.mean, (exact - mean).square_(), nhwc)
+        deviation = exact - mean
+        deviation *= deviation  # vmap would take square_() sample by sample
+        variance = _over_pixels(torch.mean, deviation, nhwc)
         fraction = torch.full_like(mean, rows.shape[2] / x.shape[2])
         strips.append((fraction, mean, variance, _over_pixels(torch.amax, rows, nhwc)))
     fraction, each, variances, peaks = map(torch.stack, zip(*strips, strict=True))
