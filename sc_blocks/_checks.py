@@ -84,8 +84,8 @@ def build_layer(
 
 
 def moved(module: nn.Module, device: Device, dtype: torch.dtype | None) -> nn.Module:
-    """Move a module to a device and type, those that are given."""
-    # Where nothing is to be done, it is not asked to: torch cannot move modules of fake tensors.
+    """Move a module to a device and a type, if they are given."""
+    # Not by .to(None, None), which torch refuses for modules of fake tensors.
     return module if device is None and dtype is None else module.to(device=device, dtype=dtype)
 
 
