@@ -111,7 +111,7 @@ nitpicky = True
 nitpick_ignore = [
     ("py:mod", "examples.mren.train"),
     ("py:class", "examples.mren.fold.FoldedMREN"),
-    ("py:class", "sc_blocks.wsilb.Network"),
+    ("py:class", "sc_blocks.local.Network"),
     ("py:class", "sc_blocks.surgery.Old"),
 ]
 

@@ -12,10 +12,11 @@ from sc_blocks.communication import (
     NoCommunication,
 )
 from sc_blocks.dracb import DRACB, DRACBChain
+from sc_blocks.local import to_global, to_local
 from sc_blocks.mreb import MREB
 from sc_blocks.rbwa import RBWA
 from sc_blocks.scacb import SCACB
-from sc_blocks.wsilb import WSILB, WSILBV, to_global, to_local
+from sc_blocks.wsilb import WSILB, WSILBV
 
 __all__ = [
     "DRACB",

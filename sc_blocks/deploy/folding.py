@@ -16,9 +16,10 @@ from sc_blocks._dry_run import arguments, dry_run, refuse_script, tensors_in
 from sc_blocks.deploy.form import why_not, why_not_called_in_order
 from sc_blocks.deploy.rbwa import FACTORS, FoldedRBWA, FoldedSequential, NarrowConv, why_not_merged
 from sc_blocks.deploy.strips import MergedSCACB, StripSCACB, StripWSILBV
+from sc_blocks.local import Network
 from sc_blocks.rbwa import RBWA
 from sc_blocks.scacb import SCACB
-from sc_blocks.wsilb import WSILBV, Network
+from sc_blocks.wsilb import WSILBV
 
 
 @dataclass(frozen=True)
