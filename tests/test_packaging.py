@@ -62,7 +62,8 @@ assert sc_blocks.__file__.startswith({str(site)!r}), sc_blocks.__file__
 print(sc_blocks.SCACB(60)(torch.rand(1, 60, 8, 8)).shape)
 """
     (python,) = environment.glob("bin/python")
-    done = subprocess.run([python, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    # -I: a PYTHONPATH would put a checkout before the wheel.
+    done = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "torch.Size([1, 60, 8, 8])"
 
