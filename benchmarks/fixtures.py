@@ -53,8 +53,9 @@ class IMDB(nn.Module):
 class IMDN(nn.Module):
     """Information multi-distillation network (Hui et al., 2019): 64 channels, six blocks, 715,176 parameters at ×4."""
 
-    def __init__(self, scale: int = 4, *, channels: int = 64, num_blocks: int = 6) -> None:
+    def __init__(self, scale: int = 4, *, channels: int = 64) -> None:
         super().__init__()
+        num_blocks = 6
         self.head = nn.Conv2d(3, channels, 3, padding=1)
         self.blocks = nn.ModuleList(IMDB(channels) for _ in range(num_blocks))
         self.fuse = nn.Sequential(nn.Conv2d(num_blocks * channels, channels, 1), nn.LeakyReLU(0.05, inplace=True))
@@ -131,17 +132,17 @@ class PreUpsampling(nn.Module):
         return out + enlarged if self.residual else out
 
 
-def srcnn(scale: int = 4) -> PreUpsampling:
-    """SRCNN (Dong et al., 2016) in its form 9-5-5 with 57K parameters."""
+def srcnn() -> PreUpsampling:
+    """SRCNN ×4 (Dong et al., 2016) in its form 9-5-5 with 57K parameters."""
     convs = [nn.Conv2d(1, 64, 9, padding=4), nn.Conv2d(64, 32, 5, padding=2), nn.Conv2d(32, 1, 5, padding=2)]
     relu = nn.ReLU(inplace=True)
-    return PreUpsampling(scale, nn.Sequential(convs[0], relu, convs[1], relu, convs[2]), residual=False)
+    return PreUpsampling(4, nn.Sequential(convs[0], relu, convs[1], relu, convs[2]), residual=False)
 
 
-def vdsr(scale: int = 4) -> PreUpsampling:
-    """VDSR (Kim et al., 2016): twenty 3×3 convolutions."""
+def vdsr() -> PreUpsampling:
+    """VDSR ×4 (Kim et al., 2016): twenty 3×3 convolutions."""
     layers: list[nn.Module] = [nn.Conv2d(1, 64, 3, padding=1)]
     for _ in range(18):
         layers += [nn.ReLU(inplace=True), nn.Conv2d(64, 64, 3, padding=1)]
     layers += [nn.ReLU(inplace=True), nn.Conv2d(64, 1, 3, padding=1)]
-    return PreUpsampling(scale, nn.Sequential(*layers), residual=True)
+    return PreUpsampling(4, nn.Sequential(*layers), residual=True)

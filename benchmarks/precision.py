@@ -82,9 +82,7 @@ def engine_forms(net: MREN, calibrate: Path) -> dict[str, Form]:
 
 
 @torch.inference_mode()
-def measure(
-    net: MREN, photos: Sequence[Tensor], forms: dict[str, Form], log: Callable[[str], object] = print
-) -> list[list[str]]:
+def measure(net: MREN, photos: Sequence[Tensor], forms: dict[str, Form]) -> list[list[str]]:
     """A row for each form, over all photographs: its name and numbers, as in :data:`HEADER`; errors in 1/255."""
     exact = copy.deepcopy(net).double()
     originals = [mod_crop(photo, 4) for photo in photos]
@@ -100,7 +98,7 @@ def measure(
         scores = [psnr(to_uint8(a[0]), original, 4) for a, original in zip(results, originals, strict=True)]
         numbers = [errors.abs().max(), errors.square().mean().sqrt(), changed.mean(), sum(scores) / len(scores)]
         rows.append([name, *(f"{float(number):.5g}" for number in numbers)])
-        log(" ".join(rows[-1]))
+        print(" ".join(rows[-1]))
     return rows
 
 

@@ -372,8 +372,8 @@ def _number(key: str) -> Callable[[Row, Suite], str]:
     return lambda row, _: digits(row[key]) if key in row else ""
 
 
-def _small(number: float, least: float = 0.001) -> str:
-    return f"< {least:g}" if 0 < number < least else f"{number:.2f}" if number >= 0.1 else f"{number:.3f}"
+def _small(number: float) -> str:
+    return "< 0.001" if 0 < number < 0.001 else f"{number:.2f}" if number >= 0.1 else f"{number:.3f}"
 
 
 MODES = (FORWARD, BACKWARD)

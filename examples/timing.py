@@ -37,9 +37,9 @@ class Summary:
     q1: float
     q3: float
 
-    def as_dict(self, digits: int = 4) -> dict[str, float]:
-        """For JSON, rounded to so many significant digits."""
-        return {name: significant(value, digits) for name, value in vars(self).items()}
+    def as_dict(self) -> dict[str, float]:
+        """For JSON, rounded to four significant digits."""
+        return {name: significant(value) for name, value in vars(self).items()}
 
 
 def significant(value: float, digits: int = 4) -> float:

@@ -506,7 +506,7 @@ def test_forms_are_compared_with_the_same_block_eager() -> None:
 
 def test_errors_of_each_precision_are_in_order() -> None:
     net = load_mren(4)
-    measured = precision.measure(net, [torch.rand(3, 48, 52).mul(255).byte()], precision.forms(net), lambda line: None)
+    measured = precision.measure(net, [torch.rand(3, 48, 52).mul(255).byte()], precision.forms(net))
     rows = {row[0]: [float(value) for value in row[1:]] for row in measured}
     assert rows["float64"][:3] == [0, 0, 0]
     for kind in ("float32", "float16", "bfloat16"):

@@ -31,6 +31,7 @@ from sc_blocks.tiling import tiled
 
 PANEL = 288  # height of a drawn panel in pixels
 OVERVIEW = 432  # width of the one that shows the whole image
+GAP = 12  # pixels around a panel
 
 
 @dataclass(frozen=True)
@@ -121,22 +122,22 @@ def draw_details(
     return draw_panels(rows)
 
 
-def draw_panels(rows: Sequence[Sequence[Panel]], *, gap: int = 12, text_height: int = 48) -> Image.Image:
+def draw_panels(rows: Sequence[Sequence[Panel]], *, text_height: int = 48) -> Image.Image:
     """Rows of pictures on white, each with its caption below."""
-    widths = [sum(panel.image.width + gap for panel in row) + gap for row in rows]
-    heights = [max(panel.image.height for panel in row) + gap + text_height for row in rows]
+    widths = [sum(panel.image.width + GAP for panel in row) + GAP for row in rows]
+    heights = [max(panel.image.height for panel in row) + GAP + text_height for row in rows]
     canvas = Image.new("RGB", (max(widths), sum(heights)), "white")
     draw = ImageDraw.Draw(canvas)
     top = 0
     for row, height in zip(rows, heights, strict=True):
-        left = gap
+        left = GAP
         for panel in row:
-            canvas.paste(panel.image, (left, top + gap))
-            middle = (left + panel.image.width / 2, top + gap + panel.image.height + text_height / 2)
+            canvas.paste(panel.image, (left, top + GAP))
+            middle = (left + panel.image.width / 2, top + GAP + panel.image.height + text_height / 2)
             draw.text(
                 middle, panel.caption, fill=(40, 40, 40), font=ImageFont.load_default(18), anchor="mm", align="center"
             )
-            left += panel.image.width + gap
+            left += panel.image.width + GAP
         top += height
     return canvas
 

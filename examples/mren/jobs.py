@@ -181,6 +181,7 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
     )
 
 
-def _listed(paths: Sequence[Path], most: int = 3) -> str:
-    more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return ", ".join(str(path) for path in paths[:most]) + more
+def _listed(paths: Sequence[Path]) -> str:
+    """The first three."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(map(str, paths[:3])) + more
