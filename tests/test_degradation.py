@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from examples.mren import evaluate, model, upscale
-from examples.mren.data import ImagePair, PatchSampler, imresize, read_rgb
+from examples.mren.data import ImagePair, imresize, read_rgb
 from examples.mren.degradation import (
     MCU,
     Degradation,
@@ -26,6 +26,7 @@ from examples.mren.degradation import (
 )
 from examples.mren.metrics import score
 from examples.mren.model import MREN, VARIANTS, load_mren, save_weights
+from examples.mren.patches import PatchSampler
 from tests.images import write_photos
 from tests.test_train import history, images, run
 

@@ -19,9 +19,10 @@ from examples.drop_in.compare import main
 from examples.drop_in.plain import ContrastAttention, Distillation, ShallowResidual
 from examples.drop_in.report import overview
 from examples.drop_in.variants import HOSTS, build, parts_of, plan_rows
-from examples.mren.data import ImagePair, PatchSampler, imresize
+from examples.mren.data import ImagePair, imresize
 from examples.mren.metrics import psnr_rgb
 from examples.mren.model import weights_path
+from examples.mren.patches import PatchSampler
 from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer
 from examples.records import read_json

@@ -53,7 +53,8 @@ import json, resource, sys, time
 from pathlib import Path
 import torch
 import examples.mren.onnxfile
-from examples.mren.data import PatchSampler, load_pairs, read_rgb
+from examples.mren.data import load_pairs, read_rgb
+from examples.mren.patches import PatchSampler
 from examples.mren.imageread import read_picture, read_size
 from examples.mren.model import MREN, load_mren
 from examples.mren.onnxfile import onnx_upscaler

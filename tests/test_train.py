@@ -23,8 +23,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from examples.mren import trainer
-from examples.mren.data import ImagePair, PatchSampler, imresize
+from examples.mren.data import ImagePair, imresize
 from examples.mren.model import MREN, load_mren, save_weights
+from examples.mren.patches import PatchSampler
 from examples.mren.recipes import LOSSES, RECIPES, Recipe, Stage, Training
 from examples.mren.train import main
 from examples.mren.trainoptions import parse, training_of

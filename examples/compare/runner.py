@@ -30,9 +30,10 @@ from examples.compare.cost import cost_of
 from examples.compare.tables import Run
 from examples.compare.tasks import Task
 from examples.mren.cli import describe
-from examples.mren.data import ImagePair, PatchSampler, list_images, load_pairs, split_held_out
+from examples.mren.data import ImagePair, list_images, load_pairs, split_held_out
 from examples.mren.metrics import Score
 from examples.mren.model import save_weights
+from examples.mren.patches import PatchSampler
 from examples.mren.recipes import Training
 from examples.mren.trainer import Trainer, check_settings
 from examples.mren.warmstart import warm_start

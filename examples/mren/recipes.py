@@ -181,7 +181,7 @@ class Training:
     accumulate: int = 1
     """Parts in which a batch is processed."""
     textured: bool = False
-    """Whether patches with much texture are preferred, see :class:`~examples.mren.data.PatchSampler`."""
+    """Whether patches with much texture are preferred, see :class:`~examples.mren.patches.PatchSampler`."""
 
     def plan(self, images: int, scale: int) -> Recipe:
         """The recipe with its length for a number of images, and patches that are multiples of the scale."""

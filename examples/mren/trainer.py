@@ -32,8 +32,9 @@ from examples.mren.checkpoint import (
     write_checkpoint,
 )
 from examples.mren.cli import describe, note, one_line
-from examples.mren.data import ImagePair, PatchSampler
+from examples.mren.data import ImagePair
 from examples.mren.metrics import psnr, to_uint8
+from examples.mren.patches import PatchSampler
 from examples.mren.recipes import LOSSES, PRECISIONS, Mixed, Training, blocks_of, ema_decay_at, make_optimizer
 from examples.mren.timing import SAVE_EVERY, VALIDATION_SHARE, Deadline, Timing
 from examples.records import write_rows
