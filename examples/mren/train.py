@@ -21,8 +21,9 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from examples.mren.degradation import degrade, draw_degradation, make_generator
 from examples.mren.metrics import smallest_scored
 from examples.mren.model import MREN, VARIANTS, save_weights
 from examples.mren.patches import PatchSampler
+from examples.mren.recipes import Stage
 from examples.mren.trainer import Trainer, check_settings
 from examples.mren.trainoptions import OPTIONS, VALIDATE_EVERY, options_of, parse, training_of
 from examples.mren.warmstart import warm_start
@@ -93,7 +95,7 @@ def _stopping_in_good_order(trainer: Trainer) -> Iterator[list[int]]:
 def _check_output(args: argparse.Namespace) -> None:
     """Raise if the output folder holds something that this run would replace, or takes no files."""
     check_target(args.output / "run.json", overwrite=True)
-    there = [args.output / name for name in (f"{args.variant}_x{args.scale}.safetensors", "log.csv", "run.json")]
+    there = [_weights_file(args), args.output / "log.csv", args.output / "run.json"]
     for path in [*checkpoints(args.output), *(file for file in there if file.exists())]:
         raise UsageError(
             f"{args.output} holds a run already ({path.name}); add --resume to go on with it, or choose another folder."
@@ -155,6 +157,57 @@ def _fingerprint(pairs: list[ImagePair]) -> int:
     return checksum
 
 
+def _announce(args: argparse.Namespace, trainer: Trainer, first: Stage, *, images: int, validated: int) -> None:
+    """Print what is about to be trained, from which weights, and for how long."""
+    say, untouched = trainer.accelerator.print, trainer.untouched
+    if args.init is not None:
+        listed = ", ".join(untouched[:3]) + f" and {len(untouched) - 3} more" * (len(untouched) > 3)
+        say(f"begun from {args.init}" + f"; nothing there for {listed}" * bool(untouched))
+        if args.warm_up_new and not untouched:
+            say("--warm-up-new changes nothing: the weights begun from have every parameter")
+    side = first.patch_size // args.scale
+    length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
+    say(
+        f"{images} images to train on, {validated} to validate on; {length} of {first.batch_size} patches, "
+        f"{first.patch_size} x {first.patch_size} from {side} x {side}; device {trainer.device}, mixed precision "
+        f"{args.precision}"
+    )
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keep a second training out of the output folder."""
+    folder = output / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"{output}: another training writes there; wait for it, or choose another folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _resume(args: argparse.Namespace, trainer: Trainer, settings: Mapping[str, Any]) -> int:
+    """Go back to the newest checkpoint, if it is of a run of these settings; returns its step."""
+    same = {name: value for name, value in settings.items() if name not in ("steps", "minutes")}
+    check_settings(args.output, read_json(args.output / "run.json"), same)
+    log = args.output / "log.csv"
+    # One validation may have been cut off before its checkpoint.
+    if not checkpoints(args.output) and log.exists() and len(read_rows(log)) > 1:
+        raise UsageError(
+            f"{args.output}: its checkpoints are gone, and to begin again would replace its weights; go on "
+            f"from these in another folder, by --init {_weights_file(args)}."
+        )
+    return trainer.resume()
+
+
+def _weights_file(args: argparse.Namespace) -> Path:
+    return args.output / f"{args.variant}_x{args.scale}.safetensors"
+
+
 def train(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     started = time.monotonic()
@@ -196,7 +249,7 @@ def train(args: argparse.Namespace) -> int:
     held_out = {"psnr": validated}
     if args.degrade:
         held_out = {"psnr_clean": validated, "psnr_degraded": _degraded(validated)}
-    file = args.output / f"{args.variant}_x{args.scale}.safetensors"
+    file = _weights_file(args)
     trainer = Trainer(
         net,
         training,
@@ -208,44 +261,14 @@ def train(args: argparse.Namespace) -> int:
         held_out=held_out,
         keep=lambda net: save_weights(net, file, config, degrade=args.degrade),
     )
-    if args.init is not None:
-        listed = ", ".join(untouched[:3]) + f" and {len(untouched) - 3} more" * (len(untouched) > 3)
-        accelerator.print(f"begun from {args.init}" + f"; nothing there for {listed}" * bool(untouched))
-        if args.warm_up_new and not untouched:
-            accelerator.print("--warm-up-new changes nothing: the weights begun from have every parameter")
-    side = first.patch_size // args.scale
-    size = f"{first.patch_size} x {first.patch_size}"
-    length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
-    accelerator.print(
-        f"{settings['images']} images to train on, {len(validated)} to validate on; {length} of {first.batch_size} "
-        f"patches, {size} from {side} x {side}; device {accelerator.device}, mixed precision "
-        f"{args.precision}"
-    )
+    _announce(args, trainer, first, images=settings["images"], validated=len(validated))
     if args.dry_run:
         low, high = sampler.batch(0)
         accelerator.print(f"first batch: low resolution {tuple(low.shape)}, high resolution {tuple(high.shape)}")
         return 0
-    (args.output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    lock = FileLock(args.output / "checkpoints" / ".lock")
-    if accelerator.is_main_process:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UsageError(
-                f"{args.output}: another training writes there; wait for it, or choose another folder."
-            ) from None
-    try:
+    with _locked(args.output) if accelerator.is_main_process else nullcontext():
         if args.resume:
-            same = {name: value for name, value in settings.items() if name not in ("steps", "minutes")}
-            check_settings(args.output, read_json(args.output / "run.json"), same)
-            log = args.output / "log.csv"
-            # One validation may have been cut off before its checkpoint.
-            if not checkpoints(args.output) and log.exists() and len(read_rows(log)) > 1:
-                raise UsageError(
-                    f"{args.output}: its checkpoints are gone, and to begin again would replace its weights; go on "
-                    f"from these in another folder, by --init {file}."
-                )
-            accelerator.print(f"resumed at step {trainer.resume()}")
+            accelerator.print(f"resumed at step {_resume(args, trainer, settings)}")
         if accelerator.is_main_process:
             about = {"recipe": args.recipe, "torch": torch.__version__, OPTIONS: options_of(args)}
             write_json(args.output / "run.json", settings | about)
@@ -257,8 +280,6 @@ def train(args: argparse.Namespace) -> int:
         with _stopping_in_good_order(trainer) as received:
             stop_at = started + 60 * args.max_minutes
             progress = trainer.run(validate_every=validate_every, stop_at=stop_at, started=started)
-    finally:
-        lock.release()
     if received or progress.fraction < 1:
         accelerator.print(f"stopped at step {progress.step}; --resume -o {args.output} goes on from there.")
     if received:

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Trainer:
         label: str,
         draw: Callable[..., tuple[Tensor, Tensor]] = PatchSampler.batch,
         accelerator: Accelerator | None = None,
-        untouched: Collection[str] = (),
+        untouched: Sequence[str] = (),
         held_out: Mapping[str, list[ImagePair]] = {},
         keep: Callable[[nn.Module], object] = lambda net: None,
         time_steps_alone: bool = False,
