@@ -32,15 +32,15 @@ from examples.mren.checkpoint import (
     write_checkpoint,
 )
 from examples.mren.cli import describe, note, one_line
+from examples.mren.clock import SAVE_EVERY, VALIDATION_SHARE, Deadline, Timing
 from examples.mren.data import ImagePair
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.patches import PatchSampler
 from examples.mren.recipes import LOSSES, PRECISIONS, Mixed, Training, blocks_of, ema_decay_at, make_optimizer
-from examples.mren.timing import SAVE_EVERY, VALIDATION_SHARE, Deadline, Timing
 from examples.records import write_rows
 
 FALLEN = 1.0  # dB below the best validation from which a network seldom comes back
-CHECK_EVERY = {"cpu": 10, "cuda": 100}  # steps between looks at the loss and the clock: each look waits for the device
+CHECK_EVERY = {"cpu": 10, "cuda": 100}  # steps between checks of loss and clock: each waits for the device
 
 
 class TrainingError(ValueError):
@@ -56,8 +56,8 @@ class Trainer:
         sampler: The patches; its device is that of the training.
         output: Folder for everything that is written.
         label: What to call the run.
-        draw: Called with a sampler, a step and the ``rank`` and ``world_size`` of the process; returns what the network
-            is given and what it shall make of it.
+        draw: Called with a sampler, a step and the ``rank`` and ``world_size`` of the process; returns inputs and
+            targets.
         accelerator: The processes that share each batch.
         untouched: Names of the parameters that ``training.init`` does not have.
         held_out: Images to validate on, by the name of their mean PSNR in the log. What is best is chosen by the mean
@@ -178,11 +178,7 @@ class Trainer:
                 losses.append(self._step())
                 progress.step += 1
                 bar.update()
-                checking = progress.step % self.check_every == 0
-                if self.interrupted and self.accelerator.num_processes == 1:
-                    checking = True  # who asked to end waits, or ends it by force
-                if deadline is not None and not deadline.is_measured:
-                    checking = True  # with long steps, the next look at the clock could come after the end
+                checking = self._is_check_due(deadline)
                 if not self.time_steps_alone:
                     progress.seconds = before + time.monotonic() - started
                 elif progress.step > begun + 1:
@@ -194,18 +190,13 @@ class Trainer:
                 if validate_every is not None:
                     due = progress.step % validate_every == 0
                 else:
-                    cost = (deadline and deadline.validation) or 0.0
-                    waited = time.monotonic() - saved
-                    due = checking and self._any_process(waited > max(SAVE_EVERY, cost / VALIDATION_SHARE))
+                    due = checking and self._any_process(time.monotonic() - saved > _seconds_between_saves(deadline))
                 due = due or progress.fraction >= 1
                 if checking or due:
-                    values = self._finite(losses)
-                    progress.interval_loss += sum(values)
-                    progress.interval_steps += len(values)
-                    shown["loss"] = f"{values[-1]:.4f}"
+                    shown["loss"] = f"{self._record(losses):.4f}"
                     losses.clear()
                 if deadline is not None and checking:
-                    deadline.look(progress.step, short=self._any_process(deadline.is_short(progress.step)))
+                    deadline.measure(progress.step, short=self._any_process(deadline.is_short(progress.step)))
                     self._plan(deadline)
                     bar.total = self.steps
                 if due and self.held_out:
@@ -223,6 +214,14 @@ class Trainer:
                     break
         return progress
 
+    def _is_check_due(self, deadline: Deadline | None) -> bool:
+        """Whether the loss and the clock are checked after this step."""
+        # Whoever asked for the end waits for it, or kills the process.
+        is_ending = self.interrupted and self.accelerator.num_processes == 1
+        # With long steps, the next regular check could come after the end.
+        is_unmeasured = deadline is not None and not deadline.is_measured
+        return is_ending or is_unmeasured or self.progress.step % self.check_every == 0
+
     def validate_start(self) -> float:
         """Validate the weights that the run begins from, and keep them as the best so far; returns their PSNR."""
         means = self._validate()
@@ -232,7 +231,7 @@ class Trainer:
         return self.progress.best_psnr
 
     def interrupt(self) -> None:
-        """Ask a run to stop at its next look at the clock, with a checkpoint. Signal handlers may call it."""
+        """Ask a run to stop at its next check of the clock, with a checkpoint. Signal handlers may call it."""
         self.interrupted = True
 
     def resume(self) -> int:
@@ -317,7 +316,7 @@ class Trainer:
 
     def _step(self) -> Tensor:
         step = self.progress.step
-        timed = step % self.check_every == self.check_every - 1  # the step after which the loss is looked at
+        timed = step % self.check_every == self.check_every - 1  # the step after which the loss is checked
         clock = [self._clock()] if timed else []
         number, fraction = self.recipe.locate(self.progress.fraction)
         stage = self.recipe.stages[number]
@@ -384,8 +383,12 @@ class Trainer:
         self._synchronize()
         return time.monotonic()
 
-    def _finite(self, losses: list[Tensor]) -> list[float]:
-        """The losses since the last look as numbers, the mean over processes; raise at the first that is not finite."""
+    def _record(self, losses: list[Tensor]) -> float:
+        """Add the losses since the last check, means over the processes, to the log; returns the last one.
+
+        Raises:
+            TrainingError: At the first that is not finite.
+        """
         values = self.accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
         for value, step in zip(values, range(self.progress.step - len(values), self.progress.step), strict=True):
             if not math.isfinite(value):
@@ -394,7 +397,9 @@ class Trainer:
                 raise self._failure(
                     f"the loss is {value} at step {step} (learning rate {self._learning_rate():.2e}, batch of {files})"
                 )
-        return values
+        self.progress.interval_loss += sum(values)
+        self.progress.interval_steps += len(values)
+        return values[-1]
 
     def _failure(self, what: str) -> TrainingError:
         return TrainingError(f"{self.label}: {what}. {self._last_good()} Try a lower --lr or --precision no.")
@@ -465,6 +470,12 @@ class Trainer:
             write_checkpoint(self.output, progress.step, tensors, state)
         except OSError as error:
             raise TrainingError(f"{describe(error)} {self._last_good()} Go on from there with --resume.") from error
+
+
+def _seconds_between_saves(deadline: Deadline | None) -> float:
+    """At least a minute, and so long that validations take no more than their share of the time."""
+    validation = None if deadline is None else deadline.validation
+    return max(SAVE_EVERY, (validation or 0.0) / VALIDATION_SHARE)
 
 
 def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -36,44 +36,44 @@ class Deadline:
     end: float
     """On the clock of ``time.monotonic``."""
     seconds_per_step: float | None = None
-    """Unknown until enough steps were timed, or time is short."""
+    """``None`` until enough steps were timed, or a few if time is short."""
     is_measured: bool = False
-    """Whether that is of enough steps."""
+    """Whether ``seconds_per_step`` is the mean of enough steps."""
     validation: float | None = None
-    """Seconds that the last validation took; unknown before the first."""
-    looked: tuple[int, float] | None = None
-    """Step and time of the last look."""
+    """Seconds that the last validation took; ``None`` before the first."""
+    last_measurement: tuple[int, float] | None = None
+    """Its step and its time; steps are measured from there on."""
 
     def is_short(self, step: int) -> bool:
         """Whether the end would come before enough steps are timed."""
-        if self.looked is None or self.is_measured or step == self.looked[0]:
+        if self.last_measurement is None or self.is_measured or step == self.last_measurement[0]:
             return False
-        now, timed = time.monotonic(), step - self.looked[0]
-        return now + (MEASURED_STEPS - timed) * (now - self.looked[1]) / timed > self.end
+        now, timed = time.monotonic(), step - self.last_measurement[0]
+        return now + (MEASURED_STEPS - timed) * (now - self.last_measurement[1]) / timed > self.end
 
-    def look(self, step: int, *, short: bool = False) -> None:
-        """Measure the steps since the last look, if they are enough. The first look comes after compilation.
+    def measure(self, step: int, *, short: bool = False) -> None:
+        """Measure the steps since the last call, if they are enough. The first call comes after compilation.
 
         Args:
-            step: How many were taken.
-            short: Whether a few are enough, because time is short; then later looks correct what they gave.
+            step: Number of steps so far.
+            short: Whether a few steps are enough, because time is short; later calls then refine the measurement.
         """
         now = time.monotonic()
-        if self.looked is None:
-            self.looked = step, now
+        if self.last_measurement is None:
+            self.last_measurement = step, now
             return
-        timed = step - self.looked[0]
+        timed = step - self.last_measurement[0]
         enough = timed >= MEASURED_STEPS
         if enough or (timed and (short or not (self.is_measured or self.seconds_per_step is None))):
-            self.seconds_per_step = (now - self.looked[1]) / timed
+            self.seconds_per_step = (now - self.last_measurement[1]) / timed
         if enough:
             self.is_measured = True
-            self.looked = step, now
+            self.last_measurement = step, now
 
     def validated(self, step: int, seconds: float) -> None:
         """Leave a validation out of the measurement of the steps."""
         self.validation = seconds
-        self.looked = step, time.monotonic()
+        self.last_measurement = step, time.monotonic()
 
     def steps_left(self, steps_per_validation: float) -> int | None:
         """Steps that fit before the last validation; ``None`` as long as that is unknown.
