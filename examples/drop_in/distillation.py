@@ -2,7 +2,7 @@
 
 The idea is that of Liu, Tang and Wu, *Residual Feature Distillation Network for Lightweight Image Super-Resolution*
 (2020): a block refines its features stage by stage, sets a narrow, distilled copy of each stage aside, and fuses the
-copies under attention. Here SCACB is the residual block, a DRACBChain makes the distilled copies, each told by the
+copies under attention. Here SCACB is the residual block, a DRACBChain makes the distilled copies, each guided by the
 attention map of the one before, and WSILBV is the attention.
 
 ``python -m examples.drop_in.distillation`` prints what it is.
@@ -27,8 +27,8 @@ class DistillationBlock(nn.Module):
     Args:
         channels: Width of the input and of the output, at least 6.
         block: Called with the width to build each residual block.
-        distill: Called with the width, half of it and the number of stages to build what makes the narrow copies; has
-            the ``step`` of :class:`~sc_blocks.DRACBChain`.
+        distill: Called with the width, half of it and the number of stages to build what makes the narrow copies. It is
+            called with the list of features, as a :class:`~sc_blocks.DRACBChain` is.
         attention: Called with the width to build the attention.
         num_stages: Number of residual blocks.
 

@@ -1,9 +1,9 @@
 """A U-Net for denoising, like NAFNet, with one DRACBChain across its levels.
 
 NAFNet (Chen et al., *Simple Baselines for Image Restoration*, 2022) builds a U-Net of blocks with gates in place of
-activations and a light channel attention; here that is WSILBV. What a level hands across to the decoder is distilled by
-its stage of a chain: the stages get narrower maps at each halving of the size, and each is told by the map of the finer
-level, which the chain resamples and projects on the way.
+activations and a light channel attention; here that is WSILBV. The skip connections are the stages of one chain: each
+stage distils the features of its level to half their width, guided by the map of the finer level, which the chain
+resamples and projects.
 
 ``python -m examples.drop_in.unet`` prints what it is.
 """
@@ -55,8 +55,8 @@ class UNet(nn.Module):
         num_levels: How often the size is halved.
         num_blocks: Number of gated blocks of each level, on the way down and on the way up.
         attention: Called with the width to build the attention of each gated block.
-        skips: Called with the widths of the levels and half of them to build what a level hands across to the decoder;
-            has the ``step`` and ``out_channels`` of :class:`~sc_blocks.DRACBChain`.
+        skips: Called with the widths of the levels and half of them to build the skip connections. They are called with
+            the list of features and have the ``out_channels`` of a :class:`~sc_blocks.DRACBChain`.
 
     Attributes:
         size_multiple: What heights and widths are padded to a multiple of.
