@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sc_blocks.deploy import strips
-from sc_blocks.deploy.strips import MapFunction, in_strips, laid_out, runs_on_cpu
+from sc_blocks.deploy.strips import MapFunction, in_strips, runs_on_cpu, to_layout
 from sc_blocks.rbwa import RBWA
 
 # Blurs of larger factors would cost more than they save.
@@ -39,7 +39,7 @@ class FoldedRBWA(RBWA):
         on_cpu = runs_on_cpu(x)
         # On a GPU the resizing is cheap, and the blur and the frame take longer than what they save.
         plain = not strips.is_on_cpu(x) or (on_cpu and x.numel() < self.least_values)
-        if plain or strips.comes_when_called(self.expand, self.project, tail):
+        if plain or strips.any_offloaded(self.expand, self.project, tail):
             y = super().forward(x)
             return tail(y) if isinstance(tail, nn.Module) else y  # while torch.fx traces, None is a proxy
         expanded, layout = self._expanded(x), strips.memory_format(x) if on_cpu else None
@@ -65,7 +65,7 @@ class FoldedRBWA(RBWA):
 
         def commuted(rows: Tensor) -> Tensor:
             if runs_on_cpu(rows):
-                rows = laid_out(rows, NHWC)
+                rows = to_layout(rows, NHWC)
             around = F.pad(rows, (1, 1, 1, 1), mode="replicate")
             spread = F.conv_transpose2d(around, weight, stride=factor, padding=padding)
             return F.conv2d(spread, blur, self.expand.bias, groups=self.out_channels)
@@ -79,7 +79,7 @@ class FoldedRBWA(RBWA):
         """``tail(self.project(prepare(x)))``, in the given layout or in that of the convolution."""
 
         def projected(rows: Tensor) -> Tensor:
-            return laid_out(self.project(prepare(rows)), layout)
+            return to_layout(self.project(prepare(rows)), layout)
 
         if tail is None:
             return in_strips(projected, x, layout or NHWC, halo=1, values=self.strip_values)
@@ -88,7 +88,7 @@ class FoldedRBWA(RBWA):
 
         def merged(rows: Tensor) -> Tensor:
             squares = F.conv2d(prepare(rows), weight, bias, stride=side, padding=2)
-            return laid_out(F.pixel_shuffle(squares, side), layout)
+            return to_layout(F.pixel_shuffle(squares, side), layout)
 
         inner = in_strips(merged, x, layout or NHWC, halo=side, values=self.strip_values)
         return self.with_frame(inner, x, lambda band: tail(projected(band)), 3)

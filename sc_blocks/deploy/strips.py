@@ -32,8 +32,8 @@ def runs_on_cpu(x: Tensor) -> bool:
     return not (torch.is_grad_enabled() and x.requires_grad)
 
 
-def comes_when_called(*layers: nn.Module | None) -> bool:
-    """Whether the weights of a layer are put in place by a hook whenever it is called, as where they are offloaded."""
+def any_offloaded(*layers: nn.Module | None) -> bool:
+    """Whether the weights of a layer are offloaded: only a hook on its call puts them in place."""
     return any(layer is not None and cast(Tensor, layer.weight).is_meta for layer in layers)
 
 
@@ -42,8 +42,8 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.stride(1) == 1 and not x.is_contiguous() else torch.contiguous_format
 
 
-def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:
-    """A map in a layout, or as it is."""
+def to_layout(x: Tensor, layout: torch.memory_format | None) -> Tensor:
+    """A map in a memory format; ``None`` leaves it as it is."""
     if layout == torch.channels_last:
         return x.movedim(1, 3).contiguous().movedim(3, 1)  # vmap has no contiguous(memory_format=...)
     return x if layout is None else x.contiguous()
@@ -112,7 +112,7 @@ class MergedSCACB(StripSCACB):
         spatial, channel = self.spatial, self.channel
         if spatial is None or channel is None or not is_on_cpu(x):
             return super().whole(x)
-        if comes_when_called(spatial["weighing"], channel["weighing"]):
+        if any_offloaded(spatial["weighing"], channel["weighing"]):
             return super().whole(x)
         act = spatial["act"]
         compressed = self.act(self.compress(x))
