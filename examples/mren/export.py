@@ -214,15 +214,8 @@ def describe_export(file: Path, precision: Precision, *, folded: bool) -> dict[s
     }
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run the command.
-
-    Raises:
-        UsageError: If it cannot be done as it was asked for.
-        ValueError: If the result is not what torch computes, or an image cannot be read.
-        OSError: If a file cannot be read or written.
-        ImportError: If a package is missing.
-    """
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise if options contradict each other."""
     output, format, calibrate = args.output, args.format, args.calibrate  # noqa: A001
     suffix = SUFFIXES[format]
     if suffix and output.suffix.lower() != suffix:
@@ -242,17 +235,35 @@ def run(args: argparse.Namespace) -> None:
         _check_choices(format, args.precision, args.fold, () if calibrate is None else [torch.empty(0)])
     except ValueError as error:
         raise UsageError(f"--{error}") from error
+
+
+def _check_output(output: Path, format: Format, *, overwrite: bool) -> None:
+    """Raise if the output could not be written, or would replace something that must stay."""
     if format in FOLDERS and output.is_file():
         raise UsageError(f"{output}: is a file, {format} is written as a folder; choose another output.")
     if not (format in FOLDERS and output.is_dir()):
-        check_target(output, overwrite=args.overwrite)
-    elif not args.overwrite:
+        check_target(output, overwrite=overwrite)
+    elif not overwrite:
         raise UsageError(f"{output}: would be overwritten; pass --overwrite, or choose another output.")
     else:
         try:
             _check_replaceable(output, FOLDERS[format])
         except FileExistsError as error:
             raise UsageError(str(error)) from error
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        UsageError: If it cannot be done as it was asked for.
+        ValueError: If the result is not what torch computes, or an image cannot be read.
+        OSError: If a file cannot be read or written.
+        ImportError: If a package is missing.
+    """
+    output = args.output
+    _check_options(args)
+    _check_output(output, args.format, overwrite=args.overwrite)
     source = find_weights(args.scale, args.variant, args.weights)
     try:
         net = load_mren(args.scale, args.variant, path=args.weights)
@@ -260,14 +271,14 @@ def run(args: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         raise UsageError(describe(error)) from error
     calibration: list[Tensor] = []
-    if calibrate is not None:
+    if args.calibrate is not None:
         from examples.mren.quantize import calibration_images
 
-        calibration = calibration_images(calibrate, net.scale)
+        calibration = calibration_images(args.calibrate, net.scale)
     deviation = export(
         net,
         output,
-        format,
+        args.format,
         precision=args.precision,
         fold=args.fold,
         size=tuple(args.size or EXPORTED_SIZE),

@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -105,7 +106,7 @@ def check_regular(file: str | Path) -> None:
 
 
 def missing_path_hint(path: str | Path) -> str:
-    """The end of a message about a path that does not exist: which folder lacks it, and a similar name in that.
+    """The end of a message about a path that does not exist: the folder that lacks it, and a similar name in there.
 
     Example:
         >>> import tempfile
@@ -145,17 +146,18 @@ def unique_names(files: Sequence[Path], *, suffixes: bool = False) -> dict[str, 
         ['a/net.onnx', 'b/net.onnx', 'other']
     """
     paths = [file.resolve() for file in files]
-    for file in paths:
-        if paths.count(file) > 1:
+    for file, count in Counter(paths).items():
+        if count > 1:
             raise ValueError(f"{file}: is given twice.")
     forms: list[Callable[[Path], str]] = [] if suffixes else [lambda path: path.stem]
     longest = max((len(path.parts) for path in paths), default=0)
     forms += [lambda path, count=count: "/".join(path.parts[-count:]) for count in range(1, longest + 1)]
-    names: dict[str, Path] = {}
-    for file, path in zip(files, paths, strict=True):
-        name = next(form(path) for form in forms if sum(form(other) == form(path) for other in paths) == 1)
-        names[name] = file
-    return names
+    counts = [Counter(map(form, paths)) for form in forms]
+
+    def shortest(path: Path) -> str:
+        return next(form(path) for form, count in zip(forms, counts, strict=True) if count[form(path)] == 1)
+
+    return {shortest(path): file for path, file in zip(paths, files, strict=True)}
 
 
 def _rename_to_new(scratch: Path, file: Path) -> None:
