@@ -38,7 +38,7 @@ def setup_from(
         args: The values of the options.
         task: What the networks are trained for.
         output: Folder of the runs.
-        matched: What all rows have alike.
+        matched: What is equal in all rows.
         targets: Files of results, beside ``runs.csv`` in that folder, that are written or replaced at the end.
 
     Raises:

@@ -59,8 +59,7 @@ class Row:
     begins_alike: bool = True
     """Whether its parameters begin as those of the first row that have their names and shapes."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """In what its training differs from that of the other rows: fields of a
-    :class:`~examples.mren.recipes.Training`."""
+    """Fields of a :class:`~examples.mren.recipes.Training` in which its training differs from that of other rows."""
     trained_as: str = ""
     """Name of the row whose trained networks are scored; empty for those of its own."""
     local: bool = False
@@ -92,7 +91,7 @@ class Setup:
     held_out: int = 0
     """Images that are not trained on; the networks are scored on them, too."""
     matched: str = ""
-    """What all rows have alike; see :class:`~examples.compare.tables.Run`."""
+    """What is equal in all rows; see :class:`~examples.compare.tables.Run`."""
     device: torch.device | str = "cpu"
 
     def images(self) -> tuple[list[Path], dict[str, list[Path]]]:
@@ -143,28 +142,18 @@ def compare(
     stop_at = time.monotonic() + 60 * max_minutes
     files, sets = setup.images()
     scale = setup.task.scale
-    trained_on = {
-        "images": len(files),
-        "files": zlib.crc32(os.fsencode("/".join(path.name for path in files))),
-        "contents": _checksum(files),
-    }
-    # Every row with one seed, then the next seed: what is done when time is up can be compared.
-    runs = [
-        _Run(row, seed, setup.output / row.folder / f"seed_{seed}", _settings(setup, row, rows[0], seed, trained_on))
-        for seed in range(setup.seeds)
-        for row in rows
-    ]
+    runs = _list_runs(rows, setup, files)
     for run in runs:
         run.finished()  # one of other settings is refused before others are trained
-    wanted = [run for run in runs if only is None or run.row.name in only]
     folders: dict[Path, _Run] = {}
-    for run in wanted:
-        folders.setdefault(run.folder, run)  # rows may share their runs: the first one trains them
+    for run in runs:
+        if only is None or run.row.name in only:
+            folders.setdefault(run.folder, run)  # rows may share their runs: the first one trains them
     unfinished = [run for run in folders.values() if not run.finished()]
     costs = {row.name: cost_of(row.make, scale) for row in rows if only is None or row.name in only}
     for name, cost in costs.items():
         print(f"{name}: {cost.parameters:,} parameters, {cost.macs / 1e9:.2f} G MACs")
-    # What a row cannot begin from is said before the others are trained.
+    # Initial weights that do not fit a row are refused before the others are trained.
     for run in {run.row.name: run for run in unfinished}.values():
         _initial_network(run, rows[0], dataclasses.replace(setup.training, **run.row.options).init)
     length = setup.training.minutes
@@ -177,21 +166,30 @@ def compare(
         side = max(side for run in unfinished for side in run.settings["patch_size"])
         pairs = load_pairs(files, scale, min_size=side)
     for run in unfinished:
-        checkpoints = run.folder / "checkpoints"
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(checkpoints / ".lock", timeout=0):  # two processes would mix their checkpoints up
-                # Another one may have trained it since the runs were counted.
-                if not run.finished() and not _train(run, rows[0], setup, pairs, costs[run.row.name], stop_at):
-                    print(f"{run.label}: stopped; the same command goes on from there.")
-                    return []
-        except Timeout:
-            raise OSError(
-                f"{run.folder}: another process trains it; wait for it, take other rows, or another folder."
-            ) from None
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if not _train_alone(run, rows[0], setup, pairs, costs[run.row.name], stop_at):
+            print(f"{run.label}: stopped; the same command goes on from there.")
+            return []
     images = {name: _checksum(files) for name, files in sets.items()}
     return [scored for run in runs if run.finished() for scored in _score(run, setup, sets, images)]
+
+
+def _train_alone(
+    run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost: Complexity, stop_at: float
+) -> bool:
+    """Train a run while no other process does; returns whether there was time to finish. Its checkpoints then go."""
+    checkpoints = run.folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(checkpoints / ".lock", timeout=0):  # two processes would mix their checkpoints up
+            # Another one may have trained it since the runs were counted.
+            if not run.finished() and not _train(run, first, setup, pairs, cost, stop_at):
+                return False
+    except Timeout:
+        raise OSError(
+            f"{run.folder}: another process trains it; wait for it, take other rows, or another folder."
+        ) from None
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return True
 
 
 def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost: Complexity, stop_at: float) -> bool:
@@ -219,7 +217,11 @@ def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost
     progress = trainer.run(stop_at=stop_at)
     if progress.fraction < 1:
         return False
-    _save(trainer.average, run.folder / "weights.safetensors", run.row.config)
+    weights = run.folder / "weights.safetensors"
+    if run.row.config is None:
+        write_tensors(weights, trainer.average.state_dict())
+    else:
+        save_weights(trainer.average, weights, dict(run.row.config))
     record = {
         "settings": run.settings,
         "torch": torch.__version__,
@@ -261,8 +263,22 @@ class _Run:
         check_settings(self.folder, {"contents": self.settings["contents"], **found}, self.settings)
 
 
+def _list_runs(rows: Sequence[Row], setup: Setup, files: Sequence[Path]) -> list[_Run]:
+    """Every row with one seed, then with the next: what is done when time is up can be compared."""
+    trained_on = {
+        "images": len(files),
+        "files": zlib.crc32(os.fsencode("/".join(path.name for path in files))),
+        "contents": _checksum(files),
+    }
+    return [
+        _Run(row, seed, setup.output / row.folder / f"seed_{seed}", _settings(setup, row, rows[0], seed, trained_on))
+        for seed in range(setup.seeds)
+        for row in rows
+    ]
+
+
 def _settings(setup: Setup, row: Row, first: Row, seed: int, trained_on: Mapping[str, int]) -> dict[str, Any]:
-    """What decides the numbers of a run, as JSON holds it."""
+    """The settings that decide the numbers of a run, as JSON holds them."""
     training = dataclasses.replace(setup.training, **row.options)
     settings = {
         "row": row.folder,
@@ -290,20 +306,13 @@ def _initial_network(run: _Run, first: Row, init: Path | None) -> tuple[nn.Modul
     return net, [] if init is None else warm_start(net, init)
 
 
-def _save(net: nn.Module, file: Path, config: Mapping[str, Any] | None) -> None:
-    if config is not None:
-        save_weights(net, file, dict(config))
-        return
-    write_tensors(file, net.state_dict())
-
-
 def _checksum(files: Sequence[Path]) -> int:
-    """Of what the images hold: another folder may have the name of one that was scored."""
+    """A checksum of the contents of images: another folder may have the name of one that was scored."""
     return functools.reduce(lambda checksum, file: zlib.crc32(file.read_bytes(), checksum), files, 0)
 
 
 def _score_of(net: nn.Module, file: Path, setup: Setup) -> Score:
-    """What a network scores on an image, which errors name."""
+    """The score of a network on an image; errors name the image."""
     try:
         return setup.task.score(net, file, setup.device)
     except ValueError as error:
@@ -311,7 +320,7 @@ def _score_of(net: nn.Module, file: Path, setup: Setup) -> Score:
 
 
 def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[str, int]) -> list[Run]:
-    """What a trained network scores; kept in its record, so that adding a test set does not score the others again."""
+    """The scores of a trained network; kept in its record, so that another test set does not repeat the others."""
     record = read_json(run.record)
     # The last two are not in records of earlier versions.
     scores, local_scores, known = (record.setdefault(key, {}) for key in ("scores", "local_scores", "images"))

@@ -39,7 +39,7 @@ class Run:
     channels: int = 0
     """Width, where rows differ in it."""
     matched: str = ""
-    """What all rows have alike: ``"parameters"``, ``"macs"``, ``"channels"`` or nothing."""
+    """What is equal in all rows: ``"parameters"``, ``"macs"``, ``"channels"`` or nothing."""
     paired: int = 0
     """1 if runs with the same seed began from the same weights and saw the same patches."""
 
@@ -118,23 +118,13 @@ def comparison_table(
         raise ValueError(f"no runs of {', '.join(titles) or 'any row'}.")
     first = next(iter(rows.values()))[0]
     published = {name: f"{psnr:.2f}" for name, psnr in (paper or {}).items() if name in rows}
-    # Unpaired runs are of earlier versions: of the processor's minutes, or without costs but the parameters.
-    wanted = {
-        "channels": first.matched,
-        "parameters": True,
-        "macs": first.matched or first.paired,
-        "steps": first.paired,
-        "cpu_minutes": first.matched and not first.paired,
-        "minutes": first.paired,
-    }
-    shown = [column for column, show in wanted.items() if show]
-    # On a narrow page the first columns are seen without scrolling: the scores.
+    # Scores come first: on a narrow page, only the first columns are seen without scrolling.
     head = [""]
     lines = [[titles[name]] for name in rows]
     found: dict[str, Comparison] = {}
     for dataset in dict.fromkeys(run.dataset for own in rows.values() for run in own):
         scores = [_scores(own, dataset) for own in rows.values()]
-        if first.paired:  # differences are those of seeds that all rows have, and so the means are
+        if first.paired:  # means, like differences, are over the seeds that all rows have
             shared = set.intersection(*map(set, scores))
             scores = [{seed: own[seed] for seed in own if seed in shared} for own in scores]
         found[dataset] = compared([run for run in runs if run.dataset == dataset], list(rows))
@@ -145,22 +135,39 @@ def comparison_table(
     if published:
         head.append("paper, Set5")
         lines = [[*line, published.get(name, "")] for name, line in zip(rows, lines, strict=True)]
-    costs = [
-        [titles[name], ", ".join(f"{score:.2f}" for _, score in sorted(_scores(own, first.dataset).items()))]
-        + [COLUMNS[column][1](own) for column in shown]
-        for name, own in rows.items()
-    ]
-    costs_head = ["", f"seeds, {first.dataset}", *(COLUMNS[column][0] for column in shown)]
     sentences = significance(found, paired=bool(first.paired))
     if first.matched:
-        values = [getattr(run, first.matched) for run in runs]
-        off = 100 * max(abs(value / values[0] - 1) for value in values)
-        sentences.append(
-            f"Equal in {MATCHED[first.matched]}"
-            + (f", to within {off:.1f} %" if off else "")
-            + "; MACs are those of a result of 1280 × 720."
-        )
-    return "\n".join([table(head, lines), *(f"{sentence}\n" for sentence in sentences), table(costs_head, costs)])
+        sentences.append(_match(runs, first.matched))
+    costs = _costs(rows, titles, first)
+    return "\n".join([table(head, lines), *(f"{sentence}\n" for sentence in sentences), costs])
+
+
+def _costs(rows: Mapping[str, Sequence[Run]], titles: Mapping[str, str], first: Run) -> str:
+    """A table of the scores of each seed on the first test set, and of what the rows cost."""
+    # Unpaired runs are of earlier versions: of the processor's minutes, or without costs but the parameters.
+    wanted = {
+        "channels": first.matched,
+        "parameters": True,
+        "macs": first.matched or first.paired,
+        "steps": first.paired,
+        "cpu_minutes": first.matched and not first.paired,
+        "minutes": first.paired,
+    }
+    shown = [COLUMNS[column] for column, show in wanted.items() if show]
+    lines = [
+        [titles[name], ", ".join(f"{score:.2f}" for _, score in sorted(_scores(own, first.dataset).items()))]
+        + [cell(own) for _, cell in shown]
+        for name, own in rows.items()
+    ]
+    return table(["", f"seeds, {first.dataset}", *(title for title, _ in shown)], lines)
+
+
+def _match(runs: Sequence[Run], matched: str) -> str:
+    """A sentence on what all rows have in common, and how exactly."""
+    values = [getattr(run, matched) for run in runs]
+    off = 100 * max(abs(value / values[0] - 1) for value in values)
+    within = f", to within {off:.1f} %" if off else ""
+    return f"Equal in {MATCHED[matched]}{within}; MACs are those of a result of 1280 × 720."
 
 
 def _scores(runs: Sequence[Run], dataset: str) -> Scores:
@@ -231,7 +238,14 @@ def pooled(scores: Sequence[Scores]) -> Comparison:
 def _compared(
     differences: Sequence[float], counts: Sequence[tuple[int, int]], freedom: int, spread: float | None
 ) -> Comparison:
-    """With the margins of differences between means over as many seeds."""
+    """The comparison, with confidence margins computed from the spread.
+
+    Args:
+        differences: Of the mean of each row from that of the first.
+        counts: For each difference, how many seeds the first row and the other one have.
+        freedom: Degrees of freedom of the spread.
+        spread: See :class:`Comparison`.
+    """
     if spread is None:
         margins = [None] * len(differences)
     else:
@@ -251,7 +265,7 @@ def _degrees(freedom: int) -> str:
 
 
 def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
-    """Sentences on the differences, by test set; one sentence for the sets with as many seeds.
+    """Sentences on the differences; test sets with the same numbers of seeds share a sentence.
 
     Args:
         found: What was found on each test set.

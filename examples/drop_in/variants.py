@@ -225,7 +225,7 @@ def plan_rows(
         blocks: Rows, such as ``"plain"`` or ``"scacb+chain"``; the first is the reference.
         scale: What the network enlarges by.
         channels: Width of the reference; ``None`` for the host's.
-        match: What is to be alike.
+        match: What is equal in all rows.
         tolerance: By how much, in percent, it may differ.
         skip: Whether the network starts from the bicubic image.
 
