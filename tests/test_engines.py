@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import ncnn
 import numpy as np
@@ -318,6 +321,21 @@ LITERT_GPU = {
 # Apple publishes no list for its neural engine. docs/unsupported-layers.md of github.com/hollance/neural-engine has
 # what it is known to refuse: these, dilated convolutions, and layers that Core ML has no longer.
 NEURAL_ENGINE_REFUSES = {"gather", "gather_along_axis", "gather_nd", "gru", "lstm", "rnn", "custom_layer"}
+
+
+def test_a_conversion_leaves_the_log_of_the_process_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[int] = []
+
+    class Converted:
+        def export(self, path: str) -> None:
+            levels.append(logging.getLogger().getEffectiveLevel())
+
+    fake = SimpleNamespace(convert=lambda network, example: Converted())  # the real one is a download of hundreds of MB
+    monkeypatch.setitem(sys.modules, "litert_torch", fake)
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
+    engine_module("litert").write(torch.nn.Identity(), tmp_path / "x.tflite", torch.rand(1, 3, 8, 8))
+    assert levels == [logging.ERROR]
+    assert logging.getLogger().level == logging.INFO
 
 
 @pytest.mark.slow

@@ -21,9 +21,14 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
         import litert_torch
     except ImportError as error:
         raise install_hint(error, "litert") from error
-    logging.getLogger().setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        litert_torch.convert(network, (example[:1],)).export(str(path))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            litert_torch.convert(network, (example[:1],)).export(str(path))
+    finally:
+        root.setLevel(level)
 
 
 def load(path: Path, *, threads: int = 0) -> Engine:
