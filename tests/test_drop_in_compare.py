@@ -198,9 +198,9 @@ def test_psnr_of_rgb_by_hand() -> None:
     first, second = photo(20, 24, seed=1), photo(20, 24, seed=2)
     error = np.mean((first.numpy().astype(float) - second.numpy()) ** 2)
     assert psnr_rgb(first, second) == pytest.approx(20 * math.log10(255) - 10 * math.log10(error))
-    with pytest.raises(TypeError, match="sr must be uint8"):
+    with pytest.raises(TypeError, match=r"^psnr_rgb: sr must be uint8"):
         psnr_rgb(first.float(), second)
-    with pytest.raises(ValueError, match="sr and hr must have one shape"):
+    with pytest.raises(ValueError, match=r"^psnr_rgb: sr and hr must have one shape"):
         psnr_rgb(first[:, 1:], second)
 
 

@@ -74,8 +74,9 @@ def test_to_uint8_clamps_then_rounds() -> None:
     ],
 )
 def test_what_cannot_be_compared_is_refused(sr, hr, error, message) -> None:
-    with pytest.raises(error, match=message):
-        score(sr, hr, 4)
+    for function in (score, psnr):
+        with pytest.raises(error, match=f"^{function.__name__}: .*{message}"):
+            function(sr, hr, 4)
 
 
 def test_bicubic_loses_what_it_should() -> None:

@@ -54,13 +54,13 @@ def score(sr: Tensor, hr: Tensor, scale: int) -> Score:
         >>> score(image, image, scale=4)
         Score(psnr=inf, ssim=1.0)
     """
-    first, second = _cropped_luma(sr, hr, scale)
+    first, second = _cropped_luma("score", sr, hr, scale)
     return Score(_psnr(first, second), _ssim(first, second))
 
 
 def psnr(sr: Tensor, hr: Tensor, scale: int) -> float:
     """PSNR alone, in dB; see :func:`score`."""
-    return _psnr(*_cropped_luma(sr, hr, scale))
+    return _psnr(*_cropped_luma("psnr", sr, hr, scale))
 
 
 def psnr_rgb(sr: Tensor, hr: Tensor) -> float:
@@ -79,7 +79,7 @@ def psnr_rgb(sr: Tensor, hr: Tensor) -> float:
         >>> round(psnr_rgb(image, image + 5), 2)  # 20 log10(255 / 5)
         34.15
     """
-    _check_images(sr, hr)
+    _check_images("psnr_rgb", sr, hr)
     return _psnr(sr.double(), hr.double())
 
 
@@ -94,25 +94,26 @@ def to_uint8(image: Tensor) -> Tensor:
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _cropped_luma(sr: Tensor, hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    _check_images(sr, hr, f"; mod_crop(hr, {scale}) before the low-resolution image is made")
+def _cropped_luma(function: str, sr: Tensor, hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    _check_images(function, sr, hr, f"; mod_crop(hr, {scale}) before the low-resolution image is made")
     if min(sr.shape[1:]) < (least := smallest_scored(scale)):
         raise ValueError(
-            f"score: images must be at least {least} x {least} (the window of SSIM and {scale} pixels cut off each "
-            f"side), got {sr.shape[1]} x {sr.shape[2]}; take larger ones."
+            f"{function}: images must be at least {least} x {least} (the window of SSIM and {scale} pixels cut off "
+            f"each side), got {sr.shape[1]} x {sr.shape[2]}; take larger ones."
         )
     inner = slice(scale, -scale)
     return luma(sr)[inner, inner], luma(hr)[inner, inner]
 
 
-def _check_images(sr: Tensor, hr: Tensor, remedy: str = "") -> None:
+def _check_images(function: str, sr: Tensor, hr: Tensor, remedy: str = "") -> None:
     for name, image in (("sr", sr), ("hr", hr)):
         if image.dtype != torch.uint8:
-            raise TypeError(f"score: {name} must be uint8, got {image.dtype}; to_uint8(image) makes it so.")
+            raise TypeError(f"{function}: {name} must be uint8, got {image.dtype}; to_uint8(image) makes it so.")
         if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"score: {name} must have shape (3, height, width), got {tuple(image.shape)}.")
+            raise ValueError(f"{function}: {name} must have shape (3, height, width), got {tuple(image.shape)}.")
     if sr.shape != hr.shape:
-        raise ValueError(f"score: sr and hr must have one shape, got {tuple(sr.shape)} and {tuple(hr.shape)}{remedy}.")
+        came = f"{tuple(sr.shape)} and {tuple(hr.shape)}"
+        raise ValueError(f"{function}: sr and hr must have one shape, got {came}{remedy}.")
 
 
 def _psnr(first: Tensor, second: Tensor) -> float:
