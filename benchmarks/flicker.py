@@ -25,6 +25,7 @@ from skimage import data
 from torch import Tensor
 
 from examples.markdown import table
+from examples.mren.cli import run_command
 from examples.mren.data import imresize
 from examples.mren.files import write_text
 from examples.mren.fold import fold_mren
@@ -72,10 +73,8 @@ def methods() -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write a table of Markdown; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m benchmarks.flicker", description=__doc__.partition("\n")[0])
-    parser.parse_args(argv)
+def run(_: argparse.Namespace) -> None:
+    """Run the command: write a table of Markdown."""
     pans = {(name, step): pan(name, step) for step in STEPS for name in PHOTOGRAPHS}
     head = ["", *(f"{name}, steps of {step}" for name, step in pans)]
     rows = [
@@ -84,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     write_text(FILE, table(head, rows))
     print(FILE)
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks.flicker", description=__doc__.partition("\n")[0])
+    return run_command(run, parser.parse_args, argv)
 
 
 if __name__ == "__main__":
