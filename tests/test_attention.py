@@ -145,7 +145,7 @@ def test_any_picture_is_read_as_rgb(mode: str, photo: Path, tmp_path: Path) -> N
     with Image.open(photo) as opened:
         opened.convert(mode).save(tmp_path / "in.png")
         expected = torch.from_numpy(np.array(opened.convert(mode).convert("RGB"))).permute(2, 0, 1) / 255
-    torch.testing.assert_close(command._read(tmp_path / "in.png", 97), expected)
+    torch.testing.assert_close(command.read_image(tmp_path / "in.png", 97), expected)
 
 
 def test_what_transparency_hides_is_not_looked_at(photo: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_what_transparency_hides_is_not_looked_at(photo: Path, tmp_path: Path) -
         image = opened.convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 7, 9))
     image.save(tmp_path / "in.png")
-    seen = command._read(tmp_path / "in.png", 97)
+    seen = command.read_image(tmp_path / "in.png", 97)
     assert torch.equal(seen[:, :, :7], seen[:, :, 7:8].expand(-1, -1, 7))
 
 
@@ -168,11 +168,11 @@ def test_nothing_changes_without_communication(image: Tensor) -> None:
 
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:
     (file,) = write_photos(tmp_path, [(65, 97)])
-    assert command._read(file, 97).shape == (3, 65, 97)
-    shrunk = command._read(file, 40)
+    assert command.read_image(file, 97).shape == (3, 65, 97)
+    shrunk = command.read_image(file, 40)
     assert shrunk.shape == (3, 21, 32)
     assert 0 <= shrunk.min() < shrunk.max() <= 1
-    torch.testing.assert_close(shrunk.mean(), command._read(file, 97).mean(), atol=0.02, rtol=0)
+    torch.testing.assert_close(shrunk.mean(), command.read_image(file, 97).mean(), atol=0.02, rtol=0)
 
 
 def test_the_sample(tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_what_is_saved_is_the_average_of_the_weights(images: Path, tmp_path: Pat
     net.init_weights()
     start = net.state_dict()
     followed: list[dict[str, torch.Tensor]] = []
-    step = trainer.Trainer._step
+    step = trainer.Trainer.step
 
     def follow(self: trainer.Trainer) -> torch.Tensor:
         loss = step(self)
@@ -127,7 +127,7 @@ def test_what_is_saved_is_the_average_of_the_weights(images: Path, tmp_path: Pat
 
     arguments = ["--steps", "12", "--validate-every", "12", "--lr", "1e-2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_step", follow)
+        patch.setattr(trainer.Trainer, "step", follow)
         assert run(images, tmp_path / "run", *arguments) == 0
     saved = load_mren(4, path=tmp_path / "run" / "mren_x4.safetensors").state_dict()
     for name, value in saved.items():
@@ -282,7 +282,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     arguments = ["--steps", "14", "--validate-every", "7"]
     assert run(images, tmp_path / "straight", *arguments) == 0
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    step = trainer.Trainer._step
+    step = trainer.Trainer.step
 
     def struck(self: trainer.Trainer) -> torch.Tensor:
         if self.progress.step == 8:
@@ -290,7 +290,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
         return step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_step", struck)
+        patch.setattr(trainer.Trainer, "step", struck)
         assert run(images, tmp_path / "run", *arguments) == 128 + number
     assert "stopped at step 9; --resume -o" in capsys.readouterr().out
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -424,7 +424,7 @@ def test_a_network_whose_result_is_not_finite_is_not_saved(images: Path, tmp_pat
 def test_a_network_that_broke_is_not_saved_when_time_is_up(
     images: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = trainer.Trainer._step
+    step = trainer.Trainer.step
 
     def break_the_last_one(self: trainer.Trainer) -> torch.Tensor:
         loss = step(self)
@@ -433,7 +433,7 @@ def test_a_network_that_broke_is_not_saved_when_time_is_up(
                 self.raw_net.tail.bias.fill_(torch.nan)
         return loss
 
-    monkeypatch.setattr(trainer.Trainer, "_step", break_the_last_one)
+    monkeypatch.setattr(trainer.Trainer, "step", break_the_last_one)
     assert run(images, tmp_path / "run", "--steps", "30", "--max-minutes", "1e-9") == 1
     assert "the network is not finite after step 10. Last good checkpoint: none yet" in capsys.readouterr().err
     assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
@@ -442,7 +442,7 @@ def test_a_network_that_broke_is_not_saved_when_time_is_up(
 def test_a_network_that_falls_far_below_its_best_is_named(
     images: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = trainer.Trainer._step
+    step = trainer.Trainer.step
 
     def spoil(self: trainer.Trainer) -> torch.Tensor:
         loss = step(self)
@@ -451,7 +451,7 @@ def test_a_network_that_falls_far_below_its_best_is_named(
                 self.raw_net.tail.bias.fill_(0.3)
         return loss
 
-    monkeypatch.setattr(trainer.Trainer, "_step", spoil)
+    monkeypatch.setattr(trainer.Trainer, "step", spoil)
     assert run(images, tmp_path / "run", "--steps", "8", "--validate-every", "2", "--ema-decay", "0") == 0
     fallen = [line for line in capsys.readouterr().err.splitlines() if "validation fell" in line]
     assert [int(line.split(" at step ")[1].split(",")[0]) for line in fallen] == [4, 6, 8]
@@ -654,13 +654,13 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock that a step moves by 0.1 s and nothing else: 12 s are 100 steps and 2 s for the last files."""
     clock = Clock()
-    step = trainer.Trainer._step
+    step = trainer.Trainer.step
 
     def counted(self: trainer.Trainer) -> torch.Tensor:
         clock.now += 0.1
         return step(self)
 
-    monkeypatch.setattr(trainer.Trainer, "_step", counted)
+    monkeypatch.setattr(trainer.Trainer, "step", counted)
     monkeypatch.setattr(trainer.time, "monotonic", lambda: clock.now)
     return clock
 
@@ -724,13 +724,13 @@ def test_minutes_are_kept_and_the_schedule_ends(tmp_path: Path, clock: Clock) ->
 def test_minutes_are_kept_with_long_steps(
     seconds: float, least: float, most: float, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = trainer.Trainer._step
+    step = trainer.Trainer.step
 
     def slow(self: trainer.Trainer) -> torch.Tensor:
         clock.now += seconds - 0.1
         return step(self)
 
-    monkeypatch.setattr(trainer.Trainer, "_step", slow)
+    monkeypatch.setattr(trainer.Trainer, "step", slow)
     progress = trainer_of(tmp_path, training=Training(minutes=1, batch_size=2, patch_size=16)).run()
     assert progress.fraction == 1
     assert least < clock.now <= most
@@ -740,13 +740,13 @@ def test_minutes_are_kept_with_long_steps(
 def test_one_slow_step_at_the_start_does_not_end_a_run(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = trainer.Trainer._step
+    step = trainer.Trainer.step
 
     def slow_once(self: trainer.Trainer) -> torch.Tensor:
         clock.now += 3.0 if self.progress.step == 1 else 0.0
         return step(self)
 
-    monkeypatch.setattr(trainer.Trainer, "_step", slow_once)
+    monkeypatch.setattr(trainer.Trainer, "step", slow_once)
     run = trainer_of(tmp_path, training=Training(minutes=1, batch_size=2, patch_size=16))
     run.check_every = 100  # as on a GPU
     assert 400 < run.run().step <= 600
@@ -855,7 +855,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(images: Path, tmp_path: Path, 
     resource = pytest.importorskip("resource", reason="Windows has no limits on the size of a file")
     output, arguments = tmp_path / "run", ["--steps", "3", "--validate-every", "1"]
     assert run(images, tmp_path / "straight", *arguments) == 0
-    step = trainer.Trainer._step
+    step = trainer.Trainer.step
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_disk(self: trainer.Trainer) -> torch.Tensor:
@@ -865,7 +865,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(images: Path, tmp_path: Path, 
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer.Trainer, "_step", fill_disk)
+            patch.setattr(trainer.Trainer, "step", fill_disk)
             assert run(images, output, *arguments) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

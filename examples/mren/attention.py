@@ -183,7 +183,7 @@ def _draw_grid(
     )
 
 
-def _read(source: Path | None, max_side: int) -> Tensor:
+def read_image(source: Path | None, max_side: int) -> Tensor:
     """The picture as RGB, shape (3, H, W), shrunk by a whole factor if it is too large."""
     if source is None:
         from skimage.data import chelsea  # here only: importing it takes a second that pictures of your own do not need
@@ -215,7 +215,7 @@ def run(args: argparse.Namespace) -> None:
     if not all(1 <= number <= count for number in numbers):
         raise UsageError(f"--blocks: must be numbers from 1 to {count}, got {' '.join(map(str, numbers))}.")
     blocks = [number - 1 for number in numbers]
-    image = _read(source, args.max_side)
+    image = read_image(source, args.max_side)
     full, ablated = (collect_attention(each, image.to(device), blocks) for each in (net, without_communication(net)))
     weights = find_weights(args.scale, args.variant, args.weights)
     label = NETWORKS[args.variant] if args.weights is None else weights.stem

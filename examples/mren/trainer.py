@@ -175,7 +175,7 @@ class Trainer:
         with bar:
             while progress.fraction < 1:
                 since = clock()
-                losses.append(self._step())
+                losses.append(self.step())
                 progress.step += 1
                 bar.update()
                 checking = self._is_check_due(deadline)
@@ -314,7 +314,8 @@ class Trainer:
             left = self.steps - progress.step
             progress.fraction = 1.0 if left <= 0 else progress.fraction + (1 - progress.fraction) / (left + 1)
 
-    def _step(self) -> Tensor:
+    def step(self) -> Tensor:
+        """Train on the batch of the next step; returns its loss."""
         step = self.progress.step
         timed = step % self.check_every == self.check_every - 1  # the step after which the loss is checked
         clock = [self._clock()] if timed else []
