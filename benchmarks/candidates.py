@@ -1,4 +1,4 @@
-"""What is measured: networks, blocks, and the forms in which a network can run. A new one of each is a line here."""
+"""What is measured: networks, blocks, and the forms in which a network can run. Each new one is a line here."""
 
 from __future__ import annotations
 

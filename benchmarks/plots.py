@@ -77,7 +77,7 @@ def _psnr_over(over: str, label: str, results: Results, target: Path) -> None:
 
 
 def _write_names(axes: Axes, found: list[Point]) -> None:
-    """Write each name beside its point, where it covers no point and no other name."""
+    """Write each name beside its point, where it overlaps no point and no other name."""
     axes.figure.draw_without_rendering()  # settles the layout, and with it where the points are
     marks = axes.transData.transform([(point.cost, point.psnr) for point in found])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in marks]

@@ -266,7 +266,7 @@ def engine_tables(results: Results) -> dict[str, str]:
 
 
 def _is_as_upscaling_runs_it(row: Row) -> bool:
-    """Whether a row is of the form that ``upscale --engine`` runs. Where two would be left, the last one is."""
+    """Whether a row is of a form that ``upscale --engine`` runs; of two such rows, a table keeps the last."""
     return row["engine"] != "onnx" or "folded" not in row["form"].split(", ")
 
 
@@ -382,8 +382,8 @@ NAME: dict[str, Column] = {"": lambda row, _: row["name"]}
 FORM: dict[str, Column] = NAME | {"form": lambda row, _: row["form"]}
 COUNTED: dict[str, Column] = {"parameters": lambda row, _: _parameters(row), "GMACs": lambda row, _: _gmacs(row)}
 MS: dict[str, Column] = {"ms": lambda row, _: _spread_ms(row)}
-# Tables with a line for each row of a suite: the columns, each with the text of its cells. What was measured comes
-# first, for on a phone the others are out of sight.
+# Tables with a line for each row of a suite: the columns, each with the text of its cells. Measurements come first,
+# because a phone shows only the first columns.
 COLUMNS: dict[str, Mapping[str, Column]] = {
     "blocks": FORM
     | {
@@ -446,7 +446,7 @@ def rows_table(name: str, suite: Suite, _: Results) -> str:
 
 
 def gpu_table(suite: Suite, results: Results) -> str:
-    """What ran on a GPU, and how much did not, in the time that there was or for want of a package."""
+    """The rows that ran on a GPU, and how many did not, for lack of time or of a package."""
     ran = replace(suite, rows=[row for row in suite.rows if "rounds" in row])
     budget = suite.settings.get("budget")  # not in older files
     late = f" did not fit into the {budget:g} seconds" if budget else " did not fit into the time"

@@ -106,7 +106,7 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
         outputs[module] = output
 
     def record_block(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # Only the block tells whose parts those were, because several blocks may share one module.
+        # Outputs of parts are assigned to a block only here, because several blocks may share one module.
         name, parts = blocks.get(block, ("", {}))  # a copy of the network has the hooks, but is not asked about
         values = {part: outputs.pop(module) for part, module in parts.items() if module in outputs}
         if "map" in values:
@@ -145,7 +145,7 @@ def _join(name: str, part: str) -> str:
 
 
 def _select(names: Sequence[str], available: Sequence[str], network: nn.Module) -> set[str]:
-    # Of an iterator nothing would be left after the check.
+    # A collection, because the check would exhaust an iterator.
     if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
         wanted = "a sequence of names or patterns, such as ['*.gate']"
         raise TypeError(f"capture_attention: names must be {wanted}, got {names!r}.")

@@ -56,7 +56,7 @@ def init_weights(module: nn.Module, *, branch_scale: float = 0.3) -> None:
     """
     _checks.check_module("init_weights", "module", module)
     scale = _checks.check_number("init_weights", "branch_scale", branch_scale, least=0, hint="0.3 is the default")
-    # All are found before the first is drawn.
+    # All are checked before the first is drawn: an error changes nothing.
     convolutions = [
         (_convolution(block, name, path, gain), gain)
         for path, block in cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
@@ -69,7 +69,7 @@ def init_weights(module: nn.Module, *, branch_scale: float = 0.3) -> None:
 
 
 def _gains(block: nn.Module, branch_scale: float) -> dict[str, float]:
-    """By what the convolutions of a block scale the standard deviation of their input, before an activation."""
+    """The factor by which each convolution of a block scales the standard deviation of its input."""
     if isinstance(block, SCACB):
         parts = {"spatial": block.spatial, "channel": block.channel}
         layers = [

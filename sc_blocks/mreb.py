@@ -91,7 +91,7 @@ class MREB(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        # What SCACB and WSILBV leave a channel of. They would tell of a reduction, of which an MREB takes none.
+        # The least width of SCACB and WSILBV. Their own errors would name a reduction, which an MREB does not take.
         self.channels = _checks.check_int("MREB", "channels", channels, least=6 if parts == "both" else 4)
         self.num_stages = _checks.check_int("MREB", "num_stages", num_stages)
         if distilled_channels is None:

@@ -229,7 +229,7 @@ def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[
     """Bring ``new`` to a device, type and mode, except for modules that belong to the network already."""
     if new in own:
         return
-    # Those are taken out meanwhile: moves and .train() reach everything inside.
+    # Reused modules are taken out meanwhile, because moves and .train() reach everything inside.
     reused = list(_outermost(_named(new), own))
     for name, _ in reused:
         _put(new, name, nn.Identity())

@@ -89,7 +89,7 @@ def tiled(
         raise TypeError(f"tiled: on_tile must be callable or None, got {type(on_tile).__name__}.")
 
     tensors = (*model.parameters(), *model.buffers()) if isinstance(model, nn.Module) else ()
-    # Of weights that are offloaded, only those on the meta device are known.
+    # Offloaded weights may lie on the meta device, which no tile can move to.
     device = next((tensor.device for tensor in tensors if not tensor.is_meta), x.device)
     # The first halvings of a tile larger than the image would change nothing.
     tile = min(tile, _round_up(max(x.shape[2:]), size_multiple))

@@ -230,7 +230,7 @@ def _over_windows(combine: Callable[..., Tensor], whole: Callable[..., Tensor], 
 
 
 def _along(combine: Callable[..., Tensor], x: Tensor, side: int, dim: int) -> Tensor:
-    """The same along one dimension, from windows of 1, 2, 4, ... values: those that add up to ``side``."""
+    """Windows along one dimension, combined from windows of 1, 2, 4, ... values whose lengths add up to ``side``."""
     count = x.shape[dim] - side + 1
     result, start, width = None, 0, 1
     while start < side:

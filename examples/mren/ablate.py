@@ -99,7 +99,7 @@ def with_trunk(block: Callable[[int], nn.Module], config: Mapping[str, Any], cha
 
 
 class Table:
-    """Variants to be compared; the first is what the others are held against."""
+    """Variants to be compared; the first is the reference."""
 
     def __init__(self, title: str, *variants: Variant) -> None:
         self.title = title

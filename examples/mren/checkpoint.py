@@ -100,7 +100,7 @@ def write_checkpoint(output: Path, step: int, tensors: Mapping[str, Mapping[str,
     Args:
         output: Folder of the run.
         step: Number of steps that were taken.
-        tensors: A ``.safetensors`` file's worth of tensors by the name of the file.
+        tensors: The tensors of each ``.safetensors`` file, by the name of the file.
         state: Everything else, of the types that JSON has.
 
     Raises:
@@ -191,6 +191,6 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     # The fused update walks through memory: what belongs to a parameter must lie in the order of the parameter.
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            # Copies, too, of the steps: what was loaded maps the file, which some systems then do not delete.
+            # The steps are copied, too: loaded tensors map the file, which some systems then cannot delete.
             like = parameter if value.shape == parameter.shape else value
             values[name] = torch.empty_like(like).copy_(value)

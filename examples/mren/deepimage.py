@@ -1,4 +1,4 @@
-"""Images of 16 bits per value, of which Pillow would keep 8 in colour: PNG by libpng, TIFF by tifffile."""
+"""Images of 16 bits per value, which Pillow reduces to 8 in colour: PNG by libpng, TIFF by tifffile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UPRIGHT: dict[int, Any] = {
 
 
 def read_deep_png(opened: Image.Image, file: BinaryIO) -> Pixels:
-    """A PNG of 16 bits per value, of which Pillow would keep 8 in colour."""
+    """A PNG of 16 bits per value, which Pillow would reduce to 8 in colour."""
     if getattr(opened, "is_animated", False):
         raise RefusedError("is an animation of 16 bits per value; save the picture that you mean as a file of its own")
     orientation = read_orientation(opened)
@@ -41,7 +41,7 @@ def read_deep_png(opened: Image.Image, file: BinaryIO) -> Pixels:
 
 
 def read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) -> Pixels:
-    """A TIFF of 16 bits per value, of which Pillow would keep 8 in colour, or stripes."""
+    """A TIFF of 16 bits per value, which Pillow would reduce to 8 in colour, or read as stripes."""
     page: Any = tiff.pages[0]
     size = (page.imagewidth, page.imagelength)
     check_size(size, max_pixels)
@@ -90,7 +90,7 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _unpremultiplied(values: np.ndarray) -> np.ndarray:
-    """Colours that were multiplied by their opacity, as they were before."""
+    """Colours divided by the opacity that they were multiplied by."""
     alpha = values[..., -1:].astype(np.float64)
     colors = np.where(alpha > 0, values[..., :-1] * 65_535.0 / np.maximum(alpha, 1), 0)
     return np.concatenate([colors.round().clip(0, 65_535), alpha], -1).astype(np.uint16)

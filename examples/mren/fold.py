@@ -185,7 +185,7 @@ def pad_widths(net: MREN, multiple: int = 16) -> MREN:
 
 
 def _maps_read(module: nn.Module) -> dict[str, int]:
-    """How many maps the convolutions of a block read in one, for those that read several."""
+    """Convolutions of a block that read several maps side by side, and the numbers of these maps."""
     if isinstance(module, MREB):
         return {"fuse": module.num_stages + 1}
     if isinstance(module, SCACB):

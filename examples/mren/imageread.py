@@ -239,7 +239,7 @@ def _first_frame(file: BinaryIO) -> bytes:
 
 
 def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
-    """Bits per value of a format of which Pillow silently keeps 8."""
+    """Bits per value, in formats that Pillow silently reduces to 8."""
     if opened.format == "AVIF":
         head = rewind(file).read(4096)
         place = head.find(b"av1C")

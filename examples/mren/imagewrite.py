@@ -109,7 +109,7 @@ def write_picture(
         overwrite: Whether a file that is there may be replaced.
 
     Returns:
-        What of the picture's metadata the format cannot hold, in words.
+        The metadata of the picture that the format cannot hold, in words.
 
     Raises:
         ValueError: If the format cannot hold the picture, see :func:`check_writable`.
@@ -156,7 +156,7 @@ def save_image(image: Image.Image, path: str | Path, *, overwrite: bool = True) 
 
 
 def _supported_metadata(fmt: Format, metadata: Metadata) -> tuple[Metadata, tuple[str, ...]]:
-    """What of a picture's metadata a format takes, and what it does not, in words."""
+    """The part of a picture's metadata that a format takes, and what it does not take, in words."""
     left_out: list[str] = []
     if fmt is not _PNG:
         if metadata.text:

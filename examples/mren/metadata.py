@@ -108,7 +108,7 @@ def _kept_exif(opened: Image.Image) -> bytes | None:
             if fields:
                 kept[tag] = fields
         return kept.tobytes() if len(kept) else None
-    except Exception:  # as above
+    except Exception:  # damaged, as in read_orientation
         return None
 
 

@@ -37,7 +37,7 @@ def open_session(file: str | Path, *, threads: int = 0) -> Session:
 
     Args:
         file: The file.
-        threads: How many it works with; 0 for as many as there are cores.
+        threads: Number of threads; 0 for one per core.
 
     Raises:
         ValueError: If the file is missing, or onnxruntime cannot run it.
@@ -63,7 +63,7 @@ def open_session(file: str | Path, *, threads: int = 0) -> Session:
 
 
 def _why_refused(model: onnx.ModelProto) -> str | None:
-    """Why a file is not run: it could take for ever, reads other files, or is no network for images."""
+    """Why a file is refused, or ``None``: it could run for ever, reads other files, or is no network for images."""
     for graph in _graphs(model):
         for node in graph.node:
             if node.op_type in _REFUSED:
@@ -105,7 +105,7 @@ def run_session(session: Session, x: Tensor) -> Tensor:
     """
     try:
         (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    except Exception as error:  # as above
+    except Exception as error:  # onnxruntime's own exceptions, as in open_session
         if is_out_of_memory(error) or "bad_alloc" in str(error):
             raise MemoryError from error
         raise ValueError(f"onnxruntime fails at images of {tuple(x.shape)} ({one_line(error)[:300]})") from error
@@ -146,7 +146,7 @@ def latencies(
 ) -> dict[Path, list[float]]:
     """Seconds for an image of that height and width, one value for each round; the files run in turn.
 
-    With one thread seconds of the processor, which what else the machine does disturbs less; otherwise of the clock.
+    With one thread, processor time is measured, which other programs disturb less; otherwise wall-clock time.
     """
     clock = time.process_time if threads == 1 else time.perf_counter
     x = torch.rand(1, 3, *size)

@@ -56,7 +56,7 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
         images: Low-resolution, between 0 and 1, each (3, H, W).
     """
     model = onnx.load(file)
-    told = {each.key: each.value for each in model.metadata_props}
+    metadata = {each.key: each.value for each in model.metadata_props}
     add_pre_process_metadata(model)  # or onnxruntime logs, twice, advice on a command of its own
     in_float = _first_and_last_convs(model.graph)
     quantize_static(
@@ -77,7 +77,7 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
         weight_type=QuantType.QInt8,
     )
     quantized = onnx.load(file)
-    onnx.helper.set_model_props(quantized, told)
+    onnx.helper.set_model_props(quantized, metadata)
     onnx.checker.check_model(quantized, full_check=True)
     onnx.save(quantized, file)
 

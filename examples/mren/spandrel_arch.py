@@ -5,8 +5,8 @@ After :func:`register_spandrel`, ``spandrel.ModelLoader`` loads MREN as it loads
 spandrel hands on a file's tensors and drops its metadata, and tensors do not tell everything. They tell widths, depth,
 ``parts``, and channels with parameters. They do not tell ×3 from ×4, whose tensors have the same names and shapes, nor
 any option without parameters: ``exchange``, ``residual``, ``gate``, ``relay``, the weight of a fixed channel, and
-whether a chain of such channels ends with its block. For those the defaults of :class:`~examples.mren.model.MREN` and
-×4 are taken, unless the file says otherwise in a tensor, which :func:`write_for_spandrel` puts there.
+whether a chain of such channels ends with its block. These have the defaults of :class:`~examples.mren.model.MREN`, and
+the scale is ×4, unless a tensor of the file says otherwise, which :func:`write_for_spandrel` puts there.
 """
 
 from __future__ import annotations

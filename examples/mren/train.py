@@ -48,10 +48,10 @@ FEW_IMAGES = 20  # of which a network learns little; the field trains on hundred
 
 
 def _config(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the network, which can be built, and loaded from a file.
+    """The arguments of the network.
 
     Raises:
-        UsageError: If that is not so; nothing has been read yet.
+        UsageError: If no network can be built of them, or a weight file could not hold them.
     """
     if "scale" in args.config:
         raise UsageError("--config: the scale is that of --scale; leave it out.")
@@ -105,10 +105,10 @@ def _check_output(args: argparse.Namespace) -> None:
 def _load_images(
     args: argparse.Namespace, patch_size: int, *, is_main_process: bool
 ) -> tuple[list[ImagePair], list[ImagePair]]:
-    """Images to train on and to validate on; all that are bad are named before anything else is done."""
+    """Images to train on and to validate on. All bad images are named before anything else is done."""
     files = list_images(*args.data)
     problems: list[str] = []
-    # Of held-out images as well: what can be trained on can be scored, which needs more than a small patch.
+    # Any image may be held out and scored, which needs more pixels than a small patch.
     pairs = load_pairs(files, args.scale, min_size=max(patch_size, smallest_scored(args.scale)), on_bad=problems.append)
     for problem in sorted(problems) if is_main_process else []:
         if args.skip_bad:
@@ -131,7 +131,7 @@ def _load_images(
 
 
 def _without_flat(pairs: list[ImagePair], *, is_main_process: bool) -> list[ImagePair]:
-    """Held-out images but those of one colour: one that came out exact once would make that mean PSNR infinite."""
+    """Held-out images with more than one colour: a flat one can come out exact, which makes the mean PSNR infinite."""
     kept = [pair for pair in pairs if (pair.hr != pair.hr[:, :1, :1]).any()]
     if not kept:
         raise ValueError(f"all {len(pairs)} held-out images are of one colour; choose another --held-out.")

@@ -1,4 +1,4 @@
-"""One training run of any network: the network, its data, and where it has got to.
+"""One training run of any network: the network, its data, and its progress.
 
 :mod:`examples.mren.train` runs one from the command line, :mod:`examples.compare.runner` many.
 """
@@ -48,7 +48,7 @@ class TrainingError(ValueError):
 
 
 class Trainer:
-    """One run: the network, its data, and where it has got to.
+    """One run: the network, its data, and its progress.
 
     Args:
         net: The network with the weights that it begins from, on any device; it is trained in place.
@@ -125,8 +125,8 @@ class Trainer:
 
         if training.channels_last:
             net = net.to(memory_format=torch.channels_last)
-        self.raw_net = net.to(self.device)  # what is saved: never wrapped for mixed precision, graphs or processes
-        # Never compiled for one size either: it is what validates.
+        self.raw_net = net.to(self.device)  # saved: never wrapped for mixed precision, graphs or processes
+        # Validates images of many sizes, and is never compiled.
         self.average = copy.deepcopy(self.raw_net).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.raw_net, self.recipe.stages[0].lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
@@ -273,7 +273,7 @@ class Trainer:
         self.progress = progress
 
     def _fit_schedule(self, progress: Progress) -> None:
-        """Place what was trained within a run of this one's length."""
+        """Set the fraction of the schedule for what was trained, in a run of this length."""
         if self.minutes is None:
             length, taken, option = self.steps or 1, progress.step, f"--steps {self.steps}"
         else:

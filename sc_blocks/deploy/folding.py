@@ -161,7 +161,7 @@ def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldRep
 
 
 def _copied(module: Network) -> Network:
-    # A weight that hooks compute, as those of pruning do, belongs to the graph of the last run, which is not copied.
+    # A weight that a hook computes, as in pruning, is part of the graph of the last run, which cannot be copied.
     held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     memo = {id(value): value.detach().clone() for value in held if not value.is_leaf}
     with torch.inference_mode(False):  # so that the copy can be trained or given other weights later

@@ -29,7 +29,7 @@ class _Activation(nn.Identity):
 
 
 def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
-    """What keeps a module from being what a class builds, or ``None``; an ``nn.Conv2d``, 3x3 with a padding of 1."""
+    """Why a module is not what a class builds, or ``None``. An ``nn.Conv2d`` must be 3x3 with a padding of 1."""
     if type(module) is not cls:
         return f"is {type(module).__module__}.{type(module).__qualname__}, not {cls.__name__}"
     try:
@@ -40,7 +40,7 @@ def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
 
 
 def why_not_called_in_order(row: nn.Sequential) -> str | None:
-    """What keeps a container from calling its modules in order, and nothing else, or ``None``."""
+    """Why a container does not just call its modules in order, or ``None`` if it does."""
     if type(row) is not nn.Sequential:
         return f"stands in a {type(row).__name__}, not in an nn.Sequential"
     changed = "forward" in vars(row) or _patched_method(nn.Sequential)

@@ -96,7 +96,7 @@ class FoldedRBWA(RBWA):
     def with_frame(self, inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
         """Give a fresh map the outermost pixels that ``plain`` makes of the ``band`` outermost pixels of ``x``."""
         # An exported program remembers that these slices were smaller than the map, and refuses maps of two rows or
-        # columns. By index it would not, but OpenVINO would take a fifth longer.
+        # columns. Indexing would avoid that, but OpenVINO would take a fifth longer.
         top, bottom = plain(x[:, :, :band])[:, :, :1], plain(x[:, :, -band:])[:, :, -1:]
         left, right = plain(x[..., :band])[..., :1], plain(x[..., -band:])[..., -1:]
         if runs_on_cpu(x):
@@ -153,8 +153,8 @@ def why_not_merged(block: RBWA, tail: nn.Conv2d) -> str | None:
 
 
 def _bilinear_line(factor: int) -> tuple[list[float], int]:
-    """The kernel, along one axis, that enlarges pixels with zeros put between them, and the padding it takes."""
-    # By distance, before the first pixel that an input pixel becomes.
+    """The kernel of bilinear enlargement along one axis, for pixels with zeros between them, and its padding."""
+    # By the distance from the first of the pixels that an input pixel becomes.
     weights = {d: 1 - abs(d + (factor - 1) / 2) / factor for d in range(-2 * factor, factor + 1)}
     reached = [d for d in weights if weights[d] > 0]
     return [weights[d] for d in reached], factor + 1 + reached[0]

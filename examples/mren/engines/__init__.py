@@ -55,7 +55,7 @@ class EngineModule(Protocol):
         """Convert a network; ``example`` is an image for it, and ``metadata`` what the result says about itself."""
 
     def load(self, path: Path, *, threads: int = 0) -> Engine:
-        """Open what was written, to run with so many threads, 0 for as many as there are cores."""
+        """Open what was written, to run with this number of threads; 0 for one per core."""
 
 
 def engine_module(name: Format) -> EngineModule:
@@ -82,7 +82,7 @@ def compile_network(network: nn.Module, runtime: Runtime, example: Tensor, *, th
         network: Any network from images to images, in eval mode. It is not changed.
         runtime: Which one.
         example: An input of it, for tracing; the result takes other sizes, too.
-        threads: How many it works with; 0 for as many as there are cores.
+        threads: Number of threads; 0 for one per core.
 
     Raises:
         ValueError: If it cannot be converted.

@@ -30,7 +30,7 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 
 
 def convert(file: Path, path: Path, metadata: Mapping[str, str] = {}) -> None:
-    """Convert an ONNX file to such a folder. What is quantised in the one is computed in int8 from the other."""
+    """Convert an ONNX file to such a folder; what is quantised in the file is computed in int8."""
     openvino = _import()
     model = openvino.Core().read_model(file)
     for name, value in metadata.items():
@@ -44,7 +44,7 @@ def load(path: Path, *, threads: int = 0, precision: Precision = "f32") -> Engin
 
     Args:
         path: The folder.
-        threads: How many it works with; 0 for as many as there are cores.
+        threads: Number of threads; 0 for one per core.
         precision: ``"bf16"`` computes in bfloat16, which is faster on a processor that has it. OpenVINO would choose it
             there by itself.
     """

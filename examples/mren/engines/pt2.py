@@ -24,7 +24,7 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 class _IndexedRBWA(FoldedRBWA):
     """A folded RBWA that takes its outermost pixels by index.
 
-    Of a slice the program would remember that it was smaller than the map, and refuse maps of one or two rows.
+    The program would remember that a slice was smaller than the map, and refuse maps of one or two rows.
     """
 
     def with_frame(self, inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
