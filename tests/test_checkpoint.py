@@ -44,10 +44,12 @@ def test_progress_comes_back_as_it_was() -> None:
         ("minutes", 0),
         ("seconds", math.inf),
         ("best_psnr", None),
+        pytest.param("best_psnr", 10**400, id="more than a float holds"),
         ("interval_steps", "1"),
         ("history", {}),
         ("history", [{}]),
         ("history", [ROW | {"psnr": math.nan}]),
+        pytest.param("history", [ROW | {"psnr": 10**400}], id="more than a float holds in a row"),
         ("history", [ROW | {"more": 1}]),
     ],
 )

@@ -63,6 +63,7 @@ def write(file: Path, state: dict[str, torch.Tensor], arguments: object = CONFIG
         '{"a":' * 9_000,
         '{"scale": 2, "\x1b[2J": 1}',
         "1" * 5_000,
+        '{"scale": 2, "communication": ' + "9" * 400 + "}",  # more than a float holds
     ],
     ids=lambda value: repr(value)[:40],
 )

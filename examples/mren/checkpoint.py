@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from examples.mren.cli import is_out_of_memory, one_line
 from examples.mren.files import check_regular
-from examples.mren.weightfile import write_tensors
+from examples.mren.weightfile import is_number, write_tensors
 
 KEEP = 2
 PARTIAL = ".part"
@@ -71,11 +71,11 @@ def parse_progress(values: Any) -> Progress:
     history = values["history"]
     valid = {
         "step": type(values["step"]) is int and 0 <= values["step"] < 2**40,
-        "fraction": _is_number(values["fraction"], 0, 1),
-        "minutes": values["minutes"] is None or _is_number(values["minutes"], 1e-9, 1e9),
-        "seconds": _is_number(values["seconds"], 0, 1e12),
-        "best_psnr": _is_number(values["best_psnr"]),
-        "interval_loss": _is_number(values["interval_loss"], 0, 1e300),
+        "fraction": is_number(values["fraction"], 0, 1),
+        "minutes": values["minutes"] is None or is_number(values["minutes"], 1e-9, 1e9),
+        "seconds": is_number(values["seconds"], 0, 1e12),
+        "best_psnr": _is_score(values["best_psnr"]),
+        "interval_loss": is_number(values["interval_loss"], 0, 1e300),
         "interval_steps": type(values["interval_steps"]) is int and 0 <= values["interval_steps"] < 2**40,
         "history": isinstance(history, list)
         and any(all(_is_row(row, columns) for row in history) for columns in COLUMNS),
@@ -86,12 +86,13 @@ def parse_progress(values: Any) -> Progress:
     return Progress(**values)
 
 
-def _is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
-    return type(value) in (int, float) and least <= value <= most  # type: ignore[operator]
+def _is_score(value: object) -> bool:
+    """Whether a value is a number, or infinite, as the best PSNR is before the first validation."""
+    return is_number(value) or value in (-math.inf, math.inf)
 
 
 def _is_row(row: object, columns: tuple[str, ...]) -> bool:
-    return isinstance(row, dict) and tuple(row) == columns and all(map(_is_number, row.values()))
+    return isinstance(row, dict) and tuple(row) == columns and all(map(_is_score, row.values()))
 
 
 def write_checkpoint(output: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object) -> None:

@@ -7,7 +7,7 @@ and against the names, shapes and types of its tensors, before anything as large
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ def _is_int(value: object, least: int, most: int) -> bool:
     return type(value) is int and least <= value <= most
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+def is_number(value: object, least: float = -sys.float_info.max, most: float = sys.float_info.max) -> bool:
+    """Whether a value from JSON is a number in a range; by default a finite one, and not too large for a float."""
+    return type(value) in (int, float) and least <= value <= most  # type: ignore[operator]
 
 
 def _is_pair_of_widths(value: object) -> bool:
@@ -46,7 +47,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "residual": ("true or false", lambda value: isinstance(value, bool)),
     "communication": (
         "a number, text or null",
-        lambda value: value is None or isinstance(value, str) or _is_number(value),
+        lambda value: value is None or isinstance(value, str) or is_number(value),
     ),
     "chain": ("text", lambda value: isinstance(value, str)),
     "gate": ("true or false", lambda value: isinstance(value, bool)),
