@@ -244,6 +244,12 @@ def test_marks_that_are_wrong_are_named(loader: spandrel.ModelLoader, mark: str,
         loader.load_from_state_dict(state)
 
 
+@pytest.mark.parametrize("tensor", [torch.zeros(2, 3), torch.tensor(300.0)], ids=["matrix", "scalar"])
+def test_a_mark_of_another_shape_is_named(loader: spandrel.ModelLoader, tensor: Tensor) -> None:
+    with pytest.raises(ValueError, match=f"MREN: {ARGUMENTS} must hold the constructor's arguments as JSON"):
+        loader.load_from_state_dict(MREN(2, **SMALL).state_dict() | {ARGUMENTS: tensor})
+
+
 def test_tensors_that_do_not_fit_are_named(loader: spandrel.ModelLoader) -> None:
     per_channel = MREN(2, **SMALL, communication=lambda c: LearnableCommunication(c, per_channel=True))
     with pytest.raises(ValueError, match=r"(?s)do not fit .*'communication': 'learnable'.*size mismatch"):

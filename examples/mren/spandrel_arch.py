@@ -121,7 +121,7 @@ def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     if ARGUMENTS in state_dict:
         try:
             return parse_arguments(bytes(state_dict[ARGUMENTS].to(torch.uint8).tolist()).decode())
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # TypeError: a tensor of several dimensions
             raise ValueError(f"MREN: {ARGUMENTS} must hold the constructor's arguments as JSON ({error}).") from error
 
     if "reconstruct.1.expand.weight" in state_dict:
