@@ -287,6 +287,12 @@ def test_type_of_the_model_is_kept(dtype: torch.dtype) -> None:
     torch.testing.assert_close(result, x)
 
 
+def test_complex_results_are_not_rounded() -> None:
+    x = torch.rand(1, 1, 40, 40)
+    result = tiled(lambda part: torch.complex(part, 2 * part), x, tile=16, overlap=5)
+    torch.testing.assert_close(result, torch.complex(x, 2 * x))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool])
 def test_integers_are_rounded(dtype: torch.dtype) -> None:
     x = torch.rand(1, 3, 40, 57)
@@ -384,6 +390,7 @@ IMAGE = torch.rand(1, 1, 40, 40)
         ({"on_tile": 3}, TypeError, "on_tile must be callable or None, got int"),
         ({"scale": 2}, ValueError, r"scale=2 must be what the model .* got \(1, 1, 16, 16\) .* end in 32 x 32"),
         ({"model": lambda x: (x, x)}, TypeError, "model must return a tensor, got tuple"),
+        ({"model": lambda x: torch.cat([x, x])}, ValueError, r"scale=1 must be .* got \(2, 1, 16, 16\) from a tile"),
     ],
 )
 def test_arguments_that_cannot_work(arguments: dict[str, object], error: type[Exception], message: str) -> None:
