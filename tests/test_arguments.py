@@ -392,6 +392,7 @@ WRONG_ARGUMENTS = [
     (lambda: RBWA(8, scale_factor=float("inf")), ValueError, r"scale_factor must be finite, got inf; for example 2"),
     (lambda: RBWA(8, scale_factor=float("nan")), ValueError, r"scale_factor must be finite, got nan"),
     (lambda: RBWA(8, scale_factor=2.71828), ValueError, r"ratio of whole numbers up to 1000, got 2.71828; .*4 / 3"),
+    (lambda: RBWA(8, scale_factor=0.71828), ValueError, r"ratio of whole numbers up to 1000, got 0.71828"),
     (lambda: RBWA(8, scale_factor=5000), ValueError, r"ratio of whole numbers up to 1000, got 5000"),
     (lambda: RBWA(8, scale_factor=(2, 2)), TypeError, r"scale_factor must be a number, got \(2, 2\) \(tuple\)"),
     (lambda: RBWA(8, scale_factor=True), TypeError, r"scale_factor must be a number, got True \(bool\)"),
