@@ -63,6 +63,12 @@ def test_the_first_link_of_a_chain_that_takes_a_map_has_a_channel_of_its_own() -
     assert refined[0].shape == (1, 4, 6, 6)
 
 
+def test_the_map_that_a_chain_of_several_widths_takes_is_as_wide_as_that_of_its_first_stage() -> None:
+    chain = DRACBChain(12, [4, 6], takes_map=True)
+    features = [torch.rand(1, 12, 5, 6)] * 2
+    assert [map_.shape[1] for map_ in chain(features, torch.rand(1, 4, 5, 6))] == [4, 6]
+
+
 def test_the_chain_of_the_network_is_its_blocks_called_by_hand() -> None:
     net, x = small(chain="network"), image()
     first, second, third = net.body
