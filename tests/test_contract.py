@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -192,6 +194,17 @@ def test_dtype_argument(case: Case, dtype: torch.dtype) -> None:
     reference = case.build(perturbed=False, dtype=torch.float64)
     reference.load_state_dict(module.state_dict())
     assert_close(out, reference(x.double()).to(dtype))
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: GatedCommunication, lambda: GatedCommunication(4)], ids=["factory", "module"]
+)
+def test_the_channel_of_a_block_takes_its_dtype(build: Callable[[], Any]) -> None:
+    for block in (
+        DRACB(12, 4, communication=build(), dtype=torch.float64),
+        DRACBChain(12, 4, 2, communication=build(), dtype=torch.float64),
+    ):
+        assert {parameter.dtype for parameter in block.parameters()} == {torch.float64}
 
 
 @each_case
