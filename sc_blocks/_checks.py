@@ -92,7 +92,7 @@ def moved(module: nn.Module, device: Device, dtype: torch.dtype | None) -> nn.Mo
 def check_choice(block: str, name: str, value: Any, choices: Sequence[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     # Arrays are compared value by value; they are not hashable.
-    if isinstance(value, bool) or not isinstance(value, Hashable) or value not in choices:
+    if not isinstance(value, Hashable) or value not in choices:
         raise ValueError(f"{block}: {name} must be one of {', '.join(map(repr, choices))}; got {shown(value)}.")
 
 
