@@ -225,6 +225,14 @@ def test_of_mixed_types_the_larger_part_tells() -> None:
     assert model[0].weight.dtype == torch.float16
 
 
+def test_buffers_tell_too_but_integers_do_not() -> None:
+    old = nn.BatchNorm2d(4, affine=False).double()
+    old.register_buffer("index", torch.zeros(100, dtype=torch.long))
+    model = nn.Sequential(conv(), old)
+    replace_modules(model, "1", lambda old, name: conv())
+    assert model[1].weight.dtype == torch.float64
+
+
 class Scaled(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -242,6 +250,17 @@ def test_a_wrapped_module_is_left_as_it_is() -> None:
     assert [model[0].training, model[0].extra.training, norm.training] == [False, False, True]
     report.undo()
     assert model[0][1] is norm
+
+
+def test_another_module_of_the_network_may_be_the_new_one() -> None:
+    model = small()
+    model[2].double().eval()
+    replace_modules(model, "2.1", lambda old, name: model[1])
+    replace_modules(model, "2.2", lambda old, name: model[0])
+    assert model[2][1] is model[1]
+    assert model[2][2] is model[0]
+    assert model[0].training  # nothing of it follows the old ones
+    assert model[0].weight.dtype == torch.float32
 
 
 def test_new_parameters_train_in_a_frozen_network() -> None:
@@ -341,6 +360,13 @@ def test_undo_after_a_move_keeps_mixed_types() -> None:
     assert [parameter.dtype for parameter in model[1].parameters()] == [torch.float16] * 2 + [torch.float32] * 2
 
 
+def test_undo_without_a_move_keeps_each_device() -> None:
+    model = nn.Sequential(nn.Sequential(conv(device="meta"), conv()))
+    report = replace_modules(model, "0", lambda old, name: conv())
+    report.undo()
+    assert [layer.weight.device.type for layer in model[0]] == ["meta", "cpu"]
+
+
 def test_undo_changes_nothing_else_about_the_old_modules() -> None:
     model = nn.Sequential(conv(), nn.Sequential(conv().half(), nn.BatchNorm2d(4), nn.Dropout())).train()
     model[1][1].eval()
@@ -375,6 +401,20 @@ def test_if_a_parent_keeps_its_module_nothing_has_happened() -> None:
     modules = list(model.modules())
     with pytest.raises(RuntimeError, match="ScriptModule"):
         replace_modules(model, "?.0", lambda old, name: nn.GELU())
+    assert list(model.modules()) == modules
+
+
+def test_if_the_user_interrupts_nothing_has_happened() -> None:
+    class Slow(nn.Sequential):
+        def __setattr__(self, name: str, value: object) -> None:
+            if isinstance(value, nn.GELU):
+                raise KeyboardInterrupt
+            super().__setattr__(name, value)
+
+    model = nn.Sequential(nn.Sequential(nn.ReLU()), Slow(nn.ReLU()))
+    modules = list(model.modules())
+    with pytest.raises(KeyboardInterrupt):
+        replace_modules(model, nn.ReLU, gelu)
     assert list(model.modules()) == modules
 
 
