@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -345,6 +346,14 @@ def test_of_a_folded_network_all_but_the_gates_of_rbwa() -> None:
     assert not any(name.startswith("reconstruct") for name in attention)
 
 
+def test_a_block_whose_name_begins_like_a_folded_one_is_captured() -> None:
+    net = nn.Sequential(nn.Identity(), RBWA(8), *(nn.Identity() for _ in range(8)), WSILBV(8))
+    folded = fold(net)
+    with capture_attention(folded) as attention:
+        folded(torch.rand(1, 8, 5, 7))
+    assert list(attention) == ["10.gate"]
+
+
 def test_tensors_are_not_copied() -> None:
     block, x = DRACB(12, 4, gate=False), torch.randn(1, 12, 5, 7)
     with capture_attention(block) as attention:
@@ -538,6 +547,20 @@ def test_modules_of_a_network() -> None:
     assert cost.modules["reconstruct.1"] == complexity(RBWA(60, 30, device="meta"), (1, 60, 360, 640)).modules[""]
 
 
+def test_what_a_module_computes_itself_counts_for_it_before_and_after_its_child() -> None:
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.child, self.last = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.conv2d(x, self.first.weight)
+            return F.conv2d(self.child(x), self.last.weight)
+
+    modules = complexity(Between(), (1, 4, 5, 6)).modules
+    assert {name: cost.macs // 30 for name, cost in modules.items()} == {"": 112, "first": 0, "child": 64, "last": 0}
+
+
 def test_depthwise_points_count_as_the_convolutions_they_are() -> None:
     cost = complexity(SCACB(60, device="meta"), (1, 60, 6, 8))
     assert cost.modules["spatial.conv1"] == Cost(20, 10 * 6 * 8)
@@ -553,6 +576,7 @@ def test_attention_counts_as_the_matrix_products_it_is(need_weights: bool) -> No
         def forward(self, x: Tensor) -> Tensor:
             return self.heads(x, x, x, need_weights=need_weights)[0]
 
+    torch.backends.mha.set_fastpath_enabled(True)  # as it is in a fresh process
     before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
     cost = complexity(Attention(), (1, 10, 16))
     assert cost.macs == 4 * 10 * 16 * 16 + 2 * 10 * 10 * 16, "projections, and maps of 10 x 10"
@@ -617,6 +641,13 @@ def test_arguments_that_are_given_as_they_are() -> None:
         found = complexity(Conditioned(), sizes)
         assert found.macs == 4 * 8 * 5 * 6
         assert sorted(found.input_sizes) == [(1,), (1, 4, 5, 6)]
+    found = complexity(Conditioned().to("meta"), [torch.rand(1, 4, 5, 6), step])
+    assert found.macs == 4 * 8 * 5 * 6
+
+
+def test_layers_that_do_not_know_their_size_yet() -> None:
+    net = nn.Sequential(nn.LazyConv2d(8, 1), nn.LazyBatchNorm2d(), WSILBV(8))
+    assert complexity(net, (1, 3, 4, 4)).modules["0"] == Cost(32, 3 * 8 * 16)
 
 
 def test_what_is_shared_counts_once() -> None:
@@ -783,6 +814,11 @@ def test_table(depth: int | None) -> None:
     }
     assert rows
     assert "body.0.attention.gate" not in rows
+
+
+def test_the_table_shows_what_has_parameters_alone() -> None:
+    cost = complexity(nn.Sequential(nn.PReLU(8), nn.ReLU(), nn.Conv2d(8, 4, 1)), (1, 8, 5, 7))
+    assert list(cells(cost.table())) == ["total", "0", "2"]
 
 
 def test_prints_as_its_table() -> None:
