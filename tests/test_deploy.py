@@ -216,6 +216,13 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     assert (folded.float() - expected).square().mean().sqrt() < 2 * plain
 
 
+@some("wsilbv", "rbwa")
+@torch.no_grad()
+def test_values_whose_squares_overflow_in_half_precision(name: str) -> None:
+    module, x = build(name, torch.float16), 1000 * sample(name, 1, 36, 17, dtype=torch.float16)
+    in_range(in_small_strips(fold(module))(x), module(x), 1e-2)
+
+
 @some("scacb", "mreb", "rbwa", "tail", "mren-x3")
 @torch.no_grad()
 def test_autocast(name: str) -> None:
