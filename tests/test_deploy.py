@@ -586,6 +586,14 @@ def test_tails_behind_other_factors(factor: float, merged: bool) -> None:
         in_range(folded(x), row(x), 1e-13)
 
 
+@torch.no_grad()
+def test_a_tail_that_is_merged_in_one_place_only() -> None:
+    tail = conv3(24, 1)
+    row = lively(nn.Sequential(RBWA(24), tail, RBWA(1, 24, scale_factor=1), tail)).double()
+    x = torch.randn(1, 24, 9, 12, dtype=torch.float64)
+    in_range(in_small_strips(fold(row))(x), row(x), 1e-13)
+
+
 # -- the report and the check ---
 
 
@@ -675,6 +683,14 @@ def test_weights_that_are_offloaded_afterwards_are_used(cut: bool) -> None:
         torch.testing.assert_close(folded(x), wanted, rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_tail_that_is_offloaded_alone_is_used() -> None:
+    row, x = lively(nn.Sequential(RBWA(24), conv3(24, 1))), torch.rand(1, 24, 9, 12)
+    folded = in_small_strips(fold(row))
+    accelerate.cpu_offload(folded[1], execution_device=torch.device("cpu"))
+    in_range(folded(x), row(x), 1e-5)
+
+
 class Restless(nn.Module):
     """Changes its input, counts its runs, and draws random numbers."""
 
@@ -716,6 +732,8 @@ def test_results_of_every_type_are_compared() -> None:
         fold(nn.Sequential(RBWA(24), Finally(torch.fft.rfft2)), example=x, tolerance=1e-30)
     with pytest.raises(ValueError, match="fold: results for the example must be finite, got infinities or NaN"):
         fold(Finally(torch.log), example=torch.zeros(1, 24, 40, 6))
+    for nothing in (x[:0], x):
+        fold(Finally(lambda y: y[:, :0]), example=nothing)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
