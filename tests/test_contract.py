@@ -207,6 +207,14 @@ def test_the_channel_of_a_block_takes_its_dtype(build: Callable[[], Any]) -> Non
         assert {parameter.dtype for parameter in block.parameters()} == {torch.float64}
 
 
+def test_layers_with_parameters_take_the_dtype_of_their_block() -> None:
+    for block in (
+        SCACB(12, act_layer=nn.PReLU, dtype=torch.float64),
+        WSILB(12, gate_layer=nn.PReLU, dtype=torch.float64),
+    ):
+        assert {parameter.dtype for parameter in block.parameters()} == {torch.float64}
+
+
 @each_case
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
 def test_cast_after_construction(case: Case, cast: str) -> None:
