@@ -385,6 +385,8 @@ WRONG_ARGUMENTS = [
     (lambda: FixedCommunication("0.2"), TypeError, r"FixedCommunication: weight must be a number, got '0.2' \(str\)"),
     (lambda: FixedCommunication(True), TypeError, r"weight must be a number, got True \(bool\)"),
     (lambda: LearnableCommunication(4, init=float("nan")), ValueError, r"LearnableCommunication: init must be finite"),
+    (lambda: LearnableCommunication(4, init=-1e39), ValueError, r"init must fit torch.float32, got -1e\+39"),
+    (lambda: LearnableCommunication(4, init=1e5, dtype=torch.half), ValueError, r"init must fit torch.float16"),
     (lambda: GatedCommunication(4, init=1.0), ValueError, r"init must lie strictly between 0 and 1, got 1.0"),
     (lambda: GatedCommunication(4, init=0), ValueError, r"init must lie strictly between 0 and 1, got 0"),
     (lambda: RBWA(8, scale_factor=0), ValueError, r"scale_factor must be a positive ratio .*, got 0; for example 2"),
