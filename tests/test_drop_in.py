@@ -382,6 +382,8 @@ def test_a_stage_is_checked_in_the_call_of_the_chain_too(stage: int) -> None:
     # Wrappers such as DDP have no step, only the call.
     with pytest.raises(ValueError, match=r"DRACBChain: (stage|previous) must be"):
         DRACBChain(12, 4, 3)(features(), None, stage=stage)
+    with pytest.raises(ValueError, match=r"stage must be at least 0, got -1"):
+        DRACBChain(12, 4, 3)(features(), torch.rand(1, 4, 5, 6), stage=-1)
 
 
 def test_words_about_too_many_stages_at_once() -> None:
