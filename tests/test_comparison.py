@@ -189,6 +189,19 @@ def test_what_is_not_alike_is_refused(setup: Setup) -> None:
         compare(ROWS, setup)
 
 
+def test_a_damaged_record_is_named(setup: Setup) -> None:
+    one = dataclasses.replace(setup, seeds=1)
+    compare(ROWS[:1], one)
+    file = setup.output / "net" / "seed_0" / "run.json"
+    whole = read_json(file)
+    for damaged in ([whole], whole | {"minutes": None}, whole | {"scores": []}, {**whole, "macs": "1"}):
+        file.write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match=r"seed_0.run\.json: is not the record of a run; delete the file to train"):
+            compare(ROWS[:1], one)
+    file.unlink()
+    assert len(compare(ROWS[:1], one)) == 1
+
+
 def test_two_processes_do_not_train_one_run(setup: Setup) -> None:
     lock = setup.output / "net" / "seed_0" / "checkpoints" / ".lock"
     lock.parent.mkdir(parents=True)

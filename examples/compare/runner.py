@@ -235,6 +235,10 @@ def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost
     return True
 
 
+# What a record holds besides its settings, and of which types.
+_RECORD = {"parameters": (int,), "macs": (int,), "steps": (int,), "minutes": (int, float), "scores": (dict,)}
+
+
 @dataclass(frozen=True)
 class _Run:
     """A row with a seed."""
@@ -255,8 +259,22 @@ class _Run:
     def finished(self) -> bool:
         """Whether the run is there; raises if it is another one."""
         if self.record.exists():
-            self.check(read_json(self.record).get("settings", {}))
+            self.read_record()
         return self.record.exists()
+
+    def read_record(self) -> dict[str, Any]:
+        """The record of the finished run.
+
+        Raises:
+            ValueError: If the file is damaged, or the record of another run.
+        """
+        record = read_json(self.record)
+        if isinstance(record, dict):
+            settings = record.get("settings")
+            self.check(settings if isinstance(settings, dict) else {})
+        if not isinstance(record, dict) or any(type(record.get(key)) not in types for key, types in _RECORD.items()):
+            raise ValueError(f"{self.record}: is not the record of a run; delete the file to train the run again.")
+        return record
 
     def check(self, found: Mapping[str, Any]) -> None:
         """Raise if settings in the folder are of another run. The contents are not in those of earlier versions."""
@@ -321,7 +339,7 @@ def _score_of(net: nn.Module, file: Path, setup: Setup) -> Score:
 
 def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[str, int]) -> list[Run]:
     """The scores of a trained network; kept in its record, so that another test set does not repeat the others."""
-    record = read_json(run.record)
+    record = run.read_record()
     # The last two are not in records of earlier versions.
     scores, local_scores, known = (record.setdefault(key, {}) for key in ("scores", "local_scores", "images"))
     for name in sets:
