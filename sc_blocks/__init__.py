@@ -35,11 +35,11 @@ __all__ = [
     "to_local",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> type[FixedCommunication]:
-    if name != "LinearCommunication":  # as it was called in 0.1.0
+    if name != "LinearCommunication":  # its name in 0.1.0
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import warnings  # here only: it is no name of this package
 
