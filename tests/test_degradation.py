@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -50,6 +52,17 @@ def test_half_of_the_patches_are_clean_and_the_others_in_range() -> None:
     for values, most in (([each.noise for each in degraded], 10), ([each.blur for each in degraded], 0.8)):
         assert min(values) == 0
         assert 0.95 * most < max(values) <= most
+    noises, blurs = ([e.noise for e in degraded if e.noise], [e.blur for e in degraded if e.blur])
+    # How many, and uniform in what varies: each to within four standard deviations.
+    assert len(noises) / len(degraded) == pytest.approx(1 / 2, abs=0.065)
+    assert len(blurs) / len(degraded) == pytest.approx(1 / 4, abs=0.055)
+    assert sum(each.subsampling == "4:2:0" for each in degraded) / len(degraded) == pytest.approx(3 / 4, abs=0.055)
+    assert np.mean([each.quality for each in degraded]) == pytest.approx((30 + 95) / 2, abs=2.5)
+    assert np.mean(noises) == pytest.approx(5, abs=0.55)
+    assert np.mean(blurs) == pytest.approx(0.4, abs=0.06)
+    # One says nothing of another: the coefficient of two that do not is 0, to within 1 / sqrt(1000).
+    drawn_numbers = [(each.quality, each.noise, each.blur, *each.offset) for each in degraded]
+    np.testing.assert_allclose(np.corrcoef(drawn_numbers, rowvar=False), np.eye(5), rtol=0, atol=0.13)
 
 
 @given(
@@ -70,6 +83,12 @@ def test_each_step_does_what_it_is_called() -> None:
     noisy = degrade(gray, Degradation(noise=8.0), make_generator(0)).float() - 128
     assert noisy.mean().item() == pytest.approx(0, abs=0.5)
     assert noisy.std().item() == pytest.approx(8, rel=0.05)
+    np.testing.assert_allclose(np.corrcoef(noisy.flatten(1)), np.eye(3), rtol=0, atol=0.07)  # one colour, another noise
+    for extreme in (0, 255):  # where there is no more black or white, it stays so
+        flat = torch.full((3, 64, 64), extreme, dtype=torch.uint8)
+        off = (degrade(flat, Degradation(noise=8.0), make_generator(0)).float() - extreme).abs()
+        assert (off.median().item(), off.max().item() < 50) == (0, True)
+        assert torch.equal(degrade(flat, Degradation(blur=0.8), make_generator(0)), flat), "dark or light borders"
     dot = torch.zeros(3, 21, 21, dtype=torch.uint8)
     dot[:, 10, 10] = 255
     blurred = degrade(dot, Degradation(blur=0.8), make_generator(0)).double()
@@ -135,6 +154,27 @@ def test_patches_of_training_are_those_of_clean_images_or_degraded() -> None:
         for rank in (0, 1):  # two processes share the batch
             assert torch.equal(samplers[1].batch(step, rank=rank, world_size=2)[0], low[rank::2])
     assert 50 < equal < 110  # of 160
+
+
+def test_each_patch_is_degraded_in_its_own_way() -> None:
+    gray = torch.full((3, 8, 8), 128, dtype=torch.uint8)  # wherever it is cut, it is the same
+    pairs = [ImagePair(Path("gray"), gray, gray)]
+    noisy = []
+    for seed, step in itertools.product(range(3), range(3)):
+        sampler = PatchSampler(pairs, 1, patch_size=8, batch_size=32, seed=seed, degrade=True)
+        noisy += [patch for patch in sampler.batch(step)[0] if patch.std() > 0]
+    assert len(noisy) > 40  # about a quarter of 288
+    assert len({tuple(patch.flatten().tolist()) for patch in noisy}) == len(noisy)
+
+
+def test_the_border_of_an_image_is_degraded_as_if_it_went_on() -> None:
+    # From black on one side to white on the other: what is compressed beyond a side must not be that of the other.
+    across = torch.linspace(0, 255, 32).round().to(torch.uint8).expand(3, 32, 32)
+    pairs = [ImagePair(Path("ramp"), ramp, ramp) for ramp in (across, across.transpose(1, 2))]
+    low, high = PatchSampler(pairs, 1, patch_size=32, batch_size=64, seed=0, degrade=True).batch(0)
+    off = (low - high).abs().mean((0, 1))
+    border = torch.cat([off[0], off[-1], off[:, 0], off[:, -1]]).mean()
+    assert 0 < border < 1.5 * off[4:-4, 4:-4].mean()
 
 
 def test_a_run_on_photographs_is_recorded_and_chosen_by_both(images: Path, tmp_path: Path) -> None:
