@@ -56,12 +56,16 @@ def test_imresize_is_matlabs_kernel(size: int, factor: int, enlarge: bool, seed:
     np.testing.assert_allclose(resized[0, :, 0].numpy(), matlab_axis(signal, scale), atol=1e-12)
 
 
-def test_imresize_rounds_eight_bit_images_after_each_axis_rows_first() -> None:
-    image = photo(16, 24, seed=3)
-    rows = np.apply_along_axis(matlab_axis, 1, image.numpy().astype(float), 1 / 4)
+# Of noise, some results lie exactly between two values, and others out of range.
+NOISE = torch.from_numpy(np.random.default_rng(0).integers(256, size=(3, 64, 96), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("image", "scale"), [(photo(16, 24, seed=3), 1 / 4), (NOISE, 1 / 2)], ids=["photo", "noise"])
+def test_imresize_rounds_eight_bit_images_after_each_axis_rows_first(image: torch.Tensor, scale: float) -> None:
+    rows = np.apply_along_axis(matlab_axis, 1, image.numpy().astype(float), scale)
     rows = np.clip(np.floor(rows + 0.5), 0, 255)
-    both = np.clip(np.floor(np.apply_along_axis(matlab_axis, 2, rows, 1 / 4) + 0.5), 0, 255)
-    assert torch.equal(imresize(image, 1 / 4), torch.from_numpy(both).to(torch.uint8))
+    both = np.clip(np.floor(np.apply_along_axis(matlab_axis, 2, rows, scale) + 0.5), 0, 255)
+    assert torch.equal(imresize(image, scale), torch.from_numpy(both).to(torch.uint8))
 
 
 @needs_data
@@ -125,6 +129,18 @@ def test_folders_without_images_say_where_and_what_was_looked_for(tmp_path) -> N
         list_images(tmp_path)
 
 
+def test_images_come_by_name_one_folder_after_the_other(tmp_path) -> None:
+    # The order decides which images are held out; that of the disk differs between machines.
+    expected = []
+    for folder in ("second", "first"):
+        (tmp_path / folder).mkdir()
+        files = [tmp_path / folder / f"{number:02d}.png" for number in range(20)]
+        for number in np.random.default_rng(0).permutation(20):
+            files[number].touch()
+        expected += files
+    assert list_images(tmp_path / "second", tmp_path / "first") == expected
+
+
 def test_images_smaller_than_the_patch_are_named(tmp_path) -> None:
     files = write_photos(tmp_path, [(40, 40), (30, 50)])
     with pytest.raises(ValueError, match=r"1\.png: 50 x 30 pixels, less than the patch of 32 x 32.*--patch-size 28"):
@@ -135,12 +151,15 @@ def test_images_smaller_than_the_patch_are_named(tmp_path) -> None:
 
 
 @given(count=st.integers(2, 200), data=st.data())
-def test_the_split_is_disjoint_and_complete(count: int, data: st.DataObject) -> None:
+def test_the_split_is_disjoint_complete_and_even(count: int, data: st.DataObject) -> None:
     held_out = data.draw(st.integers(1, count - 1))
     files = [f"{i:03d}" for i in range(count)]
     train, held = split_held_out(files, held_out)
     assert len(held) == held_out
     assert sorted(train + held) == files
+    # Of frames that resemble their neighbours, as of a film, every part is validated on.
+    gaps = np.diff([files.index(file) for file in held])
+    assert all(gap in (count // held_out, -(-count // held_out)) for gap in gaps)
 
 
 @pytest.mark.parametrize("held_out", [0, 5, 6])
@@ -185,6 +204,7 @@ def test_what_a_step_draws_depends_on_seed_and_step_alone() -> None:
     assert draw(0, 5) == draw(0, 5)
     assert draw(0, 5) != draw(0, 6)
     assert draw(0, 5) != draw(1, 5)
+    assert draw(0, 6) != draw(1, 5)  # another seed is no later start of the same run
 
 
 def test_of_two_places_the_one_with_more_texture_is_taken() -> None:
