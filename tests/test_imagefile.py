@@ -12,6 +12,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import imagecodecs
 import numpy as np
@@ -93,6 +94,16 @@ def test_a_turned_tiff_is_upright(kind: str, orientation: int, tmp_path: Path) -
         8: lambda a: np.rot90(a, 1),
     }[orientation](stored)
     np.testing.assert_array_equal(values_of(read_picture(file)), upright)
+
+
+def test_a_turned_png_of_sixteen_bits_is_upright(tmp_path: Path) -> None:
+    exif, values = Image.Exif(), deep(3)
+    exif[0x0112] = 6  # to be turned clockwise
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    content = imagecodecs.png_encode(values)
+    (tmp_path / "in.png").write_bytes(content[:33] + chunk + content[33:])  # behind the signature and the header
+    np.testing.assert_array_equal(values_of(read_picture(tmp_path / "in.png")), np.rot90(values, -1))
 
 
 # Depth
@@ -182,6 +193,11 @@ def test_what_a_deep_tiff_says_besides_its_pixels(tmp_path: Path) -> None:
     wanted = torch.tensor([20_000, 0, 10_000]) / 40_000
     torch.testing.assert_close(picture.color[:, 0, 0], wanted, rtol=0, atol=2e-5)
     assert picture.color[:, 0, 1].tolist() == [0, 0, 0]
+    # Where next to nothing shows, its colour is as bright; no colour is brighter than white.
+    values = np.array([[[60, 30, 0, 60], [50_000, 0, 10_000, 40_000]]], np.uint16)
+    tifffile.imwrite(tmp_path / "c.tif", values, photometric="rgb", extrasamples=["assocalpha"])
+    wanted = torch.tensor([[1.0, 1.0], [0.5, 0.0], [0.0, 0.25]])
+    torch.testing.assert_close(read_picture(tmp_path / "c.tif").color[:, 0], wanted, rtol=0, atol=2e-5)
     # A profile of something else than RGB, and an orientation that there is not.
     gray = bytearray(srgb_profile())
     gray[16:20] = b"GRAY"
@@ -319,6 +335,7 @@ def test_formats_by_their_suffix(suffix: str, tmp_path: Path) -> None:
     assert suffix in IMAGE_SUFFIXES
     assert list_images(tmp_path) == [file]
     assert read_size(file) == (WIDTH, HEIGHT)
+    assert read_picture(file).lossy == (suffix in (".jfif", ".avif", ".heic", ".webp"))
     difference = values_of(read_picture(file)).astype(int) - np.array(rgb())
     assert np.abs(difference).mean() < 40
 
@@ -326,6 +343,12 @@ def test_formats_by_their_suffix(suffix: str, tmp_path: Path) -> None:
 def test_bits_that_are_not_kept_are_said(tmp_path: Path) -> None:
     pillow_heif.from_bytes("RGB;16", (WIDTH, HEIGHT), deep(3).tobytes()).save(tmp_path / "a.heic")
     assert read_picture(tmp_path / "a.heic").notes == ("of its 10 bits per value 8 are taken",)
+    for bits in (8, 10, 12):
+        values = deep(3) >> (16 - bits)
+        content = imagecodecs.avif_encode(values.astype(np.uint8) if bits == 8 else values, bitspersample=bits)
+        (tmp_path / "a.avif").write_bytes(content)
+        said = () if bits == 8 else (f"of its {bits} bits per value 8 are taken",)
+        assert read_picture(tmp_path / "a.avif").notes == said
 
 
 def test_heic_without_its_package_says_which(tmp_path: Path, monkeypatch) -> None:
@@ -481,6 +504,26 @@ def test_text_of_a_png_is_kept_in_a_png_and_said_elsewhere(tmp_path: Path) -> No
     assert write_picture(tmp_path / "out.jpg", picture) == ("its PNG text",)
 
 
+def test_the_orientation_in_xmp_is_reset_in_both_ways_of_writing_it(tmp_path: Path) -> None:
+    element = XMP.replace(b'tiff:Orientation="6" ', b"").replace(
+        b"/></rdf", b"><tiff:Orientation>6</tiff:Orientation></rdf:Description></rdf"
+    )
+    for xmp in (XMP, element):
+        rgb().save(tmp_path / "in.jpg", xmp=xmp, exif=camera_exif())
+        write_picture(tmp_path / "out.jpg", read_picture(tmp_path / "in.jpg"))
+        with Image.open(tmp_path / "out.jpg") as result:
+            assert b"Orientation" in result.info["xmp"]
+            assert b"6" not in result.info["xmp"].replace(b"1999/02/22", b"")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_resolutions_across_and_down_may_differ(suffix: str, tmp_path: Path) -> None:
+    rgb().save(tmp_path / f"in{suffix}", dpi=(300, 150))
+    write_picture(tmp_path / f"out{suffix}", read_picture(tmp_path / f"in{suffix}"))
+    with Image.open(tmp_path / f"out{suffix}") as result:
+        assert result.info["dpi"] == pytest.approx((300, 150), abs=0.1)
+
+
 def test_xmp_in_the_manner_of_older_programs_is_kept(tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("XML:com.adobe.xmp", XMP.decode())
@@ -614,6 +657,24 @@ def test_gamma_of_a_png_is_kept_or_converted(tmp_path: Path) -> None:
     write_picture(tmp_path / "out.tif", picture)
     with Image.open(tmp_path / "out.tif") as result:
         assert abs(result.getpixel((4, 4))[0] - 128) <= 1
+    # Of another exponent, from dark to light: in sRGB the same light, to within a step of eight bits.
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    content = png_with({b"gAMA": struct.pack(">I", 60_000)}, Image.fromarray(ramp).convert("RGB"))
+    (tmp_path / "other.png").write_bytes(content)
+    write_picture(tmp_path / "other.tif", read_picture(tmp_path / "other.png"))
+    written = np.asarray(Image.open(tmp_path / "other.tif"))[..., 0].astype(float)
+    lower, upper = (
+        np.where(sides <= 0.04045, sides / 12.92, ((sides + 0.055) / 1.055) ** 2.4)
+        for sides in ((written + offset).clip(0, 255) / 255 for offset in (-0.6, 0.6))
+    )
+    light = (ramp / 255) ** (1 / 0.6)
+    assert ((lower <= light) & (light <= upper)).all()
+    # What says sRGB is sRGB, whatever its gamma is for programs that know nothing of sRGB.
+    both = {b"gAMA": gamma, b"sRGB": b"\0"}
+    (tmp_path / "both.png").write_bytes(png_with(both, Image.new("RGB", (8, 8), (55, 55, 55))))
+    write_picture(tmp_path / "both.tif", read_picture(tmp_path / "both.png"))
+    with Image.open(tmp_path / "both.tif") as result:
+        assert result.getpixel((4, 4)) == (55, 55, 55)
     usual = struct.pack(">I", 45_455)
     (tmp_path / "usual.png").write_bytes(png_with({b"gAMA": usual}, Image.new("RGB", (8, 8), (55, 55, 55))))
     write_picture(tmp_path / "usual.tif", read_picture(tmp_path / "usual.png"))
@@ -661,6 +722,32 @@ def test_webp_is_as_lossy_as_what_it_came_from(tmp_path: Path) -> None:
     assert sizes["in.jpg"] < sizes["in.png"] / 2
     write_picture(tmp_path / "low.webp", picture, quality=10)
     assert (tmp_path / "low.webp").stat().st_size < sizes["in.jpg"]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".avif"])
+def test_fine_colours_survive_formats_with_loss(suffix: str, tmp_path: Path) -> None:
+    columns = np.zeros((32, 32, 3), np.uint8)
+    columns[:, ::2, 0] = columns[:, 1::2, 2] = 200  # red and blue; with colours at half the width, all are purple
+    Image.fromarray(columns).save(tmp_path / "in.png")
+    write_picture(tmp_path / f"out{suffix}", read_picture(tmp_path / "in.png"))
+    assert np.abs(values_of(read_picture(tmp_path / f"out{suffix}")).astype(int) - columns).mean() < 10
+
+
+def test_webp_keeps_colours_that_do_not_show(tmp_path: Path) -> None:
+    picture = Picture(photo(16, 16).float() / 255, alpha=torch.zeros(1, 16, 16))
+    write_picture(tmp_path / "out.webp", picture)
+    again = read_picture(tmp_path / "out.webp")
+    assert again.alpha is not None
+    assert again.alpha.max() == 0
+    np.testing.assert_array_equal(values_of(again), values_of(picture))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_values_out_of_range_are_black_and_white(bits: Literal[8, 16], tmp_path: Path) -> None:
+    color = torch.tensor([-0.3, 0.5, 1.3]).view(1, 1, 3).expand(3, 8, 3)
+    write_picture(tmp_path / "out.png", Picture(color, bits=bits))
+    written = read_picture(tmp_path / "out.png").color
+    torch.testing.assert_close(written, color.clamp(0, 1), rtol=0, atol=0.51 / 255)
 
 
 @pytest.mark.parametrize("lossless", [True, False])

@@ -185,9 +185,20 @@ def test_opaque_and_transparent_stay_exactly_so() -> None:
     alpha = torch.zeros(1, 20, 20)
     alpha[:, :, 10:] = 1
     result = command.upscale(Wrong(), Picture(torch.rand(3, 20, 20), alpha), SCALE)
+    assert result.color.min() == 0  # a background is laid behind what is in range
     assert result.alpha is not None
     assert (result.alpha[:, :, 24:] == 1).all()
     assert (result.alpha[:, :, :16] == 0).all()
+
+
+def test_gray_is_the_mean_of_the_three_colours_that_the_network_makes() -> None:
+    class Tinting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.interpolate(x, scale_factor=SCALE) + torch.tensor([0.3, 0.0, 0.0]).view(3, 1, 1)
+
+    gray = torch.rand(1, 20, 20) / 2
+    result = command.upscale(Tinting(), Picture(gray), SCALE)
+    torch.testing.assert_close(result.color[:, ::SCALE, ::SCALE], gray + 0.1)
 
 
 def test_bleed_takes_the_nearest_colour_and_leaves_what_shows() -> None:
@@ -313,6 +324,9 @@ def test_format_is_refused_before_the_network_runs(tmp_path: Path, run, capsys, 
     monkeypatch.setattr(command, "upscale", None)
     assert run(tmp_path / "in.png", "-o", tmp_path / "out.jpg") == 1
     assert "JPEG has no transparency" in capsys.readouterr().err
+    Image.new("L", (9000, 8)).save(tmp_path / "long.png")  # 18,000 wide, when it is enlarged
+    assert run(tmp_path / "long.png", "-o", tmp_path / "out.webp") == 1
+    assert "WebP ends at 16383 pixels a side, got 18000" in capsys.readouterr().err
 
 
 def test_a_previous_result_survives_a_failed_write(tmp_path: Path, monkeypatch) -> None:

@@ -152,6 +152,13 @@ def test_metadata_is_kept_or_stripped(tmp_path: Path, run) -> None:
         assert (kept.getexif()[0x010F], round(kept.info["dpi"][0])) == ("Maker", 300)
         assert len(bare.getexif()) == 0
         assert "dpi" not in bare.info
+    # What the values mean is no metadata: without it, linear ones would look too dark.
+    info = PngInfo()
+    info.add(b"gAMA", (100_000).to_bytes(4, "big"))
+    Image.new("RGB", (8, 9)).save(tmp_path / "in.png", pnginfo=info)
+    assert run(tmp_path / "in.png", "-o", tmp_path / "linear.png", "--strip-metadata") == 0
+    with Image.open(tmp_path / "linear.png") as linear:
+        assert linear.info["gamma"] == 1
 
 
 def test_sixteen_bit_colour_goes_through(tmp_path: Path, run, capsys) -> None:
