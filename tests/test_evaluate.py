@@ -13,10 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from examples.mren.data import imresize, list_images, mod_crop
+from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.evaluate import Row, evaluate, main, mean_score, network_upscaler
-from examples.mren.metrics import Score
+from examples.mren.imagepairs import match_lr
+from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import MREN, WEIGHTS, load_mren, save_weights, weights_path
+from sc_blocks import to_local
+from sc_blocks.tiling import tiled
 from tests.images import DATA, needs_data, photo, rename_to_bytes, write_photos
 
 # Bicubic by the protocol of the papers, PSNR and SSIM: an independent implementation's figures, which reproduce the
@@ -104,6 +107,37 @@ def test_the_command_prints_a_table_and_writes_every_score(tmp_path: Path, weigh
     # Windows of 12 pixels on maps of 24 and more: the statistics differ, and so must the scores.
     network, local = ([r["psnr"] for r in rows if r["method"] == m] for m in ("small", "small, local statistics"))
     assert network != local
+
+
+def test_tiles_and_windows_are_of_the_size_that_is_asked_for(tmp_path: Path, weights: Path) -> None:
+    net = load_mren(2, path=weights)
+    torch.nn.init.normal_(net.tail.weight, std=0.1)
+    save_weights(net, weights, {"scale": 2, "channels": 12, "num_blocks": 1})
+    (file,) = write_photos(tmp_path / "set", [(200, 180)])
+    command = ["--data", str(tmp_path / "set"), "--weights", str(weights), "--device", "cpu", "--csv"]
+    assert main([*command, str(tmp_path / "scores.csv"), "--tile", "64", "--local", "12"]) == 0
+    with (tmp_path / "scores.csv").open() as opened:
+        found = {row["method"]: float(row["psnr"]) for row in csv.DictReader(opened)}
+    hr = read_rgb(file)
+    x = imresize(hr, 1 / 2)[None] / 255
+
+    def scored(sr: torch.Tensor) -> float:
+        return score(to_uint8(sr[0]), hr, 2).psnr
+
+    with torch.no_grad():
+        expected = {"small": scored(net(x)), "small, tiles of 64": scored(tiled(net, x, scale=2, tile=64))}
+        to_local(net, torch.zeros(1, 3, 12, 12))
+        expected["small, local statistics"] = scored(net(x))
+    assert len({round(psnr, 2) for psnr in expected.values()}) == 3
+    for method, psnr in expected.items():
+        assert found[method] == pytest.approx(psnr, abs=2e-4), method
+
+
+def test_a_suffix_is_left_out_of_a_name_only_where_it_must_be() -> None:
+    lr = [Path("LR/a.png"), Path("LR/ax2.png"), Path("LR/b_x2.png")]
+    assert match_lr([Path("HR/a.png")], lr[:2], 2)[0] == {Path("HR/a.png"): lr[0]}
+    assert match_lr([Path("HR/ax2.png")], lr[:2], 2)[0] == {Path("HR/ax2.png"): lr[1]}
+    assert match_lr([Path("HR/b.png")], lr, 2)[0] == {Path("HR/b.png"): lr[2]}
 
 
 def test_names_that_are_not_utf_8_cost_no_scores(tmp_path: Path, weights: Path) -> None:
