@@ -441,16 +441,43 @@ def test_a_row_that_begins_from_weights_of_its_own_draws_them_from_its_seed(setu
     for seed in (0, 1):
         again = load_file(setup.output.parent / "again" / "own" / f"seed_{seed}" / "weights.safetensors")
         assert torch.equal(again["up.weight"], weights(setup, "own", seed)["up.weight"])
-    assert not torch.equal(weights(setup, "own", 0)["up.weight"], weights(setup, "own", 1)["up.weight"])
+    for row in ("net", "own"):
+        assert not torch.equal(weights(setup, row, 0)["up.weight"], weights(setup, row, 1)["up.weight"])
+
+
+def test_each_seed_sees_patches_of_its_own(setup: Setup) -> None:
+    def zeros() -> Net:
+        net = Net()
+        for parameter in net.parameters():
+            nn.init.zeros_(parameter)
+        return net
+
+    compare([Row("zeros", zeros, begins_alike=False)], setup)
+    assert not torch.equal(*(weights(setup, "zeros", seed)["up.weight"] for seed in (0, 1)))
+
+
+def test_networks_are_scored_as_they_are_used(setup: Setup) -> None:
+    def dropping() -> nn.Module:
+        return nn.Sequential(Net(), nn.Dropout(0.5))
+
+    compare([Row("dropping", dropping)], dataclasses.replace(setup, seeds=1))
+    net = dropping()
+    net.load_state_dict(weights(setup, "dropping"))
+    (run,) = compare([Row("dropping", dropping)], dataclasses.replace(setup, seeds=1))
+    (file,) = setup.test[0].iterdir()
+    assert run.psnr == pytest.approx(SuperResolution(2).score(net.eval(), file, "cpu").psnr, abs=1e-4)
 
 
 def test_averaged_weights_are_kept(setup: Setup) -> None:
     longer = dataclasses.replace(setup, seeds=1, training=dataclasses.replace(SHORT, steps=20, ema_decay=0.9))
     last = dataclasses.replace(longer, output=setup.output.parent / "last")
     last = dataclasses.replace(last, training=dataclasses.replace(last.training, ema_decay=0))
+    config = {"scale": 2, "channels": 12, "num_blocks": 1}
+    rows = [ROWS[0], Row("mren", partial(MREN, **config), config=config)]
     for each in (longer, last):
-        compare(ROWS[:1], each)
-    assert not torch.equal(weights(longer)["up.weight"], weights(last)["up.weight"])
+        compare(rows, each)
+    for row, name in (("net", "up.weight"), ("mren", "head.weight")):
+        assert not torch.equal(weights(longer, row)[name], weights(last, row)[name])
 
 
 # Statistics
@@ -489,6 +516,8 @@ def test_seeds_that_not_all_rows_have_are_left_out_of_differences() -> None:
     with pytest.raises(ValueError, match="2 rows have no seed in common"):
         paired([{0: 30.0}, {1: 30.5}])
     assert paired([{0: 30.0, 1: 31.0}, {0: 30.5}]).differences == [Difference(0.5, None)]
+    three = [{0: 30.0, 1: 31.0}, {0: 30.5, 1: 33.0}, {0: 30.25}]
+    assert paired(three).differences == [Difference(0.5, None), Difference(0.25, None)]
 
 
 def test_rows_with_more_seeds_than_others() -> None:

@@ -178,6 +178,19 @@ def test_noise_is_gaussian_of_the_asked_strength_and_repeats() -> None:
     assert not torch.equal(levels, levels.round())
 
 
+def test_noise_of_training_is_new_in_each_step_and_seed_and_shared_among_processes() -> None:
+    task, found = Denoising(sigma=25), []
+    for seed, step in ((0, 3), (0, 4), (1, 3), (1, 4)):
+        noisy, clean = task.batch(sampler(1, seed), step)
+        found.append(noisy - clean)
+        for rank in (0, 1):
+            part = task.batch(sampler(1, seed), step, rank=rank, world_size=2)
+            assert torch.equal(part[0], noisy[rank::2])
+            assert torch.equal(part[1], clean[rank::2])
+    # Of numbers that have nothing to do with each other, the coefficient is 0, to within 1 / sqrt(1536).
+    np.testing.assert_allclose(np.corrcoef(torch.stack(found).flatten(1)), np.eye(4), rtol=0, atol=0.11)
+
+
 def test_the_score_of_doing_nothing_is_that_of_the_noise(tmp_path: Path) -> None:
     (file,) = write_photos(tmp_path, [(64, 80)])
     score = Denoising(sigma=25).score(nn.Identity(), file, "cpu").psnr
