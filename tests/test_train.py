@@ -24,9 +24,10 @@ from safetensors.torch import save_file
 
 from examples.mren import trainer
 from examples.mren.data import ImagePair, imresize
+from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.patches import PatchSampler
-from examples.mren.recipes import LOSSES, RECIPES, Recipe, Stage, Training
+from examples.mren.recipes import LOSSES, RECIPES, Mixed, Recipe, Stage, Training
 from examples.mren.train import main
 from examples.mren.trainoptions import parse, training_of
 from tests.images import photo, rename_to_bytes, write_photos
@@ -552,6 +553,9 @@ def test_the_default_recipe_is_the_papers() -> None:
     # Halved after every 600 of the 3000 epochs.
     rates = [stage.learning_rate(epoch / 3000) / 5e-4 for epoch in (0, 599, 600, 1200, 2999)]
     assert rates == [1, 1, 0.5, 0.25, 0.0625]
+    # The last batch of a pass is as large as the others, and a patch holds whole low-resolution pixels.
+    more = training_of(parse(["--data", ".", "--patch-size", "128"])).plan(801, 3)
+    assert (more.steps, more.stages[0].patch_size) == (3000 * 51, 126)
 
 
 def test_one_cycle_is_torchs() -> None:
@@ -612,6 +616,25 @@ def test_another_loss_is_that_of_the_first_stage() -> None:
     for loss in LOSSES:
         recipe = training_of(parse(["--data", ".", "--recipe", "ten-minutes", "--loss", loss])).plan(1, 4)
         assert [stage.loss for stage in recipe.stages] == [loss, "mse"]
+
+
+def test_weights_begun_from_are_told_apart_by_their_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    (tmp_path / "b").write_bytes(b"b")
+    (tmp_path / "copy").write_bytes(b"a")
+    first, second, copied = (Training(init=tmp_path / name).settings(3, 4) for name in ("a", "b", "copy"))
+    assert first == copied
+    assert len({str(settings) for settings in (first, second, Training().settings(3, 4))}) == 3
+
+
+def test_mixed_precision_is_in_between_only() -> None:
+    conv, x = torch.nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8)
+    result = Mixed(conv, torch.bfloat16)(x)
+    assert (result.dtype, conv.weight.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(result, result.bfloat16().float())  # of the lower type
+    assert not torch.equal(result, conv(x))
+    torch.testing.assert_close(result, conv(x), rtol=0, atol=0.02)
+    assert torch.equal(Mixed(conv, torch.float32)(x), conv(x))
 
 
 def test_a_stage_of_another_shape_and_loss(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -788,6 +811,67 @@ def test_statistics_of_a_batch_norm_are_those_of_the_network(tmp_path: Path) -> 
     assert run.raw_net.norm.num_batches_tracked == 30
     assert torch.equal(run.average.norm.running_mean, run.raw_net.norm.running_mean)
     assert not torch.equal(run.average.body[0][0].weight, run.raw_net.body[0][0].weight)
+
+
+def test_the_log_has_the_mean_loss_of_all_steps_and_the_score_of_the_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[float] = []
+    step = trainer.Trainer.step
+
+    def follow(self: trainer.Trainer) -> torch.Tensor:
+        loss = step(self)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(trainer.Trainer, "step", follow)
+    run = trainer_of(tmp_path)
+    first, last = run.run(validate_every=15).history  # the loss is looked at after every ten steps, too
+    assert (first["loss"], last["loss"]) == pytest.approx((np.mean(losses[:15]), np.mean(losses[15:])))
+    (pair,) = run.held_out["psnr"]
+    with torch.no_grad():
+        sr = run.average.eval()(pair.lr[None] / 255)[0]
+    assert last["psnr"] == pytest.approx(psnr(to_uint8(sr), pair.hr, 2), abs=1e-3)
+
+
+def test_a_resumed_run_in_half_precision_goes_on_with_the_scale_of_its_loss(tmp_path: Path) -> None:
+    training = Training(steps=30, batch_size=2, patch_size=16, precision="fp16")
+    stopped, resumed = (trainer_of(tmp_path, held_out={}, training=training) for _ in range(2))
+    stopped.interrupt()
+    assert stopped.run().step == resumed.resume() > 0
+    assert resumed.scaler.state_dict() == stopped.scaler.state_dict()
+
+
+def test_each_stage_has_its_own_patches_and_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = (Stage(2, 16, 1e-3, "one-cycle", share=0.5), Stage(1, 24, 0.0, "cosine", share=0.5))
+    monkeypatch.setitem(RECIPES, "short", Recipe(stages))
+    shapes, weights = [], []
+
+    def draw(sampler: PatchSampler, step: int, **processes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = sampler.batch(step, **processes)
+        shapes.append((low.shape[0], high.shape[2]))
+        weights.append(run.raw_net.body[0][0].weight.detach().clone())
+        return low, high
+
+    run = trainer_of(tmp_path, held_out={}, draw=draw, training=Training(steps=8))
+    run.run()
+    assert shapes == [(2, 16)] * 4 + [(1, 24)] * 4
+    moved = [
+        not torch.equal(*pair) for pair in zip(weights, [*weights[1:], run.raw_net.body[0][0].weight], strict=True)
+    ]
+    assert moved == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_the_gradient_is_clipped_to_the_norm_of_the_recipe(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "short", Recipe((Stage(2, 16, 1e-3, "cosine"),), clip_grad_norm=1e-3))
+    run = trainer_of(tmp_path, held_out={}, training=Training(steps=1, precision=precision))
+    run.run()
+    # After its first step, Adam's average of the gradient is a tenth of that.
+    squares = [state["exp_avg"].square().sum() for state in run.optimizer.state.values()]
+    assert torch.stack(squares).sum().sqrt().item() == pytest.approx(1e-4, rel=0.01)
 
 
 def test_blocks_are_compiled_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
