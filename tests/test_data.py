@@ -150,6 +150,15 @@ def test_images_smaller_than_the_patch_are_named(tmp_path) -> None:
         load_pairs(tiny, 4, min_size=32)  # no size of patches would do
 
 
+def test_pairs_fit_pixel_on_pixel_and_come_in_the_order_of_their_files(tmp_path) -> None:
+    files = write_photos(tmp_path, [(43, 50), (41, 42), (60, 45)])
+    pairs = load_pairs(files, 4)
+    assert [pair.path for pair in pairs] == files
+    for pair, (height, width) in zip(pairs, [(40, 48), (40, 40), (60, 44)], strict=True):
+        assert torch.equal(pair.hr, read_rgb(pair.path)[:, :height, :width])
+        assert torch.equal(pair.lr, imresize(pair.hr, 1 / 4))
+
+
 @given(count=st.integers(2, 200), data=st.data())
 def test_the_split_is_disjoint_complete_and_even(count: int, data: st.DataObject) -> None:
     held_out = data.draw(st.integers(1, count - 1))
