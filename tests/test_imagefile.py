@@ -700,6 +700,8 @@ def test_transparency_over_a_background() -> None:
     white = composite(Picture(color, alpha), (255, 255, 255))
     assert white.alpha is None
     assert torch.equal(white.color, torch.tensor([[[1.0, 0.5, 0.0]]]))
+    black = composite(Picture(torch.ones(1, 1, 3), alpha), (0, 0, 0))
+    assert torch.equal(black.color, alpha)
     red = composite(Picture(color, alpha, icc_profile=gray_profile()), (255, 0, 0))
     assert red.color.shape == (3, 1, 3)
     assert red.icc_profile is None
