@@ -20,7 +20,7 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from examples.mren import trainer
 from examples.mren.data import ImagePair, imresize
@@ -612,7 +612,9 @@ def test_recipes_have_the_losses_that_their_table_lists() -> None:
         assert re.findall(r"`([^`]*)`", row.split("|")[5]) == [stage.loss for stage in recipe.stages]
 
 
-def test_another_loss_is_that_of_the_first_stage() -> None:
+def test_another_loss_and_learning_rate_are_those_of_the_first_stage() -> None:
+    recipe = training_of(parse(["--data", ".", "--recipe", "ten-minutes", "--lr", "1e-5"])).plan(1, 4)
+    assert [stage.lr for stage in recipe.stages] == [1e-5, 2e-5]
     for loss in LOSSES:
         recipe = training_of(parse(["--data", ".", "--recipe", "ten-minutes", "--loss", loss])).plan(1, 4)
         assert [stage.loss for stage in recipe.stages] == [loss, "mse"]
@@ -740,6 +742,10 @@ def test_minutes_are_kept_and_the_schedule_ends(tmp_path: Path, clock: Clock) ->
     resumed = trainer_of(tmp_path, training=Training(minutes=0.1, batch_size=2, patch_size=16))
     with pytest.raises(trainer.TrainingError, match=r"--minutes 0\.1 would cut off"):
         resumed.resume()
+    longer = trainer_of(tmp_path, training=Training(minutes=0.4, batch_size=2, patch_size=16))
+    longer.resume()
+    assert longer.progress.fraction == pytest.approx(progress.seconds / 24)
+    assert longer.progress.minutes == 0.4  # what it is a fraction of, for the next time
 
 
 # A validation is assumed to take as long as four steps. Of the longest steps, one is measured, and one ends the run.
@@ -774,6 +780,32 @@ def test_one_slow_step_at_the_start_does_not_end_a_run(
     run.check_every = 100  # as on a GPU
     assert 400 < run.run().step <= 600
     assert 50 < clock.now <= 60
+
+
+def test_the_first_of_the_steps_that_are_timed_alone_takes_no_time(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = trainer.Trainer.step
+
+    def compiling(self: trainer.Trainer) -> torch.Tensor:
+        clock.now += 100 if self.progress.step == 0 else 0
+        return step(self)
+
+    monkeypatch.setattr(trainer.Trainer, "step", compiling)
+    for name in ("perf_counter", "process_time"):
+        monkeypatch.setattr(trainer.time, name, lambda: clock.now)
+    training = Training(minutes=0.1, batch_size=2, patch_size=16)
+    progress = trainer_of(tmp_path, held_out={}, time_steps_alone=True, training=training).run()
+    assert progress.step == pytest.approx(61, abs=1)
+    assert progress.seconds == pytest.approx(6, abs=0.11)
+
+
+def test_the_time_of_a_run_is_that_of_all_its_parts(tmp_path: Path, clock: Clock) -> None:
+    for steps in (30, 50):
+        run = trainer_of(tmp_path, training=Training(steps=steps, batch_size=2, patch_size=16))
+        run.resume()
+        assert run.run().seconds == pytest.approx(steps / 10)
+        clock.now += 1000  # before it is gone on with
 
 
 class OneOfTwo:
@@ -832,6 +864,16 @@ def test_the_log_has_the_mean_loss_of_all_steps_and_the_score_of_the_average(
     with torch.no_grad():
         sr = run.average.eval()(pair.lr[None] / 255)[0]
     assert last["psnr"] == pytest.approx(psnr(to_uint8(sr), pair.hr, 2), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["net", "average", "optimizer"])
+def test_a_checkpoint_that_holds_no_numbers_is_not_gone_on_from(name: str, tmp_path: Path) -> None:
+    trainer_of(tmp_path).run(validate_every=15)
+    file = tmp_path / "checkpoints" / "step_0000030" / f"{name}.safetensors"
+    tensors = {key: value.clone() for key, value in load_file(file).items()}
+    next(value for value in tensors.values() if value.dim() == 4)[0, 0] = torch.nan
+    save_file(tensors, file)
+    assert trainer_of(tmp_path).resume() == 15
 
 
 def test_a_resumed_run_in_half_precision_goes_on_with_the_scale_of_its_loss(tmp_path: Path) -> None:
