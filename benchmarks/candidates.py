@@ -19,7 +19,7 @@ from examples.mren.engines import Runtime
 from examples.mren.engines.program import PortableMREN
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.model import MREN, mren, mren_l, mren_s
-from examples.mren.recipes import blocks_of
+from examples.mren.training.recipes import blocks_of
 from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILB, WSILBV, DRACBChain, to_local
 from sc_blocks.deploy import fold
 from sc_blocks.surgery import replace_modules

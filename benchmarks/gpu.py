@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.candidates import STEPS, Call, Unavailable, make, prepare
 from benchmarks.results import Row
 from benchmarks.runner import Candidate, Settings, entry, forward, measure
-from examples.mren.recipes import Mixed, blocks_of, make_optimizer
+from examples.mren.training.recipes import Mixed, blocks_of, make_optimizer
 from examples.timing import significant, stopwatch
 
 GRAPH = "CUDA graph"
@@ -127,7 +127,7 @@ def _frames(
 def _training(
     name: str, form: str, patches: tuple[int, int], settings: Settings
 ) -> Callable[[Row], Callable[[], float]]:
-    """Builds a training step: L1, Adam, mixed precision, as :mod:`examples.mren.trainer` makes it on a GPU."""
+    """Builds a training step: L1, Adam, mixed precision, as :mod:`examples.mren.training.trainer` makes it on a GPU."""
 
     def build(row: Row) -> Callable[[], float]:
         number, side = patches

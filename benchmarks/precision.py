@@ -25,7 +25,7 @@ from examples.mren.data import imresize, mod_crop
 from examples.mren.fold import fold_mren
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, Variant, load_mren, weights_path
-from examples.mren.recipes import Mixed
+from examples.mren.training.recipes import Mixed
 from examples.records import read_rows, write_rows
 
 FILE = Path(__file__).parent / "results" / "precision.csv"

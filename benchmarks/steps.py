@@ -109,7 +109,7 @@ def main(request: Request) -> None:
         net = net.to(memory_format=torch.channels_last)
         x, y = (tensor.to(memory_format=torch.channels_last) for tensor in (x, y))
     try:
-        from examples.mren.recipes import make_optimizer  # the optimizer of the checkout's own training
+        from examples.mren.training.recipes import make_optimizer  # the optimizer of the checkout's own training
     except ImportError:
         optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)
     else:

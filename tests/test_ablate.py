@@ -11,7 +11,7 @@ import torch
 from examples.compare.tables import Run, read_runs
 from examples.mren.ablate import TABLES, Table, Variant, main
 from examples.mren.model import MREN, VARIANTS, load_mren
-from examples.mren.recipes import Training
+from examples.mren.training.recipes import Training
 from tests.images import write_photos
 
 PAPER_KILOPARAMETERS = {

@@ -22,7 +22,7 @@ from benchmarks.steps import Request, Worker
 from examples.markdown import END, begin, digits, table
 from examples.mren.fold import fold_mren
 from examples.mren.model import MREN, load_mren
-from examples.mren.recipes import blocks_of
+from examples.mren.training.recipes import blocks_of
 from examples.records import read_rows, write_rows
 from examples.timing import OutOfTime, Summary, interleave, ratio, stopwatch, summarise, time_limit
 from sc_blocks.introspect import complexity

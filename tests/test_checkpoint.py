@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from examples.mren.checkpoint import (
+from examples.mren.training.checkpoint import (
     CheckpointError,
     Progress,
     check_tensors,
@@ -129,6 +129,6 @@ def test_too_little_memory_is_not_the_checkpoints_fault(tmp_path: Path, monkeypa
     def no_memory(*_: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("examples.mren.checkpoint.load_file", no_memory)
+    monkeypatch.setattr("examples.mren.training.checkpoint.load_file", no_memory)
     with pytest.raises(MemoryError):
         read_checkpoint(checkpoints(tmp_path)[0], ("net",))

@@ -34,10 +34,10 @@ from examples.compare.tables import (
 )
 from examples.compare.tasks import Denoising, SuperResolution
 from examples.markdown import begin, table, with_part
-from examples.mren.checkpoint import load_optimizer_tensors, optimizer_tensors
 from examples.mren.model import MREN, load_mren, save_weights
-from examples.mren.recipes import Training, make_optimizer
-from examples.mren.trainer import Progress, Trainer
+from examples.mren.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from examples.mren.training.recipes import Training, make_optimizer
+from examples.mren.training.trainer import Progress, Trainer
 from examples.records import read_json, read_rows, write_records
 from tests.images import rename_to_bytes, write_photos
 
@@ -322,7 +322,7 @@ def test_a_network_that_broke_in_the_last_update_is_not_kept(setup: Setup, monke
             for group in self.param_groups:
                 group["params"][0].data.fill_(math.nan)
 
-    monkeypatch.setattr("examples.mren.recipes.Adam", Breaking)
+    monkeypatch.setattr("examples.mren.training.recipes.Adam", Breaking)
     with pytest.raises(ValueError, match="net, seed 0: the network is not finite after step 1"):
         compare(ROWS, dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=1)))
     assert not list(setup.output.rglob("*.safetensors"))

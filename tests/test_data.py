@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from examples.mren.data import ImagePair, imresize, list_images, load_pairs, mod_crop, read_rgb, split_held_out
-from examples.mren.patches import PatchSampler
+from examples.mren.training.patches import PatchSampler
 from tests.images import DATA, needs_data, photo, write_photos
 
 

@@ -28,7 +28,7 @@ from examples.mren.degradation import (
 )
 from examples.mren.metrics import score
 from examples.mren.model import MREN, VARIANTS, load_mren, save_weights
-from examples.mren.patches import PatchSampler
+from examples.mren.training.patches import PatchSampler
 from tests.images import write_photos
 from tests.test_train import history, images, run
 

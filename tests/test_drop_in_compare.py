@@ -22,9 +22,9 @@ from examples.drop_in.variants import HOSTS, build, parts_of, plan_rows
 from examples.mren.data import ImagePair, imresize
 from examples.mren.metrics import psnr_rgb
 from examples.mren.model import weights_path
-from examples.mren.patches import PatchSampler
-from examples.mren.recipes import Training
-from examples.mren.trainer import Trainer
+from examples.mren.training.patches import PatchSampler
+from examples.mren.training.recipes import Training
+from examples.mren.training.trainer import Trainer
 from examples.records import read_json
 from sc_blocks import DRACB, RBWA, SCACB, WSILB, WSILBV, DRACBChain, to_local
 from tests.images import photo, write_photos

@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from examples.mren import train, upscale
-from examples.mren.imageread import read_picture
+from examples.mren.images.read import read_picture
 from examples.mren.model import MREN, save_weights
 from examples.mren.weightfile import KEY
 from tests.images import photo, write_photos
@@ -54,12 +54,12 @@ from pathlib import Path
 import torch
 import examples.mren.onnxfile
 from examples.mren.data import load_pairs, read_rgb
-from examples.mren.patches import PatchSampler
-from examples.mren.imageread import read_picture, read_size
+from examples.mren.training.patches import PatchSampler
+from examples.mren.images.read import read_picture, read_size
 from examples.mren.model import MREN, load_mren
 from examples.mren.onnxfile import onnx_upscaler
-from examples.mren.recipes import Training
-from examples.mren.trainer import Trainer
+from examples.mren.training.recipes import Training
+from examples.mren.training.trainer import Trainer
 torch.set_num_threads(1)
 pairs = load_pairs([Path(sys.argv[1])], 2)
 training = Training(steps=3, batch_size=1, patch_size=16, channels_last=False)

@@ -22,13 +22,13 @@ import tifffile
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
-from examples.mren import imageread
 from examples.mren.cli import describe
-from examples.mren.colorprofile import srgb_profile
 from examples.mren.data import list_images, read_rgb
-from examples.mren.imageread import IMAGE_SUFFIXES, read_picture, read_size
-from examples.mren.imagewrite import check_writable, write_picture
-from examples.mren.picture import Picture, composite
+from examples.mren.images import read
+from examples.mren.images.colorprofile import srgb_profile
+from examples.mren.images.picture import Picture, composite
+from examples.mren.images.read import IMAGE_SUFFIXES, read_picture, read_size
+from examples.mren.images.write import check_writable, write_picture
 from tests.images import photo
 
 HEIGHT, WIDTH = 12, 17
@@ -291,7 +291,7 @@ def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path: Path, monk
     def refuse(file: Path, mode: str) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
-    monkeypatch.setattr(imageread, "open", refuse, raising=False)
+    monkeypatch.setattr(read, "open", refuse, raising=False)
     with pytest.raises(PermissionError) as caught:
         read_picture(tmp_path / "a.png")
     assert describe(caught.value).endswith("a.png: Permission denied; change its permissions, or choose another.")

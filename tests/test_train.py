@@ -22,14 +22,14 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from examples.mren import trainer
 from examples.mren.data import ImagePair, imresize
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, load_mren, save_weights
-from examples.mren.patches import PatchSampler
-from examples.mren.recipes import LOSSES, RECIPES, Mixed, Recipe, Stage, Training
 from examples.mren.train import main
-from examples.mren.trainoptions import parse, training_of
+from examples.mren.training import trainer
+from examples.mren.training.options import parse, training_of
+from examples.mren.training.patches import PatchSampler
+from examples.mren.training.recipes import LOSSES, RECIPES, Mixed, Recipe, Stage, Training
 from tests.images import photo, rename_to_bytes, write_photos
 
 SMALL = [
@@ -606,7 +606,7 @@ def test_the_gradient_of_the_loss_of_the_spectrum() -> None:
 
 
 def test_recipes_have_the_losses_that_their_table_lists() -> None:
-    table = (Path(trainer.__file__).parent / "README.md").read_text()
+    table = (Path(trainer.__file__).parents[1] / "README.md").read_text()
     for name, recipe in RECIPES.items():
         (row,) = (line for line in table.splitlines() if line.startswith(f"| `{name}`"))
         assert re.findall(r"`([^`]*)`", row.split("|")[5]) == [stage.loss for stage in recipe.stages]

@@ -12,10 +12,10 @@ from PIL import Image, ImageCms
 from torch import nn
 
 from examples.mren import upscale as command
-from examples.mren.imageread import read_picture
-from examples.mren.imagewrite import write_picture
+from examples.mren.images.picture import Picture, bleed
+from examples.mren.images.read import read_picture
+from examples.mren.images.write import write_picture
 from examples.mren.model import MREN, save_weights
-from examples.mren.picture import Picture, bleed
 from tests.images import photo, write_photos
 
 HEIGHT, WIDTH, SCALE = 9, 14, 2

@@ -18,10 +18,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
 from examples.mren import upscale as command
-from examples.mren.imageread import read_picture
-from examples.mren.imagewrite import write_picture
+from examples.mren.images.picture import Picture
+from examples.mren.images.read import read_picture
+from examples.mren.images.write import write_picture
 from examples.mren.model import MREN, save_weights
-from examples.mren.picture import Picture
 from tests.images import photo, write_photos
 
 ROOT = Path(__file__).parents[1]

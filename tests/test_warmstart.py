@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.mren.model import MREN, save_weights
-from examples.mren.warmstart import warm_start
+from examples.mren.training.warmstart import warm_start
 
 OPTIONS: list[dict[str, Any]] = [
     {},

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from examples.mren import evaluate, upscale
 from examples.mren.model import MREN, load_mren, read_weights, save_weights
 from examples.mren.spandrel_arch import write_for_spandrel
-from examples.mren.warmstart import warm_start
+from examples.mren.training.warmstart import warm_start
 from examples.mren.weightfile import KEY, parse_arguments
 from tests.images import write_photos
 

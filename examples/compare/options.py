@@ -11,7 +11,7 @@ from examples.compare.tasks import Task
 from examples.mren.cli import check_target, path_name, whole_number
 from examples.mren.model import pick_device
 from examples.mren.options import add_device_option
-from examples.mren.trainoptions import add_training_options, training_of
+from examples.mren.training.options import add_training_options, training_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

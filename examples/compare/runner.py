@@ -33,10 +33,10 @@ from examples.mren.cli import describe
 from examples.mren.data import ImagePair, list_images, load_pairs, split_held_out
 from examples.mren.metrics import Score
 from examples.mren.model import save_weights
-from examples.mren.patches import PatchSampler
-from examples.mren.recipes import Training
-from examples.mren.trainer import Trainer, check_settings
-from examples.mren.warmstart import warm_start
+from examples.mren.training.patches import PatchSampler
+from examples.mren.training.recipes import Training
+from examples.mren.training.trainer import Trainer, check_settings
+from examples.mren.training.warmstart import warm_start
 from examples.mren.weightfile import write_tensors
 from examples.records import read_json, write_json
 from sc_blocks import to_local
@@ -59,7 +59,7 @@ class Row:
     begins_alike: bool = True
     """Whether its parameters begin as those of the first row that have their names and shapes."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of a :class:`~examples.mren.recipes.Training` in which its training differs from that of other rows."""
+    """Fields of :class:`~examples.mren.training.recipes.Training` that differ from those of other rows."""
     trained_as: str = ""
     """Name of the row whose trained networks are scored; empty for those of its own."""
     local: bool = False
@@ -78,7 +78,7 @@ class Setup:
 
     task: Task
     training: Training
-    """Its minutes are those of the steps alone, see :class:`~examples.mren.trainer.Trainer`."""
+    """Its minutes are those of the steps alone, see :class:`~examples.mren.training.trainer.Trainer`."""
     data: Sequence[Path]
     """Folders of images to train on."""
     test: Sequence[Path]

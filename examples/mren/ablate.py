@@ -30,7 +30,7 @@ from examples.mren.cli import UsageError, run_command, whole_number
 from examples.mren.files import write_text
 from examples.mren.model import MREN, STAGES, VARIANTS, weights_path
 from examples.mren.options import scale_factor
-from examples.mren.trainoptions import json_object
+from examples.mren.training.options import json_object
 
 
 @dataclass(frozen=True)

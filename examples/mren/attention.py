@@ -38,10 +38,10 @@ from examples.mren.cli import (
 )
 from examples.mren.data import imresize, mod_crop
 from examples.mren.files import atomic_write
-from examples.mren.imageread import read_picture
+from examples.mren.images.picture import bleed
+from examples.mren.images.read import read_picture
 from examples.mren.model import MREN, NETWORKS, find_weights, load_mren, pick_device
 from examples.mren.options import add_device_option, add_network_options
-from examples.mren.picture import bleed
 from sc_blocks import DRACB, NoCommunication
 from sc_blocks.introspect import capture_attention
 

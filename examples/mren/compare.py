@@ -23,7 +23,7 @@ from examples.mren.cli import UsageError, check_no_input, check_target, command_
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.evaluate import network_upscaler
 from examples.mren.files import unique_names
-from examples.mren.imagewrite import FORMATS, save_image
+from examples.mren.images.write import FORMATS, save_image
 from examples.mren.metrics import psnr, score, to_uint8
 from examples.mren.model import NETWORKS, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
 from examples.mren.options import add_device_option, scale_factor

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from examples.mren.cli import UsageError, check_no_input, check_target, note
 from examples.mren.files import check_regular, missing_path_hint
-from examples.mren.imageread import IMAGE_SUFFIXES, is_image
-from examples.mren.imagewrite import FORMATS
+from examples.mren.images.read import IMAGE_SUFFIXES, is_image
+from examples.mren.images.write import FORMATS
 
 STREAM = "-"  # standard input, or output
 

@@ -30,17 +30,17 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from examples.mren.checkpoint import checkpoints
 from examples.mren.cli import UsageError, check_target, fail, note, run_command
 from examples.mren.data import ImagePair, list_images, load_pairs, split_held_out
 from examples.mren.degradation import degrade, draw_degradation, make_generator
 from examples.mren.metrics import smallest_scored
 from examples.mren.model import MREN, VARIANTS, save_weights
-from examples.mren.patches import PatchSampler
-from examples.mren.recipes import Stage
-from examples.mren.trainer import Trainer, check_settings
-from examples.mren.trainoptions import OPTIONS, VALIDATE_EVERY, options_of, parse, training_of
-from examples.mren.warmstart import warm_start
+from examples.mren.training.checkpoint import checkpoints
+from examples.mren.training.options import OPTIONS, VALIDATE_EVERY, options_of, parse, training_of
+from examples.mren.training.patches import PatchSampler
+from examples.mren.training.recipes import Stage
+from examples.mren.training.trainer import Trainer, check_settings
+from examples.mren.training.warmstart import warm_start
 from examples.mren.weightfile import check_arguments
 from examples.records import read_json, read_rows, write_json
 

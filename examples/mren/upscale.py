@@ -46,12 +46,12 @@ from examples.mren.engines import Engine, Runtime, compile_network
 from examples.mren.engines.program import PortableMREN
 from examples.mren.ensemble import SelfEnsemble
 from examples.mren.fold import fold_mren, pad_widths
-from examples.mren.imageread import read_picture, read_size
-from examples.mren.imagewrite import FORMATS, check_writable, encode_picture, write_picture
+from examples.mren.images.picture import Picture, bleed, composite
+from examples.mren.images.read import read_picture, read_size
+from examples.mren.images.write import FORMATS, check_writable, encode_picture, write_picture
 from examples.mren.jobs import Job, file_target, plan
 from examples.mren.model import NETWORKS, find_weights, load_mren, pick_device
 from examples.mren.options import add_device_option, add_ensemble_option, add_local_option, add_network_options
-from examples.mren.picture import Picture, bleed, composite
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 

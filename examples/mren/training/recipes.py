@@ -168,7 +168,7 @@ class Training:
     """Likewise."""
     ema_decay: float | None = None
     init: Path | None = None
-    """Weight file to begin from; see :func:`examples.mren.warmstart.warm_start`."""
+    """Weight file to begin from; see :func:`examples.mren.training.warmstart.warm_start`."""
     warm_up_new: int = 0
     """Steps at the start that train only what ``init`` does not have."""
     precision: str = "no"
@@ -181,7 +181,7 @@ class Training:
     accumulate: int = 1
     """Parts in which a batch is processed."""
     textured: bool = False
-    """Whether patches with much texture are preferred, see :class:`~examples.mren.patches.PatchSampler`."""
+    """Whether patches with much texture are preferred, see :class:`~examples.mren.training.patches.PatchSampler`."""
 
     def plan(self, images: int, scale: int) -> Recipe:
         """The recipe with its length for a number of images, and patches that are multiples of the scale."""

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from examples.mren.checkpoint import (
+from examples.mren.cli import describe, note, one_line
+from examples.mren.data import ImagePair
+from examples.mren.metrics import psnr, to_uint8
+from examples.mren.training.checkpoint import (
     CheckpointError,
     Progress,
     check_tensors,
@@ -31,12 +34,9 @@ from examples.mren.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from examples.mren.cli import describe, note, one_line
-from examples.mren.clock import SAVE_EVERY, VALIDATION_SHARE, Deadline, Timing
-from examples.mren.data import ImagePair
-from examples.mren.metrics import psnr, to_uint8
-from examples.mren.patches import PatchSampler
-from examples.mren.recipes import LOSSES, PRECISIONS, Mixed, Training, blocks_of, ema_decay_at, make_optimizer
+from examples.mren.training.clock import SAVE_EVERY, VALIDATION_SHARE, Deadline, Timing
+from examples.mren.training.patches import PatchSampler
+from examples.mren.training.recipes import LOSSES, PRECISIONS, Mixed, Training, blocks_of, ema_decay_at, make_optimizer
 from examples.records import write_rows
 
 FALLEN = 1.0  # dB below the best validation from which a network seldom comes back

@@ -15,10 +15,10 @@ import torch
 from PIL import Image, PngImagePlugin
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from examples.mren.colorprofile import gray_to_srgb, profile_space, srgb_profile
 from examples.mren.files import atomic_write
-from examples.mren.metadata import SUB_IFDS, Metadata
-from examples.mren.picture import Picture
+from examples.mren.images.colorprofile import gray_to_srgb, profile_space, srgb_profile
+from examples.mren.images.metadata import SUB_IFDS, Metadata
+from examples.mren.images.picture import Picture
 
 
 @dataclass(frozen=True)

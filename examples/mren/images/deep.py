@@ -9,9 +9,9 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from examples.mren.colorprofile import profile_space
-from examples.mren.metadata import Metadata, read_color_chunks, read_metadata, read_orientation
-from examples.mren.pixels import Pixels, RefusedError, check_size, rewind
+from examples.mren.images.colorprofile import profile_space
+from examples.mren.images.metadata import Metadata, read_color_chunks, read_metadata, read_orientation
+from examples.mren.images.pixels import Pixels, RefusedError, check_size, rewind
 
 _SAMPLE_KINDS = {2: "signed whole numbers", 3: "floating-point", 5: "complex numbers", 6: "complex numbers"}
 _UNSPECIFIED, _ASSOCIATED, _UNASSOCIATED = range(3)  # kinds of extra samples

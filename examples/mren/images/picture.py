@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from examples.mren.metadata import Metadata
+from examples.mren.images.metadata import Metadata
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from examples.mren.cli import is_out_of_memory, one_line
-from examples.mren.colorprofile import profile_space, srgb_profile, to_srgb
-from examples.mren.deepimage import OTHER_CHANNEL, OTHER_PROFILE, read_deep_png, read_deep_tiff, tiff_bits, turned
 from examples.mren.files import check_regular
-from examples.mren.metadata import read_color_chunks, read_metadata, read_orientation
-from examples.mren.picture import Picture
-from examples.mren.pixels import Pixels, RefusedError, check_size, rewind
+from examples.mren.images.colorprofile import profile_space, srgb_profile, to_srgb
+from examples.mren.images.deep import OTHER_CHANNEL, OTHER_PROFILE, read_deep_png, read_deep_tiff, tiff_bits, turned
+from examples.mren.images.metadata import read_color_chunks, read_metadata, read_orientation
+from examples.mren.images.picture import Picture
+from examples.mren.images.pixels import Pixels, RefusedError, check_size, rewind
 
 # Recognised by their content, not by their name. Formats that start other programs, such as EPS, are left out.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "PPM", "HEIF")

@@ -17,7 +17,7 @@ from examples.mren.cli import UsageError, number, one_line, path_name, positive_
 from examples.mren.files import check_regular
 from examples.mren.model import STAGES, VARIANTS
 from examples.mren.options import scale_factor
-from examples.mren.recipes import LOSSES, PRECISIONS, RECIPES, Training
+from examples.mren.training.recipes import LOSSES, PRECISIONS, RECIPES, Training
 
 OPTIONS = "options"  # of run.json
 _PER_INVOCATION = ("output", "resume", "dry_run", "max_minutes")  # and not of the run

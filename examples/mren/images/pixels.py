@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from examples.mren.metadata import Metadata
+from examples.mren.images.metadata import Metadata
 
 
 class RefusedError(ValueError):
