@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -205,9 +206,8 @@ class DRACBChain(nn.Module):
     def forward(
         self, features: Sequence[Tensor] | Tensor, previous: Tensor | None = None, *, stage: int | None = None
     ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, ...], Tensor] | tuple[Tensor, Tensor]:
-        if isinstance(stage, int):
-            self._check_stage(stage, previous)
-            return self.links[stage](features, previous)
+        if isinstance(stage, Integral):  # not "is not None": torch.fx passes a proxy
+            return self.links[self._check_stage(stage, previous)](features, previous)
         _check_features(features, self.length)
         _checks.check_previous_map("DRACBChain", previous, takes_map=self.takes_map)
         attention_map: Any = previous if self.takes_map else None
@@ -245,15 +245,16 @@ class DRACBChain(nn.Module):
         # effect.
         return self(x, previous, stage=stage)
 
-    def _check_stage(self, stage: int, previous: Tensor | None) -> None:
-        _checks.check_int("DRACBChain", "stage", stage, least=0)
-        if stage >= self.length:
-            raise ValueError(f"DRACBChain: stage must be below {self.length}, got {stage}; use length={stage + 1}.")
-        if stage == 0:
+    def _check_stage(self, stage: Integral, previous: Tensor | None) -> int:
+        number = _checks.check_int("DRACBChain", "stage", stage, least=0)
+        if number >= self.length:
+            raise ValueError(f"DRACBChain: stage must be below {self.length}, got {number}; use length={number + 1}.")
+        if number == 0:
             _checks.check_previous_map("DRACBChain", previous, takes_map=self.takes_map)
         elif previous is None:
-            needed = f"the map that step({stage - 1}, ...) returned"
-            raise ValueError(f"DRACBChain: previous must be {needed}, got None; call step({stage}, x, previous).")
+            needed = f"the map that step({number - 1}, ...) returned"
+            raise ValueError(f"DRACBChain: previous must be {needed}, got None; call step({number}, x, previous).")
+        return number
 
     def extra_repr(self) -> str:
         maps = f"takes_map={self.takes_map}, returns_map={self.returns_map}"

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -384,6 +386,15 @@ def test_a_stage_is_checked_in_the_call_of_the_chain_too(stage: int) -> None:
         DRACBChain(12, 4, 3)(features(), None, stage=stage)
     with pytest.raises(ValueError, match=r"stage must be at least 0, got -1"):
         DRACBChain(12, 4, 3)(features(), torch.rand(1, 4, 5, 6), stage=-1)
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8])
+def test_a_stage_may_be_a_number_of_numpy(number: type[np.integer[Any]]) -> None:
+    chain, x = DRACBChain(12, 4, 3), features()
+    _, attention_map = chain.step(0, x)
+    expected = chain.step(1, x, attention_map)
+    for result in (chain.step(number(1), x, attention_map), chain(x, attention_map, stage=number(1))):  # type: ignore[arg-type]
+        torch.testing.assert_close(result, expected)
 
 
 def test_words_about_too_many_stages_at_once() -> None:
