@@ -17,7 +17,7 @@ COUNTED: dict[str, Column] = {
     "GMACs": lambda row, _: cells.gmacs(row),
 }
 MS: dict[str, Column] = {"ms": lambda row, _: cells.spread_milliseconds(row)}
-# By suite; each column with the text of its cells. Measurements come first, because a phone shows only the first columns.
+# By suite, each column with the text of its cells. Measurements come first: a phone shows only the first columns.
 COLUMNS: dict[str, Mapping[str, Column]] = {
     "blocks": FORM
     | {
