@@ -97,9 +97,9 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
 
     Args:
         model: The network. It runs once on zeros, in eval mode, on the device of its parameters; modes, buffers and
-            random generators do not change. On the ``meta`` device that takes no time and memory, recurrent layers are
-            counted, which other devices may miss, and folded blocks count as they did before
-            :func:`~sc_blocks.deploy.fold`.
+            random generators do not change, but lazy layers take their shapes, as in any first run. On the ``meta``
+            device the run takes no time and memory, recurrent layers are counted, which other devices may miss, and
+            folded blocks count as they did before :func:`~sc_blocks.deploy.fold`.
         input_size: What the network takes.
 
             - a shape, such as ``(1, 60, 180, 320)``, for a network of one input;

@@ -21,7 +21,8 @@ def to_local(module: Network, example: Tensor | Sequence[Any] | Mapping[str, Any
     A network trained on patches has seen statistics of patch-sized areas only (Chu et al., *Improving Image Restoration
     by Revisiting Global Information Aggregation*, 2022). The network runs once, in eval mode, on ``example``, and
     each :class:`~sc_blocks.WSILB` and :class:`~sc_blocks.WSILBV` gets a window of the size of the map that it saw,
-    times ``factor``. The mode, the buffers and the random number generators do not change.
+    times ``factor``. The mode, the buffers and the random number generators do not change; lazy layers take their
+    shapes, as in any first run.
 
     Args:
         module: The network.
