@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,20 +78,23 @@ def _psnr_over(over: str, label: str, results: Results, target: Path) -> None:
 
 
 def _write_names(axes: Axes, found: list[Point]) -> None:
-    """Write each name beside its point, where it overlaps no point and no other name."""
+    """Write each name by its point, where it overlaps no point and no other name; a line leads to a distant one."""
     axes.figure.draw_without_rendering()  # settles the layout, and with it where the points are
     marks = axes.transData.transform([(point.cost, point.psnr) for point in found])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in marks]
     for point in found:
         at = point.cost, point.psnr
         text = axes.annotate(point.name, at, xytext=(0, 0), textcoords="offset points", fontsize=8)
-        for x, y in ((5, 4), (-5, 4), (5, -12), (-5, -12), (5, 14), (-5, 14), (5, -22), (-5, -22)):
+        for y, x in product((4, -12, 14, -22, 24, -32, 34, -42), (5, -5)):
             text.xyann = x, y
             text.set_horizontalalignment("left" if x > 0 else "right")
             box = text.get_window_extent()
             if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
                 break
         taken.append(box)
+        if not -12 <= y <= 4:
+            line = {"arrowstyle": "-", "color": "gray", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+            axes.annotate("", at, xytext=(x, y + 3), textcoords="offset points", arrowprops=line)
 
 
 def _growth(values: str, label: str, results: Results, target: Path, *, output: bool) -> None:

@@ -686,6 +686,16 @@ def test_the_committed_tables_are_those_that_the_results_give() -> None:
     assert "| MREN ×4, folded " in report.README.read_text()
 
 
+@pytest.mark.parametrize("name", plots.PLOTS)
+def test_the_committed_plots_show_what_the_results_give(name: str, tmp_path: Path) -> None:
+    # Not byte for byte: versions of matplotlib and fonts differ.
+    plots.PLOTS[name](results.load(), tmp_path / name)
+    drawn, committed = (
+        re.findall(r">([^<>]+)</text>", (folder / name).read_text()) for folder in (tmp_path, report.DOCS)
+    )
+    assert sorted(drawn) == sorted(committed), "run python -m benchmarks.report"
+
+
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
 def test_committed_summaries_are_those_of_their_rounds(file: Path) -> None:
     text = file.read_text()
