@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from benchmarks import gpu, isolated, plots, precision, report, results, run, su
 from benchmarks.candidates import BLOCKS, CONVOLUTION, NETS, STEPS, Unavailable, peer, prepare, reason
 from benchmarks.fixtures import CCA, IMDN, RFDB, srcnn, vdsr
 from benchmarks.runner import Candidate, Settings, measure
-from benchmarks.steps import Request, Worker
+from benchmarks.steps import Request, Worker, own_optimizer
 from examples.markdown import END, begin, digits, table
 from examples.mren.fold import fold_mren
 from examples.mren.model import MREN, load_mren
@@ -684,6 +685,17 @@ def test_the_committed_tables_are_those_that_the_results_give() -> None:
     for file, text in report.pages(results.load()).items():
         assert file.read_text() == text, "run python -m benchmarks.report"
     assert "| MREN ×4, folded " in report.README.read_text()
+
+
+def test_older_checkouts_are_timed_with_their_own_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = torch.nn.Conv2d(3, 3, 1)
+    assert own_optimizer(net, 1e-3).param_groups[0]["lr"] == 1e-3
+    monkeypatch.setitem(sys.modules, "examples.mren.training.recipes", None)  # as if it were not there
+    older = SimpleNamespace(make_optimizer=lambda net, lr: ("its own", net, lr))
+    monkeypatch.setitem(sys.modules, "examples.mren.recipes", older)
+    assert own_optimizer(net, 1e-3) == ("its own", net, 1e-3)
+    monkeypatch.setitem(sys.modules, "examples.mren.recipes", None)
+    assert type(own_optimizer(net, 1e-3)) is torch.optim.Adam
 
 
 @pytest.mark.parametrize("name", plots.PLOTS)

@@ -235,6 +235,9 @@ def test_what_the_readme_says_of_the_narrow_network_is_counted_and_scored() -> N
         "at ×3 and ×4, its PSNR is equal to or higher than that of MREN on all four sets, at ×4 with "
         f"{share[4]}; at ×2, it is {min(lower[2]):.2f} to {max(lower[2]):.2f} dB lower, with {share[2]}."
     )
+    for page in ("faq.md", "models.md"):
+        said = f"at ×3 and ×4, and {min(lower[2]):.2f} to {max(lower[2]):.2f} dB lower at ×2"
+        assert said in words_of(report.DOCS.parent / page)
     ours = report.scored(4)
     gain = max(ours["mren_l"][name][0] - ours["mren_s"][name][0] for name in report.DATASETS)
     times = macs[4, "mren_l"] / macs[4, "mren_s"]
