@@ -362,5 +362,5 @@ def test_every_part_learns(tmp_path: Path, host: str, row: str) -> None:
         trainer = Trainer(net, training, sampler(task.scale), tmp_path, label=row, draw=task.batch)
         trainer.run()
         damaged, clean = task.batch(sampler(task.scale), 0)
-        losses.append(nn.functional.l1_loss(trainer.average(damaged), clean).item())
+        losses.append(nn.functional.l1_loss(trainer.learner.average(damaged), clean).item())
     assert losses[1] < losses[0]

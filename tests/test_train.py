@@ -123,7 +123,7 @@ def test_what_is_saved_is_the_average_of_the_weights(images: Path, tmp_path: Pat
 
     def follow(self: trainer.Trainer) -> torch.Tensor:
         loss = step(self)
-        followed.append({name: value.clone() for name, value in self.raw_net.state_dict().items()})
+        followed.append({name: value.clone() for name, value in self.learner.net.state_dict().items()})
         return loss
 
     arguments = ["--steps", "12", "--validate-every", "12", "--lr", "1e-2"]
@@ -431,7 +431,7 @@ def test_a_network_that_broke_is_not_saved_when_time_is_up(
         loss = step(self)
         if self.progress.step == 9:  # the first look at loss and clock comes after it
             with torch.no_grad():
-                self.raw_net.tail.bias.fill_(torch.nan)
+                self.learner.net.tail.bias.fill_(torch.nan)
         return loss
 
     monkeypatch.setattr(trainer.Trainer, "step", break_the_last_one)
@@ -449,7 +449,7 @@ def test_a_network_that_falls_far_below_its_best_is_named(
         loss = step(self)
         if self.progress.step >= 2:
             with torch.no_grad():
-                self.raw_net.tail.bias.fill_(0.3)
+                self.learner.net.tail.bias.fill_(0.3)
         return loss
 
     monkeypatch.setattr(trainer.Trainer, "step", spoil)
@@ -840,9 +840,9 @@ def test_the_second_of_two_processes_stops_with_the_first_and_writes_nothing(tmp
 def test_statistics_of_a_batch_norm_are_those_of_the_network(tmp_path: Path) -> None:
     run = trainer_of(tmp_path, held_out={})
     run.run()
-    assert run.raw_net.norm.num_batches_tracked == 30
-    assert torch.equal(run.average.norm.running_mean, run.raw_net.norm.running_mean)
-    assert not torch.equal(run.average.body[0][0].weight, run.raw_net.body[0][0].weight)
+    assert run.learner.net.norm.num_batches_tracked == 30
+    assert torch.equal(run.learner.average.norm.running_mean, run.learner.net.norm.running_mean)
+    assert not torch.equal(run.learner.average.body[0][0].weight, run.learner.net.body[0][0].weight)
 
 
 def test_the_log_has_the_mean_loss_of_all_steps_and_the_score_of_the_average(
@@ -862,7 +862,7 @@ def test_the_log_has_the_mean_loss_of_all_steps_and_the_score_of_the_average(
     assert (first["loss"], last["loss"]) == pytest.approx((np.mean(losses[:15]), np.mean(losses[15:])))
     (pair,) = run.held_out["psnr"]
     with torch.no_grad():
-        sr = run.average.eval()(pair.lr[None] / 255)[0]
+        sr = run.learner.average.eval()(pair.lr[None] / 255)[0]
     assert last["psnr"] == pytest.approx(psnr(to_uint8(sr), pair.hr, 2), abs=1e-3)
 
 
@@ -881,7 +881,7 @@ def test_a_resumed_run_in_half_precision_goes_on_with_the_scale_of_its_loss(tmp_
     stopped, resumed = (trainer_of(tmp_path, held_out={}, training=training) for _ in range(2))
     stopped.interrupt()
     assert stopped.run().step == resumed.resume() > 0
-    assert resumed.scaler.state_dict() == stopped.scaler.state_dict()
+    assert resumed.learner.scaler.state_dict() == stopped.learner.scaler.state_dict()
 
 
 def test_each_stage_has_its_own_patches_and_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -892,14 +892,14 @@ def test_each_stage_has_its_own_patches_and_learning_rate(tmp_path: Path, monkey
     def draw(sampler: PatchSampler, step: int, **processes: int) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = sampler.batch(step, **processes)
         shapes.append((low.shape[0], high.shape[2]))
-        weights.append(run.raw_net.body[0][0].weight.detach().clone())
+        weights.append(run.learner.net.body[0][0].weight.detach().clone())
         return low, high
 
     run = trainer_of(tmp_path, held_out={}, draw=draw, training=Training(steps=8))
     run.run()
     assert shapes == [(2, 16)] * 4 + [(1, 24)] * 4
     moved = [
-        not torch.equal(*pair) for pair in zip(weights, [*weights[1:], run.raw_net.body[0][0].weight], strict=True)
+        not torch.equal(*pair) for pair in zip(weights, [*weights[1:], run.learner.net.body[0][0].weight], strict=True)
     ]
     assert moved == [True] * 4 + [False] * 4
 
@@ -912,7 +912,7 @@ def test_the_gradient_is_clipped_to_the_norm_of_the_recipe(
     run = trainer_of(tmp_path, held_out={}, training=Training(steps=1, precision=precision))
     run.run()
     # After its first step, Adam's average of the gradient is a tenth of that.
-    squares = [state["exp_avg"].square().sum() for state in run.optimizer.state.values()]
+    squares = [state["exp_avg"].square().sum() for state in run.learner.optimizer.state.values()]
     assert torch.stack(squares).sum().sqrt().item() == pytest.approx(1e-4, rel=0.01)
 
 
@@ -920,7 +920,7 @@ def test_blocks_are_compiled_one_by_one(tmp_path: Path, monkeypatch: pytest.Monk
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
     training = Training(steps=1, batch_size=2, patch_size=16, compile=True)
-    assert compiled == [trainer_of(tmp_path, training=training).raw_net.body[0]]
+    assert compiled == [trainer_of(tmp_path, training=training).learner.net.body[0]]
 
 
 def test_cuda_graphs_need_a_gpu(images: Path, tmp_path: Path, capsys) -> None:

@@ -219,9 +219,9 @@ def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost
         return False
     weights = run.folder / "weights.safetensors"
     if run.row.config is None:
-        write_tensors(weights, trainer.average.state_dict())
+        write_tensors(weights, trainer.learner.average.state_dict())
     else:
-        save_weights(trainer.average, weights, dict(run.row.config))
+        save_weights(trainer.learner.average, weights, dict(run.row.config))
     record = {
         "settings": run.settings,
         "torch": torch.__version__,

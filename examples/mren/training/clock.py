@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MEASURED_STEPS = 50  # after which a run of given minutes decides how many steps fit
@@ -18,6 +19,12 @@ class Timing:
     seconds: dict[str, float] = field(default_factory=lambda: {"input": 0.0, "network": 0.0, "update": 0.0})
     """Of drawing the patches; of forward, loss and backward; of clipping, optimizer and average of the weights."""
     steps: int = 0
+
+    def add(self, times: Sequence[float]) -> None:
+        """Add a step, given when each of its parts began, and when the last one ended."""
+        for part, begun, ended in zip(self.seconds, times, times[1:], strict=False):
+            self.seconds[part] += ended - begun
+        self.steps += 1
 
     def describe(self, batch_size: int) -> str:
         """One line on the speed, and on what share of it is which part's."""

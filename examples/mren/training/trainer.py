@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from examples.mren.cli import describe, note, one_line
@@ -26,25 +23,19 @@ from examples.mren.metrics import psnr, to_uint8
 from examples.mren.training.checkpoint import (
     CheckpointError,
     Progress,
-    check_tensors,
     checkpoints,
-    load_optimizer_tensors,
-    optimizer_tensors,
     parse_progress,
     read_checkpoint,
     write_checkpoint,
 )
 from examples.mren.training.clock import SAVE_EVERY, VALIDATION_SHARE, Deadline, Timing
+from examples.mren.training.learner import Learner, TrainingError
 from examples.mren.training.patches import PatchSampler
-from examples.mren.training.recipes import LOSSES, PRECISIONS, Mixed, Training, blocks_of, ema_decay_at, make_optimizer
+from examples.mren.training.recipes import Training
 from examples.records import write_rows
 
 FALLEN = 1.0  # dB below the best validation from which a network seldom comes back
 CHECK_EVERY = {"cpu": 10, "cuda": 100}  # steps between checks of loss and clock: each waits for the device
-
-
-class TrainingError(ValueError):
-    """Training cannot go on; the message says why and what to do."""
 
 
 class Trainer:
@@ -68,7 +59,8 @@ class Trainer:
             start to its last file.
 
     Attributes:
-        average: The running average of the weights, in eval mode.
+        learner: The network, its optimizer, and the running average of its weights.
+        progress: How far the run has come.
 
     Raises:
         TrainingError: If a batch does not divide among processes, or the options contradict each other.
@@ -115,32 +107,8 @@ class Trainer:
                     f"a batch of {stage.batch_size} does not divide among {processes} processes; use a --batch-size "
                     "that does."
                 )
-        # A replay writes its gradients where those of the last one are: with parts, they would not add up.
-        if training.cuda_graph and (self.device.type != "cuda" or processes > 1 or training.accumulate > 1):
-            raise TrainingError("--cuda-graph needs one GPU and --accumulate 1; leave it out.")
-        if training.warm_up_new and untouched and processes > 1:
-            raise TrainingError(
-                "--warm-up-new needs one process, got several; warm up with one, then --init from that."
-            )
-
-        if training.channels_last:
-            net = net.to(memory_format=torch.channels_last)
-        self.raw_net = net.to(self.device)  # saved: never wrapped for mixed precision, graphs or processes
-        # Validates images of many sizes, and is never compiled.
-        self.average = copy.deepcopy(self.raw_net).eval().requires_grad_(False)
-        self.optimizer = make_optimizer(self.raw_net, self.recipe.stages[0].lr)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
-        # Listed once: to walk through hundreds of modules at every step takes longer than the update itself.
-        self._parameters, self._averaged = list(self.raw_net.parameters()), list(self.average.parameters())
-        self._buffers = list(zip(self.average.buffers(), self.raw_net.buffers(), strict=True))
-        if training.compile:
-            torch.compiler.reset()  # of the networks before: only so many variants of a block are compiled
-            # Block by block: six MREBs are compiled once, the whole network would be six times as much work.
-            for block in list(blocks_of(self.raw_net)) or [self.raw_net]:
-                block.compile(dynamic=False)
+        self.learner = Learner(net, training, self.recipe, self.device, self.accelerator, untouched=untouched)
         self.timing = Timing()
-        self.net = self.accelerator.prepare_model(self._mixed(), device_placement=False)
-        self._graphs: dict[tuple[torch.Size, bool], Callable[[Tensor], Tensor]] = {}
         self.progress = Progress(minutes=self.minutes)
 
     def run(
@@ -154,7 +122,7 @@ class Trainer:
             started: When the run began on that clock, if before this call.
         """
         progress = self.progress
-        self.net.train()
+        self.learner.net.train()
         started = time.monotonic() if started is None else started
         before, begun = progress.seconds, progress.step
         one_thread = self.device.type == "cpu" and torch.get_num_threads() == 1
@@ -227,7 +195,7 @@ class Trainer:
         means = self._validate()
         self.progress.best_psnr = sum(means.values()) / len(means)
         if self.accelerator.is_main_process:
-            self.keep(self.average)
+            self.keep(self.learner.average)
         return self.progress.best_psnr
 
     def interrupt(self) -> None:
@@ -257,19 +225,13 @@ class Trainer:
         raise TrainingError(f"{self.output / 'checkpoints'}: no readable checkpoint; start afresh in another folder.")
 
     def _load(self, folder: Path) -> None:
-        tensors, state = read_checkpoint(folder, ("net", "average", "optimizer"))
+        tensors, state = read_checkpoint(folder, Learner.TENSORS)
         try:
             progress = parse_progress(state["progress"])
-            check_tensors(tensors["net"], self.raw_net.state_dict())
-            check_tensors(tensors["average"], self.average.state_dict())
-            load_optimizer_tensors(self.optimizer, tensors["optimizer"])
-            if self.scaler.is_enabled():
-                self.scaler.load_state_dict(state["scaler"])
+            self.learner.load(tensors, state["scaler"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: does not fit the run ({one_line(error)[:200]}).") from error
         self._fit_schedule(progress)
-        self.raw_net.load_state_dict(tensors["net"])
-        self.average.load_state_dict(tensors["average"])
         self.progress = progress
 
     def _fit_schedule(self, progress: Progress) -> None:
@@ -317,64 +279,19 @@ class Trainer:
     def step(self) -> Tensor:
         """Train on the batch of the next step; returns its loss."""
         step = self.progress.step
-        timed = step % self.check_every == self.check_every - 1  # the step after which the loss is checked
-        clock = [self._clock()] if timed else []
         number, fraction = self.recipe.locate(self.progress.fraction)
         stage = self.recipe.stages[number]
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        is_timed = step % self.check_every == self.check_every - 1  # the step after which the loss is checked
+        clock = [self._clock()] if is_timed else []
         given, wanted = self.draw(self.samplers[number], step, rank=rank, world_size=processes)
-        if timed:
-            clock.append(self._clock())
-        warming_up = self._freeze(step)
-        parts = list(zip(given.chunk(self.training.accumulate), wanted.chunk(self.training.accumulate), strict=True))
-        losses: list[Tensor] = []
-        for count, (given_part, wanted_part) in enumerate(parts, start=1):
-            call = self._graph(given_part, warming_up) if self.training.cuda_graph else self.net
-            # The processes exchange their gradients once, when they are complete.
-            with nullcontext() if count == len(parts) else self.accelerator.no_sync(self.net):
-                loss = LOSSES[stage.loss](call(given_part), wanted_part) * (len(wanted_part) / len(wanted))
-                self.scaler.scale(loss).backward()
-            losses.append(loss.detach())
-        if timed:
-            clock.append(self._clock())
-        if self.recipe.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = stage.learning_rate(fraction)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        get_ema_multi_avg_fn(ema_decay_at(self.recipe, step))(self._averaged, self._parameters, None)
-        for mine, current in self._buffers:
-            mine.copy_(current)
-        if timed:
-            clock.append(self._clock())
-            for part, begun, ended in zip(self.timing.seconds, clock, clock[1:], strict=False):
-                self.timing.seconds[part] += ended - begun
-            self.timing.steps += 1
-        return torch.stack(losses).sum()
-
-    def _freeze(self, step: int) -> bool:
-        """Train only what the initial weights did not have, at first; return whether that is so now."""
-        if not (self.training.warm_up_new and self.untouched):
-            return False
-        warming_up = step < self.training.warm_up_new
-        for name, parameter in self.raw_net.named_parameters():
-            parameter.requires_grad_(not warming_up or name in self.untouched)
-        return warming_up
-
-    def _mixed(self) -> Mixed:
-        return Mixed(self.raw_net, PRECISIONS[self.training.precision])
-
-    def _graph(self, given: Tensor, warming_up: bool) -> Callable[[Tensor], Tensor]:
-        """Forward and backward as CUDA graphs, for patches of one shape and the parameters that are trained now."""
-        recorded = (given.shape, warming_up)
-        if recorded not in self._graphs:
-            self._graphs[recorded] = torch.cuda.make_graphed_callables(
-                self._mixed().train(), (torch.rand_like(given),), allow_unused_input=True
-            )
-        return self._graphs[recorded]
+        clock += [self._clock()] if is_timed else []
+        loss = self.learner.backward(given, wanted, stage.loss, step=step)
+        clock += [self._clock()] if is_timed else []
+        self.learner.update(stage.learning_rate(fraction), step=step)
+        if is_timed:
+            self.timing.add([*clock, self._clock()])
+        return loss
 
     def _synchronize(self) -> None:
         if self.device.type != "cpu":
@@ -438,7 +355,7 @@ class Trainer:
         mine = pairs[self.accelerator.process_index :: self.accelerator.num_processes]
         total = torch.zeros((), device=self.device)
         for pair in mine:
-            sr = self.average(pair.lr.to(self.device).unsqueeze(0).float() / 255).squeeze(0)
+            sr = self.learner.average(pair.lr.to(self.device).unsqueeze(0).float() / 255).squeeze(0)
             if not sr.isfinite().all():
                 raise self._failure(
                     f"the network's result for {pair.path.name} is not finite after step {self.progress.step}"
@@ -450,25 +367,20 @@ class Trainer:
         """Write the weights if they are the best so far, the log, and a checkpoint; each whole or not at all."""
         progress = self.progress
         # A finite loss says nothing of the update after it.
-        if not all(parameter.isfinite().all() for parameter in self._parameters):
+        if not self.learner.is_finite():
             raise self._failure(f"the network is not finite after step {progress.step}")
         if best:
             progress.best_psnr = progress.history[-1]["psnr"]
         if not self.accelerator.is_main_process:
             return
-        tensors = {
-            "net": self.raw_net.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer),
-        }
-        state = {"progress": dataclasses.asdict(progress), "scaler": self.scaler.state_dict()}
+        state = {"progress": dataclasses.asdict(progress), "scaler": self.learner.scaler.state_dict()}
         try:
             # Before the checkpoint: a run that is cut off here resumes from the one before and writes them again.
             if best:
-                self.keep(self.average)
+                self.keep(self.learner.average)
             if progress.history:
                 write_rows(self.output / "log.csv", progress.history, list(progress.history[0]))
-            write_checkpoint(self.output, progress.step, tensors, state)
+            write_checkpoint(self.output, progress.step, self.learner.tensors(), state)
         except OSError as error:
             raise TrainingError(f"{describe(error)} {self._last_good()} Go on from there with --resume.") from error
 

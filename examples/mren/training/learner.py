@@ -1,0 +1,169 @@
+"""A network in training: forward and backward, the update of its weights, and their running average."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from examples.mren.training.checkpoint import check_tensors, load_optimizer_tensors, optimizer_tensors
+from examples.mren.training.recipes import (
+    LOSSES,
+    PRECISIONS,
+    Loss,
+    Mixed,
+    Recipe,
+    Training,
+    blocks_of,
+    ema_decay_at,
+    make_optimizer,
+)
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+class Learner:
+    """A network with its optimizer, loss scaler and running average: what a step of training changes.
+
+    Args:
+        net: The network with the weights that it begins from, on any device; it is trained in place.
+        training: How it is trained.
+        recipe: The stages of that training.
+        device: Where it is trained.
+        accelerator: The processes that share each batch.
+        untouched: Names of the parameters that ``training.init`` does not have.
+
+    Attributes:
+        net: The network. It is never wrapped for mixed precision, graphs or processes.
+        average: The running average of its weights, in eval mode, never compiled.
+
+    Raises:
+        TrainingError: If the options contradict each other.
+    """
+
+    # The names of its files of tensors.
+    TENSORS = ("net", "average", "optimizer")
+
+    def __init__(
+        self,
+        net: nn.Module,
+        training: Training,
+        recipe: Recipe,
+        device: torch.device,
+        accelerator: Accelerator,
+        *,
+        untouched: Sequence[str] = (),
+    ) -> None:
+        processes = accelerator.num_processes
+        # A replay writes its gradients where those of the last one are: with parts, they would not add up.
+        if training.cuda_graph and (device.type != "cuda" or processes > 1 or training.accumulate > 1):
+            raise TrainingError("--cuda-graph needs one GPU and --accumulate 1; leave it out.")
+        if training.warm_up_new and untouched and processes > 1:
+            raise TrainingError(
+                "--warm-up-new needs one process, got several; warm up with one, then --init from that."
+            )
+        self.training = training
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.untouched = untouched
+        if training.channels_last:
+            net = net.to(memory_format=torch.channels_last)
+        self.net = net.to(device)
+        self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
+        self.optimizer = make_optimizer(self.net, recipe.stages[0].lr)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        # Listed once: to walk through hundreds of modules at every step takes longer than the update itself.
+        self._parameters, self._averaged = list(self.net.parameters()), list(self.average.parameters())
+        self._buffers = list(zip(self.average.buffers(), self.net.buffers(), strict=True))
+        if training.compile:
+            torch.compiler.reset()  # of the networks before: only so many variants of a block are compiled
+            # Block by block: six MREBs are compiled once, the whole network would be six times as much work.
+            for block in list(blocks_of(self.net)) or [self.net]:
+                block.compile(dynamic=False)
+        self._prepared = accelerator.prepare_model(self._mixed(), device_placement=False)
+        self._graphs: dict[tuple[torch.Size, bool], Callable[[Tensor], Tensor]] = {}
+
+    def backward(self, given: Tensor, wanted: Tensor, loss: Loss, *, step: int) -> Tensor:
+        """Add the gradients of a batch to the parameters, and return its loss."""
+        is_warming_up = self._freeze(step)
+        parts = self.training.accumulate
+        pieces = list(zip(given.chunk(parts), wanted.chunk(parts), strict=True))
+        losses: list[Tensor] = []
+        for number, (inputs, targets) in enumerate(pieces, start=1):
+            call = self._graph(inputs, is_warming_up) if self.training.cuda_graph else self._prepared
+            # The processes exchange their gradients once, when they are complete.
+            with nullcontext() if number == len(pieces) else self.accelerator.no_sync(self._prepared):
+                share = LOSSES[loss](call(inputs), targets) * (len(targets) / len(wanted))
+                self.scaler.scale(share).backward()
+            losses.append(share.detach())
+        return torch.stack(losses).sum()
+
+    def update(self, lr: float, *, step: int) -> None:
+        """Change the weights along their gradients, which are then cleared, and move the average."""
+        if self.recipe.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        get_ema_multi_avg_fn(ema_decay_at(self.recipe, step))(self._averaged, self._parameters, None)
+        for mine, current in self._buffers:
+            mine.copy_(current)
+
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite."""
+        return all(bool(parameter.isfinite().all()) for parameter in self._parameters)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Every tensor that a checkpoint needs, by the names in :attr:`TENSORS`."""
+        return {
+            "net": self.net.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer),
+        }
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], scaler: Mapping[str, Any]) -> None:
+        """Go back to what :meth:`tensors` and the state of the scaler were.
+
+        Raises:
+            ValueError: If they are of another network or optimizer; the weights stay.
+            RuntimeError: If the state of the scaler is empty.
+        """
+        check_tensors(tensors["net"], self.net.state_dict())
+        check_tensors(tensors["average"], self.average.state_dict())
+        load_optimizer_tensors(self.optimizer, tensors["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(dict(scaler))
+        self.net.load_state_dict(tensors["net"])
+        self.average.load_state_dict(tensors["average"])
+
+    def _freeze(self, step: int) -> bool:
+        """Train only what the initial weights did not have, at first; return whether that is so now."""
+        if not (self.training.warm_up_new and self.untouched):
+            return False
+        is_warming_up = step < self.training.warm_up_new
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(not is_warming_up or name in self.untouched)
+        return is_warming_up
+
+    def _mixed(self) -> Mixed:
+        return Mixed(self.net, PRECISIONS[self.training.precision])
+
+    def _graph(self, given: Tensor, is_warming_up: bool) -> Callable[[Tensor], Tensor]:
+        """Forward and backward as CUDA graphs, for patches of one shape and the parameters that are trained now."""
+        recorded = (given.shape, is_warming_up)
+        if recorded not in self._graphs:
+            self._graphs[recorded] = torch.cuda.make_graphed_callables(
+                self._mixed().train(), (torch.rand_like(given),), allow_unused_input=True
+            )
+        return self._graphs[recorded]
