@@ -338,6 +338,11 @@ def test_the_card_says_at_which_step_weights_were_selected(log: Path) -> None:
     assert f"{float(best['psnr']):.2f} dB" in section[said.start() :].partition("\n")[0]
 
 
+def test_the_card_describes_every_file_once() -> None:
+    described = re.findall(r"^## (mren\w+)$", report.CARD.read_text(), re.MULTILINE)
+    assert sorted(described) == sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))
+
+
 def test_curves_show_the_log(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step,loss,psnr,lr,seconds\n10,0.1,25.0,1e-3,60\n20,0.1,26.0,1e-3,120\n")
     report.draw_curves({"a network": tmp_path / "log.csv"}, tmp_path / "curve.svg")

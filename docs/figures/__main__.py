@@ -73,6 +73,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "tutorials": lambda: module("docs.figures.tutorials.draw"),
     "printed": lambda: module("docs.figures.printed"),
     "report": lambda: module("examples.mren.report"),
+    "flicker": lambda: module("benchmarks.flicker"),
     "precision": lambda: module("benchmarks.precision"),
     "benchmarks": lambda: module("benchmarks.report"),
     "jpeg": lambda: module("docs.figures.jpeg", "--measure"),
