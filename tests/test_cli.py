@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import stat
@@ -140,6 +141,13 @@ def test_what_is_not_there_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mon
         assert words in missing_path_hint(path)
 
 
+def test_a_drive_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.os.path, "lexists", lambda _: False)  # as Windows says of a drive that is unplugged
+    assert missing_path_hint(tmp_path / "x.png") == f"{tmp_path.anchor} is not there."
+    with pytest.raises(UsageError, match="is not there; choose another output"):
+        check_target(tmp_path / "x.png", overwrite=True)
+
+
 def test_a_message_has_an_end() -> None:
     assert len(one_line("x" * 10_000_000)) < 3000
 
@@ -204,12 +212,12 @@ def test_permissions_follow_the_umask(overwrite: bool, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-def test_a_file_that_came_meanwhile_stays(links: bool, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("refusal", [None, errno.EPERM, errno.EINVAL], ids=["links", "no links", "FAT on Windows"])
+def test_a_file_that_came_meanwhile_stays(refusal: int | None, tmp_path: Path, monkeypatch) -> None:
     def no_links(*_: object) -> None:
-        raise OSError(1, "Operation not permitted")
+        raise OSError(refusal, "no links here")
 
-    if not links:
+    if refusal is not None:
         monkeypatch.setattr(files.os, "link", no_links)
     with atomic_write(tmp_path / "first", overwrite=False) as scratch:
         scratch.write_text("ours")
@@ -229,8 +237,10 @@ def test_a_file_that_came_meanwhile_stays(links: bool, tmp_path: Path, monkeypat
 def test_a_target_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to("gone")
     for name, words in {
         "file": "would be overwritten; pass --overwrite",
+        "folder/link/x.png": "is a link to gone, which is not a folder",
         "folder": "is a folder",
         "file/x.png": "is a file, not a folder",
         "n" * 300 + ".png": "cannot be written",

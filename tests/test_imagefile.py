@@ -131,7 +131,7 @@ def test_sixteen_bits_come_in_and_go_out(channels: int, suffix: str, tmp_path: P
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), values)
 
 
-@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits"])
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits", "zstd", "lzma"])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_deep_tiffs_of_every_layout(compression: str | None, planar: str, order: str, tmp_path: Path) -> None:
@@ -150,6 +150,8 @@ def test_deep_tiffs_of_every_layout(compression: str | None, planar: str, order:
         ({"photometric": "separated", "shape": (8, 9, 4)}, "16 bits per value of SEPARATED"),
         ({"photometric": "minisblack", "shape": (8, 9, 5), "planarconfig": "contig"}, "5 values per pixel"),
         ({"photometric": "rgb", "shape": (2, 8, 9, 3)}, "holds 2 pictures"),
+        # Its size is that of its own data, whatever the file says.
+        ({"photometric": "rgb", "shape": (8, 9, 3), "compression": "jpeg2000"}, "compressed as JPEG2000"),
     ],
 )
 def test_deep_tiffs_of_other_kinds_are_refused(options, words: str, tmp_path: Path) -> None:
@@ -441,6 +443,17 @@ def check_exif(exif: Image.Exif) -> None:
     assert exif.get_ifd(0x8825)[1] == "N"
 
 
+@pytest.mark.parametrize("target", [".jpg", ".png", ".webp", ".tif", ".avif"])
+def test_a_negative_number_in_exif_is_kept(target: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x4746], exif[0x8769] = -1, {0x9204: -2}  # the rating of a file that was rejected; exposure bias
+    rgb().save(tmp_path / "in.jpg", exif=exif)
+    assert write_picture(tmp_path / f"out{target}", read_picture(tmp_path / "in.jpg")) == ()
+    with Image.open(tmp_path / f"out{target}") as result:
+        assert result.getexif()[0x4746] == -1
+        assert result.getexif().get_ifd(0x8769)[0x9204] == -2
+
+
 @pytest.mark.parametrize("source", [".jpg", ".png", ".webp", ".tif"])
 @pytest.mark.parametrize("target", [".jpg", ".png", ".webp", ".tif", ".avif"])
 def test_exif_xmp_resolution_and_profile_are_kept(source: str, target: str, tmp_path: Path) -> None:
@@ -675,11 +688,27 @@ def test_gamma_of_a_png_is_kept_or_converted(tmp_path: Path) -> None:
     write_picture(tmp_path / "both.tif", read_picture(tmp_path / "both.png"))
     with Image.open(tmp_path / "both.tif") as result:
         assert result.getpixel((4, 4)) == (55, 55, 55)
+    # Likewise a profile.
+    profiled = Image.new("RGB", (8, 8), (55, 55, 55))
+    profiled.info["icc_profile"] = srgb_profile()
+    (tmp_path / "profile.png").write_bytes(png_with({b"gAMA": gamma}, profiled))
+    write_picture(tmp_path / "profile.tif", read_picture(tmp_path / "profile.png"))
+    with Image.open(tmp_path / "profile.tif") as result:
+        assert result.getpixel((4, 4)) == (55, 55, 55)
+        assert result.info["icc_profile"] == srgb_profile()
     usual = struct.pack(">I", 45_455)
     (tmp_path / "usual.png").write_bytes(png_with({b"gAMA": usual}, Image.new("RGB", (8, 8), (55, 55, 55))))
     write_picture(tmp_path / "usual.tif", read_picture(tmp_path / "usual.png"))
     with Image.open(tmp_path / "usual.tif") as result:
         assert result.getpixel((4, 4)) == (55, 55, 55)
+
+
+def test_a_background_has_its_own_colour_whatever_the_gamma_of_the_picture(tmp_path: Path) -> None:
+    content = png_with({b"gAMA": struct.pack(">I", 100_000)}, Image.new("RGBA", (8, 8), (55, 55, 55, 0)))
+    (tmp_path / "in.png").write_bytes(content)
+    write_picture(tmp_path / "out.jpg", composite(read_picture(tmp_path / "in.png"), (128, 128, 128)))
+    with Image.open(tmp_path / "out.jpg") as result:
+        assert result.getpixel((4, 4)) == (128, 128, 128)
 
 
 def test_hdr_stays_in_a_png(tmp_path: Path) -> None:

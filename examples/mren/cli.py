@@ -30,7 +30,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from examples.mren.files import followed, kind_of, missing_path_hint
+from examples.mren.files import followed, kind_of, missing_path_hint, nearest_folder
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "could not create a primitive")
@@ -200,11 +200,12 @@ def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> N
         target = followed(file)
         if os.path.lexists(target) and (kind := kind_of(target)) != "a file":
             raise UsageError(f"{file}: is {kind}, which is never replaced by a file; choose another output.")
-        folder = target.parent
-        while not os.path.lexists(folder):
-            folder = folder.parent
+        folder = nearest_folder(target)
+        if folder is None:
+            raise UsageError(f"{file}: {file.anchor} is not there; choose another output.")
         if not folder.is_dir():
-            raise UsageError(f"{file}: {folder} is a file, not a folder; choose another output.")
+            what = f"a link to {os.readlink(folder)}, which is" if folder.is_symlink() else "a file,"
+            raise UsageError(f"{file}: {folder} is {what} not a folder; choose another output.")
         os.path.lexists(folder / target.name)  # a name that is too long for the filesystem raises here
         if check_folder:
             with tempfile.TemporaryFile(dir=folder):  # more than permissions: a filesystem may be read-only or full

@@ -13,8 +13,17 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-# Errors of os.link on a filesystem without hard links: FAT, some network drives, some containers.
-_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+# Errors of os.link on a filesystem without hard links: FAT (on Windows EINVAL), some network drives, some containers.
+_NO_LINKS = {
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EMLINK,
+    errno.EXDEV,
+    errno.EINVAL,
+}
 _MAX_NAMES = 2000  # of a folder that are looked through for one that may have been meant
 
 
@@ -105,6 +114,18 @@ def check_regular(file: str | Path) -> None:
         raise ValueError(f"{file}: is {kind}, a file is needed; {remedy}.")
 
 
+def nearest_folder(file: Path) -> Path | None:
+    """The nearest of the folders above a path that exists; ``None`` if its drive does not.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nearest_folder(Path(folder, "photos", "a.png")) == Path(folder)
+        True
+    """
+    return next((folder for folder in file.parents if os.path.lexists(folder)), None)
+
+
 def missing_path_hint(path: str | Path) -> str:
     """The end of a message about a path that does not exist: the folder that lacks it, and a similar name in there.
 
@@ -116,10 +137,10 @@ def missing_path_hint(path: str | Path) -> str:
         '/data has no photo; did you mean /data/photos?'
     """
     path = Path(path)
-    missing = path
-    while not os.path.lexists(missing.parent):
-        missing = missing.parent
-    folder = missing.parent
+    folder = nearest_folder(path)
+    if folder is None:
+        return f"{path.anchor} is not there."
+    missing = folder / path.relative_to(folder).parts[0]
     try:
         if os.path.lexists(missing):  # what it leads to is gone
             return f"it is a link to {os.readlink(missing)}, which is not there."

@@ -14,6 +14,8 @@ from examples.mren.images.metadata import Metadata, read_color_chunks, read_meta
 from examples.mren.images.pixels import Pixels, RefusedError, check_size, rewind
 
 _SAMPLE_KINDS = {2: "signed whole numbers", 3: "floating-point", 5: "complex numbers", 6: "complex numbers"}
+# Others, such as JPEG 2000, decode to the size that their own data claims.
+_COMPRESSIONS = {"NONE", "LZW", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS", "LZMA", "ZSTD"}
 _UNSPECIFIED, _ASSOCIATED, _UNASSOCIATED = range(3)  # kinds of extra samples
 OTHER_CHANNEL = "a channel that is neither colour nor opacity is left out"
 OTHER_PROFILE = "its colour profile is not one of RGB, and left out"
@@ -51,6 +53,9 @@ def read_deep_tiff(tiff: tifffile.TiffFile, file: BinaryIO, max_pixels: int) -> 
     if photometric not in ("MINISBLACK", "RGB"):
         raise RefusedError(f"16 bits per value of {photometric}; save it as gray or RGB")
     colors = 1 if photometric == "MINISBLACK" else 3
+    compression = getattr(page.compression, "name", f"kind {page.compression}")
+    if compression not in _COMPRESSIONS:
+        raise RefusedError(f"16 bits per value, compressed as {compression}; save it with LZW or Deflate")
     # Tiles may be larger than the picture; those of a real file rarely are by much.
     if max(page.tilewidth, 1) * max(page.tilelength, 1) > size[0] * size[1] + 2**24:
         raise RefusedError("is stored in tiles far larger than itself; save it anew")

@@ -59,12 +59,25 @@ def bleed(color: Tensor, alpha: Tensor) -> Tensor:
     return color[:, rows, columns]
 
 
+def gamma_to_srgb(picture: Picture) -> Picture:
+    """A picture in sRGB, if the file says that its values were encoded with another exponent; any other as it is.
+
+    A colour profile comes before the exponent, which programs write beside it for readers without colour management.
+    """
+    gamma = picture.metadata.gamma
+    if gamma is None or picture.icc_profile is not None:
+        return picture
+    linear = picture.color.clamp(0, 1).double() ** (1 / gamma)
+    encoded = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return replace(picture, color=encoded.float(), metadata=replace(picture.metadata, color_chunks=()))
+
+
 def composite(picture: Picture, background: tuple[int, int, int]) -> Picture:
     """A picture without transparency, as it looks over a background of one colour.
 
     Args:
         picture: The picture.
-        background: Red, green and blue between 0 and 255.
+        background: Red, green and blue between 0 and 255, in sRGB or, if the picture has one, by its colour profile.
 
     Example:
         >>> half = Picture(torch.zeros(1, 1, 1), alpha=torch.full((1, 1, 1), 0.5))
@@ -73,6 +86,7 @@ def composite(picture: Picture, background: tuple[int, int, int]) -> Picture:
     """
     if picture.alpha is None:
         return picture
+    picture = gamma_to_srgb(picture)
     backdrop = torch.tensor(background).view(3, 1, 1) / 255
     if len(set(background)) == 1:
         backdrop = backdrop[: picture.color.shape[0]]

@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from examples.mren.files import atomic_write
 from examples.mren.images.colorprofile import gray_to_srgb, profile_space, srgb_profile
 from examples.mren.images.metadata import SUB_IFDS, Metadata
-from examples.mren.images.picture import Picture
+from examples.mren.images.picture import Picture, gamma_to_srgb
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ FORMATS = {
 
 _MAX_JPEG_SEGMENT = 65_000
 _XMP_TAG = 700
-_BYTE, _ASCII, _LONG = 1, 2, 4  # types of TIFF
+_BYTE, _ASCII, _LONG, _SIGNED_LONG = 1, 2, 4, 9  # types of TIFF
 
 
 def check_writable(path: str | Path, picture: Picture, *, scale: int = 1, background: bool = False) -> None:
@@ -124,8 +124,8 @@ def write_picture(
 def encode_picture(file: BinaryIO, picture: Picture, suffix: str, *, quality: int | None = None) -> tuple[str, ...]:
     """Write a picture into an open file that can be sought in; see :func:`write_picture`."""
     fmt = FORMATS[suffix.lower()]
-    if fmt is not _PNG and picture.metadata.gamma is not None:
-        picture = _gamma_to_srgb(picture, picture.metadata.gamma)
+    if fmt is not _PNG:
+        picture = gamma_to_srgb(picture)
     channels = picture.color if picture.alpha is None else torch.cat([picture.color, picture.alpha])
     levels, kind = (65535, np.uint16) if picture.bits == 16 else (255, np.uint8)
     values = channels.clamp(0, 1).mul_(levels).round_().permute(1, 2, 0).numpy().astype(kind)
@@ -257,13 +257,6 @@ def _tiff_value(value: Any) -> tuple[int, int, Any]:
     if isinstance(value, bytes):
         return _BYTE, len(value), value
     if isinstance(value, int):
-        return _LONG, 1, value
+        return _LONG if value >= 0 else _SIGNED_LONG, 1, value
     text = str(value).encode("utf-8", "replace") + b"\0"
     return _ASCII, len(text), text
-
-
-def _gamma_to_srgb(picture: Picture, gamma: float) -> Picture:
-    """A picture that a PNG says was encoded with another exponent, in sRGB."""
-    linear = picture.color.clamp(0, 1).double() ** (1 / gamma)
-    encoded = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return replace(picture, color=encoded.float())
