@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from examples.mren.cli import one_line
 from examples.mren.files import write_text
 
 Record = TypeVar("Record")
@@ -40,10 +41,19 @@ def read_records(file: Path, kind: type[Record], *, renamed: Mapping[str, str] |
         file: The file. Columns that the dataclass does not have are left out; a field with a default needs no column.
         kind: The dataclass.
         renamed: What a column of the file is called in the dataclass.
+
+    Raises:
+        ValueError: If the file is no such table, or damaged; the message names it.
     """
     types = typing.get_type_hints(kind)
-    rows = [{(renamed or {}).get(name, name): value for name, value in row.items()} for row in read_rows(file)]
-    return [kind(**{name: types[name](value) for name, value in row.items() if name in types}) for row in rows]
+    try:
+        rows = [{(renamed or {}).get(name, name): value for name, value in row.items()} for row in read_rows(file)]
+        return [kind(**{name: types[name](value) for name, value in row.items() if name in types}) for row in rows]
+    except (TypeError, ValueError, csv.Error) as error:  # a column or a value is missing, or no number
+        reason = one_line(error)[:200]
+        raise ValueError(
+            f"{file}: is not a table of this program, or damaged ({reason}); repair it, or move it away."
+        ) from error
 
 
 def write_records(file: Path, records: Sequence[Any], kind: type[Any]) -> None:

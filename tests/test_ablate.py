@@ -187,12 +187,24 @@ def test_a_table_is_made_of_the_rows_that_there_are() -> None:
         (["--scale", "8"], "--scale: must be one of 2, 3, 4, got 8"),
         (["--ema-decay", "1"], "--ema-decay: must be at least 0 and below 1, got 1"),
         (["--minutes", "9"], "--minutes: not allowed with argument --steps"),
+        (["--warm-up-new", "5"], "--warm-up-new: needs --init"),
+        (["--patch-size", "3"], "--patch-size: must be at least --scale, 4, got 3"),
     ],
 )
 def test_arguments_that_make_no_sense(tmp_path: Path, capsys, more: list[str], words: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(command(tmp_path, "--table", "exchange", *more))
     assert words in capsys.readouterr().err
+
+
+def test_a_damaged_table_of_results_is_named_before_any_work(tmp_path: Path, capsys) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "runs.csv").write_text("name,seed\nx,1\n")
+    assert main(command(tmp_path, "--table", "exchange", "--only", "default")) == 1
+    shown = capsys.readouterr()
+    assert "runs.csv: is not a table of this program, or damaged" in shown.err
+    assert "runs to train" not in shown.out
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["runs.csv"]
 
 
 @pytest.mark.parametrize(

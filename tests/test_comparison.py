@@ -194,12 +194,48 @@ def test_a_damaged_record_is_named(setup: Setup) -> None:
     compare(ROWS[:1], one)
     file = setup.output / "net" / "seed_0" / "run.json"
     whole = read_json(file)
-    for damaged in ([whole], whole | {"minutes": None}, whole | {"scores": []}, {**whole, "macs": "1"}):
+    for damaged in (
+        [whole],
+        whole | {"minutes": None},
+        whole | {"scores": []},
+        whole | {"scores": {"Test": None}},
+        whole | {"scores": {"Test": {"psnr": "30"}}},
+        whole | {"local_scores": {"Test": {"psnr": 30.0, "lpips": 0.1}}},
+        {**whole, "macs": "1"},
+    ):
         file.write_text(json.dumps(damaged))
         with pytest.raises(ValueError, match=r"seed_0.run\.json: is not the record of a run; delete the file to train"):
             compare(ROWS[:1], one)
     file.unlink()
     assert len(compare(ROWS[:1], one)) == 1
+
+
+def test_a_damaged_weight_file_is_named(setup: Setup) -> None:
+    one = dataclasses.replace(setup, seeds=1)
+    compare(ROWS[:1], one)
+    folder = setup.output / "net" / "seed_0"
+    record = read_json(folder / "run.json")
+    (folder / "run.json").write_text(json.dumps(record | {"scores": {}}))
+    (folder / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"weights\.safetensors: is not the weight file .*run\.json to train the run"):
+        compare(ROWS[:1], one)
+    (folder / "run.json").unlink()
+    assert len(compare(ROWS[:1], one)) == 1
+
+
+def test_damaged_settings_of_a_run_that_was_stopped_are_named(setup: Setup) -> None:
+    one = dataclasses.replace(setup, seeds=1, training=dataclasses.replace(SHORT, steps=25))
+    assert compare(ROWS[:1], one, max_minutes=1e-9) == []
+    (setup.output / "net" / "seed_0" / "checkpoints" / "settings.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds a run of other settings"):
+        compare(ROWS[:1], one)
+
+
+@pytest.mark.parametrize("text", ["name,seed\nx,1\n", "name,seed,psnr\nx,1", "\xff", "name,seed\nx,thirty\n"])
+def test_a_table_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"runs\.csv: is not a table of this program, or damaged \(.*move it away"):
+        read_runs(tmp_path / "runs.csv")
 
 
 def test_two_processes_do_not_train_one_run(setup: Setup) -> None:

@@ -315,6 +315,8 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys) -> None:
         (["--channels", "4"], "--channels: must be a whole number of at least 6, got 4"),
         (["--host", "vdsr"], "invalid choice: 'vdsr'"),
         (["--init", str(weights_path(2))], "--init: is for weights of MREN, which no host is"),
+        (["--warm-up-new", "5"], "--warm-up-new: is for --init, which no host takes"),
+        (["--task", "sr", "--patch-size", "1"], "--patch-size: must be at least --scale"),
     ],
 )
 def test_arguments_that_make_no_sense(tmp_path: Path, capsys, more: list[str], words: str) -> None:

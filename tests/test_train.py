@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from examples.mren import train
 from examples.mren.data import ImagePair, imresize
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, load_mren, save_weights
@@ -273,6 +275,20 @@ def test_two_trainings_do_not_share_a_folder(images: Path, tmp_path: Path, capsy
     assert "another training writes there" in capsys.readouterr().err
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     assert run(images, tmp_path / "run", "--steps", "1", "--resume") == 0
+
+
+def test_a_run_that_ended_while_images_were_loaded_is_not_overwritten(
+    images: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        assert run(images, tmp_path / "run", "--steps", "2") == 0
+        return train.load_pairs(*arguments, **options)
+
+    monkeypatch.setattr(train, "load_pairs", overtaken)
+    assert run(images, tmp_path / "run", "--steps", "1") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert history(tmp_path / "run")[-1][0] == "2"
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -882,6 +898,30 @@ def test_a_resumed_run_in_half_precision_goes_on_with_the_scale_of_its_loss(tmp_
     stopped.interrupt()
     assert stopped.run().step == resumed.resume() > 0
     assert resumed.learner.scaler.state_dict() == stopped.learner.scaler.state_dict()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": math.nan},
+        {"scale": math.inf},
+        {"scale": 0.0},
+        {"scale": "big"},
+        {"growth_interval": None},
+        {"growth_factor": 3.0},
+        {"_growth_tracker": -1},
+        {"more": 1},
+        {},
+    ],
+    ids=repr,
+)
+def test_a_damaged_scale_of_the_loss_is_not_gone_on_from(change: dict, tmp_path: Path) -> None:
+    training = Training(steps=30, batch_size=2, patch_size=16, precision="fp16")
+    trainer_of(tmp_path, training=training).run(validate_every=15)
+    file = tmp_path / "checkpoints" / "step_0000030" / "state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps(state | {"scaler": state["scaler"] | change if change else change}))
+    assert trainer_of(tmp_path, training=training).resume() == 15
 
 
 def test_each_stage_has_its_own_patches_and_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.compare.runner import Setup
+from examples.compare.tables import read_runs
 from examples.compare.tasks import Task
 from examples.mren.cli import check_target, path_name, whole_number
 from examples.mren.model import pick_device
@@ -43,9 +44,12 @@ def setup_from(
 
     Raises:
         UsageError: If the output takes no files, or a file of results could not be written.
+        ValueError: If a file of results is there that cannot be added to.
     """
     for target in (output / "runs.csv", *targets):
         check_target(target, overwrite=True)
+        if target.suffix == ".csv" and target.exists():
+            read_runs(target)
     return Setup(
         task,
         training_of(args),

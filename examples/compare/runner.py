@@ -29,7 +29,7 @@ from tqdm import tqdm
 from examples.compare.cost import cost_of
 from examples.compare.tables import Run
 from examples.compare.tasks import Task
-from examples.mren.cli import describe
+from examples.mren.cli import describe, is_out_of_memory, one_line
 from examples.mren.data import ImagePair, list_images, load_pairs, split_held_out
 from examples.mren.metrics import Score
 from examples.mren.model import save_weights
@@ -239,6 +239,22 @@ def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost
 _RECORD = {"parameters": (int,), "macs": (int,), "steps": (int,), "minutes": (int, float), "scores": (dict,)}
 
 
+def _is_record(value: object) -> bool:
+    """Whether a value has what a record of a run has."""
+    if not isinstance(value, dict) or any(type(value.get(key)) not in types for key, types in _RECORD.items()):
+        return False
+    kept = [value["scores"], value.get("local_scores", {})]
+    return all(isinstance(scores, dict) and all(map(_is_score, scores.values())) for scores in kept)
+
+
+def _is_score(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and {"psnr"} <= set(value) <= {"psnr", "ssim"}
+        and all(type(number) in (int, float) for number in value.values())
+    )
+
+
 @dataclass(frozen=True)
 class _Run:
     """A row with a seed."""
@@ -270,15 +286,15 @@ class _Run:
         """
         record = read_json(self.record)
         if isinstance(record, dict):
-            settings = record.get("settings")
-            self.check(settings if isinstance(settings, dict) else {})
-        if not isinstance(record, dict) or any(type(record.get(key)) not in types for key, types in _RECORD.items()):
+            self.check(record.get("settings"))
+        if not _is_record(record):
             raise ValueError(f"{self.record}: is not the record of a run; delete the file to train the run again.")
         return record
 
-    def check(self, found: Mapping[str, Any]) -> None:
+    def check(self, found: Any) -> None:
         """Raise if settings in the folder are of another run. The contents are not in those of earlier versions."""
-        check_settings(self.folder, {"contents": self.settings["contents"], **found}, self.settings)
+        known = found if isinstance(found, dict) else {}
+        check_settings(self.folder, {"contents": self.settings["contents"], **known}, self.settings)
 
 
 def _list_runs(rows: Sequence[Row], setup: Setup, files: Sequence[Path]) -> list[_Run]:
@@ -337,6 +353,20 @@ def _score_of(net: nn.Module, file: Path, setup: Setup) -> Score:
         raise ValueError(describe(error, file)) from error
 
 
+def _load_weights(net: nn.Module, run: _Run) -> None:
+    """Load the weights of a finished run; errors name the file."""
+    file = run.folder / "weights.safetensors"
+    try:
+        net.load_state_dict(load_file(file))
+    except Exception as error:  # safetensors raises its own exception type
+        if is_out_of_memory(error):
+            raise
+        reason = one_line(error)[:200]
+        raise ValueError(
+            f"{file}: is not the weight file of this run ({reason}); delete {run.record} to train the run again."
+        ) from error
+
+
 def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[str, int]) -> list[Run]:
     """The scores of a trained network; kept in its record, so that another test set does not repeat the others."""
     record = run.read_record()
@@ -351,7 +381,7 @@ def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[st
     missing = [name for name in sets if name not in own]
     if missing:
         net = run.row.make()
-        net.load_state_dict(load_file(run.folder / "weights.safetensors"))
+        _load_weights(net, run)
         net = net.to(setup.device).eval()
         if run.row.local:
             side = run.settings["patch_size"][0] // setup.task.scale

@@ -28,6 +28,7 @@ from examples.mren.cli import positive_number, run_command, whole_number
 from examples.mren.files import write_text
 from examples.mren.model import STAGES
 from examples.mren.options import scale_factor
+from examples.mren.training.options import checked
 
 PATCH_SIZES = {"sr": 96, "denoise": 48}
 
@@ -61,8 +62,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.init is not None:
         parser.error("argument --init: is for weights of MREN, which no host is; leave it out")
+    if args.warm_up_new:
+        parser.error("argument --warm-up-new: is for --init, which no host takes; leave it out")
     args.patch_size = args.patch_size or PATCH_SIZES[args.task]
-    return args
+    return checked(parser, args) if args.task == "sr" else args
 
 
 def run(args: argparse.Namespace) -> list[Run]:

@@ -30,7 +30,7 @@ from examples.mren.cli import UsageError, run_command, whole_number
 from examples.mren.files import write_text
 from examples.mren.model import MREN, STAGES, VARIANTS, weights_path
 from examples.mren.options import scale_factor
-from examples.mren.training.options import json_object
+from examples.mren.training.options import checked, json_object
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for key in args.only or []:
         if key not in rows:
             parser.error(f"argument --only: no row {key!r}; there are {', '.join(sorted(rows))}")
-    return args
+    return checked(parser, args)
 
 
 def ablate(args: argparse.Namespace) -> list[Run]:

@@ -269,6 +269,8 @@ def train(args: argparse.Namespace) -> int:
     with _locked(args.output) if accelerator.is_main_process else nullcontext():
         if args.resume:
             accelerator.print(f"resumed at step {_resume(args, trainer, settings)}")
+        elif accelerator.is_main_process:
+            _check_output(args)  # again: another training may have ended since
         if accelerator.is_main_process:
             about = {"recipe": args.recipe, "torch": torch.__version__, OPTIONS: options_of(args)}
             write_json(args.output / "run.json", settings | about)

@@ -24,6 +24,7 @@ from examples.mren.training.recipes import (
     ema_decay_at,
     make_optimizer,
 )
+from examples.mren.weightfile import is_number
 
 
 class TrainingError(ValueError):
@@ -136,16 +137,28 @@ class Learner:
         """Go back to what :meth:`tensors` and the state of the scaler were.
 
         Raises:
-            ValueError: If they are of another network or optimizer; the weights stay.
-            RuntimeError: If the state of the scaler is empty.
+            ValueError: If they are of another network, optimizer or scaler; the weights stay.
         """
         check_tensors(tensors["net"], self.net.state_dict())
         check_tensors(tensors["average"], self.average.state_dict())
         load_optimizer_tensors(self.optimizer, tensors["optimizer"])
         if self.scaler.is_enabled():
+            self._check_scaler(scaler)
             self.scaler.load_state_dict(dict(scaler))
         self.net.load_state_dict(tensors["net"])
         self.average.load_state_dict(tensors["average"])
+
+    def _check_scaler(self, state: Any) -> None:
+        """Raise unless a state is that of the scaler but for the scale itself and the steps since it grew."""
+        own = self.scaler.state_dict()
+        scale, steps = (state.get(name) if isinstance(state, dict) else None for name in ("scale", "_growth_tracker"))
+        if (
+            not is_number(scale, 1e-37, 1e37)
+            or type(steps) is not int
+            or not 0 <= steps <= own["growth_interval"]
+            or own | {"scale": scale, "_growth_tracker": steps} != state
+        ):
+            raise ValueError("its scale of the loss is not one of this run")
 
     def _freeze(self, step: int) -> bool:
         """Train only what the initial weights did not have, at first; return whether that is so now."""

@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not given.resume:
         if given.data is None:
             parser.error("the following arguments are required: --data")
-        return _checked(parser, given)
+        return checked(parser, given)
     another_length = given.steps is not None or given.minutes is not None
     without = ("steps", "minutes") if another_length else ()
     saved_argv, saved, settings = _read_options(given.output, without=without)
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f"{given.output} was begun with {'; '.join(contradicting)}; leave it out to go on with the run, or start "
             "afresh in another folder."
         )
-    return _checked(parser, args)
+    return checked(parser, args)
 
 
 def training_of(args: argparse.Namespace) -> Training:
@@ -82,7 +82,7 @@ def _read_options(output: Path, *, without: Collection[str]) -> tuple[list[str],
             raise ValueError(f"unknown option {min(unknown)!r}")
         words = {name: _as_argv(name, value) for name, value in options.items() if name not in without}
         argv = [word for each in words.values() for word in each]
-        return argv, _checked(parser, parser.parse_args(argv)), settings
+        return argv, checked(parser, parser.parse_args(argv)), settings
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{file}: does not hold the options of a run ({one_line(error)[:200]}); start afresh in another folder."
@@ -222,7 +222,8 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+def checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    """The options, unless those of :func:`add_training_options` contradict each other, which ends the process."""
     if args.patch_size is not None and args.patch_size < args.scale:
         parser.error(f"argument --patch-size: must be at least --scale, {args.scale}, got {args.patch_size}")
     if args.warm_up_new and args.init is None:
