@@ -108,7 +108,10 @@ def stopwatch(
 
     for _ in range(WARM_UP):
         call()
-    calls = max(1, math.ceil(MIN_SECONDS[device.type] / seconds(1)))
+    least, calls = MIN_SECONDS[device.type], 1
+    while (taken := seconds(calls)) * calls < least / 2:  # a tick of the clock may be 16 ms
+        calls *= 2
+    calls = max(1, math.ceil(least / taken))
 
     def turn() -> float:
         if calls > 1:

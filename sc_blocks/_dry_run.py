@@ -62,9 +62,6 @@ def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     if isinstance(network, nn.DataParallel):  # functional_call refuses the wrapper
         network = cast(nn.Module, network.module)
 
-    def copy(arg: Any) -> Any:
-        return arg.detach().clone().requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg
-
     # Set directly: train() and eval() may be overridden, such as by layers that merge their weights for inference.
     modes = {module: module.training for module in network.modules()}
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers() if not is_lazy(buffer)}
@@ -74,10 +71,21 @@ def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         for module in modes:
             module.training = False
         with uncompiled(), torch.random.fork_rng(gpus), torch.no_grad():
-            return functional_call(network, buffers, tuple(map(copy, args)), {k: copy(v) for k, v in kwargs.items()})
+            return functional_call(network, buffers, tuple(map(_copied, args)), _copied(dict(kwargs)))
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _copied(arg: Any) -> Any:
+    """An argument whose tensors, also those in lists, tuples and dictionaries, are copies."""
+    if isinstance(arg, Tensor):
+        return arg.detach().clone().requires_grad_(arg.requires_grad)
+    if type(arg) in (list, tuple):
+        return type(arg)(map(_copied, arg))
+    if type(arg) is dict:
+        return {name: _copied(value) for name, value in cast(dict[Any, Any], arg).items()}
+    return arg
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

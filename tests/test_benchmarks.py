@@ -145,6 +145,16 @@ def test_short_calls_are_repeated_and_long_ones_are_not() -> None:
         assert made[0] == calls
 
 
+def test_a_call_shorter_than_a_tick_of_the_clock_is_timed() -> None:
+    calls = [0]
+
+    def call() -> None:
+        calls[0] += 1
+
+    turn = stopwatch(call, torch.device("cpu"), lambda: calls[0] * 0.001 // 0.016 * 0.016)
+    assert turn() == pytest.approx(0.001, rel=0.4)
+
+
 def test_fixtures_have_the_sizes_of_their_papers() -> None:
     def parameters(net: torch.nn.Module) -> int:
         return sum(p.numel() for p in net.parameters())

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks import precision
 from benchmarks import run as benchmarks_run
@@ -22,6 +23,7 @@ from examples.drop_in import compare as drop_in_compare
 from examples.mren import ablate, attention, compare, evaluate, export, files, onnxfile, train, upscale
 from examples.mren.cli import UsageError, check_target, one_line, run_command
 from examples.mren.files import atomic_write, check_regular, missing_path_hint, unique_names
+from tests.images import write_photos
 
 ROOT = Path(__file__).parents[1]
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process can handle")
@@ -97,6 +99,21 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(sys, "stdout", output)
         assert run_command(lambda _: sys.stdout.write("a line"), argparse.ArgumentParser().parse_args, []) == 1
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there, a shell cannot close a stream")
+def test_streams_that_are_closed_are_no_error(tmp_path: Path) -> None:
+    write_photos(tmp_path, [(8, 9)])
+    Image.open(tmp_path / "0.png").save(tmp_path / "0.tif")
+    code = "import sys; from examples.mren.upscale import main; sys.exit(main(sys.argv[1:]))"
+    for number, (source, closed, expected) in enumerate(
+        [("0.png", ">&-", 0), ("0.tif", "2>&-", 0), ("0.tif", "<&- >&- 2>&-", 0), ("-", "<&- 2>&-", 1)]
+    ):
+        target = tmp_path / f"out{number}.png"
+        call = [sys.executable, "-c", code, str(tmp_path / source) if source != "-" else source, "-o", str(target)]
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *call, "--scale", "2", "--variant", "mren_s"]
+        assert subprocess.run(shell, check=False).returncode == expected
+        assert target.exists() == (expected == 0)
 
 
 def test_a_command_can_be_run_in_a_thread() -> None:

@@ -63,6 +63,8 @@ def test_a_detail_that_cannot_be_read_is_a_usage_error(capsys) -> None:
             main(["--data", ".", "--crop", detail])
         assert f"'{detail}' is not a detail; give IMAGE:LEFT,TOP,SIDE" in capsys.readouterr().err
     assert Detail.parse("a") == Detail("a", None)
+    assert Detail.parse("12:30") == Detail("12:30", None)
+    assert Detail.parse("12:30:1,2,8") == Detail("12:30", (1, 2), 8)
 
 
 def test_a_file_is_not_overwritten(tmp_path: Path, capsys) -> None:

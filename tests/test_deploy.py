@@ -642,6 +642,18 @@ def test_an_example_is_run_and_compared() -> None:
     with pytest.raises(ValueError, match="fold: the folded network is"):
         fold(Many().double(), example=(x, x.repeat(1, 1, 2, 2)), tolerance=1e-30)
 
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = RBWA(24)
+
+        def forward(self, inputs: dict[str, list[Tensor]]) -> Tensor:
+            return self.block(inputs["x"][0].add_(1))
+
+    before = x.clone()
+    fold(InPlace().double(), example=({"x": [x]},), tolerance=1e-12)
+    assert torch.equal(x, before)
+
 
 def test_an_example_by_keyword() -> None:
     class Named(nn.Module):

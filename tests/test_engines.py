@@ -151,6 +151,16 @@ def test_bicubic_in_portable_operators_is_bicubic(factor: int) -> None:
         torch.testing.assert_close(PortableBicubic(factor)(x), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what a process holds open is read there")
+@pytest.mark.parametrize("name", ["onnx", "openvino", "ncnn"])
+def test_an_engine_holds_no_file_that_is_gone(name: str) -> None:
+    """On Windows, a file that is mapped into memory cannot be deleted."""
+    engine = compile_network(torch.nn.Conv2d(3, 64, 31, padding=15).eval(), name, torch.rand(1, 3, 8, 8), threads=1)
+    assert engine(torch.rand(1, 3, 9, 9)).shape[1] == 64
+    held = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/network" in line]
+    assert held == []
+
+
 def test_a_network_of_another_kind_is_compiled() -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.PixelShuffle(2)).eval()
     x = torch.rand(1, 3, 10, 13)
@@ -299,6 +309,8 @@ def test_engines_compute_on_the_cpu_over_whole_tiles(tmp_path: Path, capsys) -> 
         (["--format", "openvino", "--precision", "float16", "-o", "x"], "precision float16 is for the format onnx"),
         (["--format", "ncnn", "-o", "there"], "there: would be overwritten; pass --overwrite"),
         (["--format", "ncnn", "-o", "file", "--overwrite"], "file: is a file, ncnn is written as a folder"),
+        (["--format", "openvino", "-o", ".", "--overwrite"], ".: is the current folder, or one above it"),
+        (["--format", "openvino", "-o", "..", "--overwrite"], "..: is the current folder, or one above it"),
     ],
 )
 def test_wrong_arguments(

@@ -260,9 +260,13 @@ def test_scores_are_not_replaced_unasked(tmp_path: Path, weights: Path, capsys) 
     assert scores.read_text() == "earlier"
     assert main([*arguments, str(scores), "--overwrite"]) == 0
     assert scores.read_text().startswith("dataset,")
+    assert main([*arguments, str(tmp_path / "set" / "0.png"), "--overwrite"]) == 2
+    assert "0.png: is an input, which is never overwritten" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [["--local", "1000000"], ["--local", "0"], ["--tile", "8"]])
+@pytest.mark.parametrize(
+    "option", [["--local", "1000000"], ["--local", "0"], ["--tile", "8"], ["--max-megapixels", "179"]]
+)
 def test_options_out_of_range_are_named(option: list[str], capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["--data", "x", *option])

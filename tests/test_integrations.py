@@ -256,6 +256,14 @@ def test_tensors_that_do_not_fit_are_named(loader: spandrel.ModelLoader) -> None
         loader.load_from_state_dict(per_channel.state_dict())
 
 
+@pytest.mark.parametrize("more", [{}, {"head.weight": torch.zeros(1024, 3, 3, 3)}], ids=["size", "name"])
+def test_a_small_file_does_not_allocate_a_large_network(loader: spandrel.ModelLoader, more: dict[str, Tensor]) -> None:
+    small = {name: tensor[:1] for name, tensor in MREN(2, **SMALL).state_dict().items()}
+    mark = '{"scale": 2, "channels": 1024, "num_blocks": 256}'
+    with pytest.raises(ValueError, match=r"do not fit .*(size mismatch|missing key)"):
+        loader.load_from_state_dict(small | more | {ARGUMENTS: as_tensor(mark)})
+
+
 def test_registering_twice_is_registering_once(registry: spandrel.ArchRegistry) -> None:
     count = len(registry)
     register_spandrel(registry)

@@ -76,6 +76,17 @@ def with_two_inputs() -> onnx.ModelProto:
     return model
 
 
+def with_a_function() -> onnx.ModelProto:
+    model = enlarging()
+    opset = helper.make_opsetid("", 20)
+    same = helper.make_function("local", "Same", ["x"], ["y"], [helper.make_node("Identity", ["x"], ["y"])], [opset])
+    model.functions.append(same)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    model.graph.node.insert(0, helper.make_node("Same", ["input"], ["same"], domain="local"))
+    model.graph.node[1].input[0] = "same"
+    return model
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("weights") / "small.safetensors"
@@ -93,8 +104,8 @@ def score(tmp_path: Path, weights: Path, *files: Path) -> int:
 def test_a_model_of_anybody_is_scored(tmp_path: Path, weights: Path, capsys) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    for folder in "ab":
-        onnx.save(enlarging(), tmp_path / folder / "net.onnx")
+    onnx.save(enlarging(), tmp_path / "a" / "net.onnx")
+    onnx.save(with_a_function(), tmp_path / "b" / "net.onnx")
     assert score(tmp_path, weights, tmp_path / "a" / "net.onnx", tmp_path / "b" / "net.onnx") == 0
     lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == ["bicubic", "small", "a/net.onnx", "b/net.onnx"]

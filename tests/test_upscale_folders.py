@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -97,6 +98,38 @@ def test_folders_in_folders_keep_their_structure(tmp_path: Path, run, capsys) ->
     said = capsys.readouterr().err
     assert f"skipped: {tmp_path / 'in' / 'a' / 'notes.txt'}: no image by its name" in said
     assert f"skipped: {output}: is where the results go" in said
+
+
+def test_a_folder_that_must_not_be_read_costs_nothing_else(tmp_path: Path, run, capsys, monkeypatch) -> None:
+    for folder in ("", "a", "lost+found"):
+        write_photos(tmp_path / "in" / folder, [(8, 9)])
+    iterdir = Path.iterdir
+
+    def forbidden(self: Path):
+        if self.name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return iterdir(self)
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    assert run("--recursive", tmp_path / "in", "-o", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == ["0.png", "a/0.png"]
+    assert f"skipped: {tmp_path / 'in' / 'lost+found'}: must not be read" in capsys.readouterr().err
+    assert run(tmp_path / "in" / "lost+found", "-o", tmp_path / "other") == 2
+
+
+def test_names_that_differ_in_case_are_one_where_the_filesystem_says_so(
+    tmp_path: Path, run, capsys, monkeypatch
+) -> None:
+    for folder, name in (("a", "IMG.png"), ("b", "img.png")):
+        (source,) = write_photos(tmp_path / folder, [(8, 9)])
+        source.rename(tmp_path / folder / name)
+    arguments = (tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out")
+    assert run(*arguments) == 0
+    assert names(tmp_path / "out") == ["IMG.png", "img.png"]
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: exists(self) or exists(self.with_name(self.name.swapcase())))
+    assert run(*arguments, "--overwrite") == 2
+    assert f"would both become {tmp_path / 'out' / 'img.png'}" in capsys.readouterr().err
 
 
 def test_hidden_files_and_pipes_in_a_folder_are_left_alone(tmp_path: Path, run, capsys) -> None:

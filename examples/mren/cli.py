@@ -98,6 +98,7 @@ def run_command(
         >>> run_command(run, parser.parse_args, [])  # prints the error to stderr
         1
     """
+    open_closed_streams()
     print_any_character()
     silence_decoders()
     with signals_as_exceptions():
@@ -229,6 +230,13 @@ def check_no_input(targets: Iterable[Path], sources: Iterable[Path]) -> None:
     for target in targets:
         if target.exists() and identity(target) in inputs:
             raise UsageError(f"{target}: is an input, which is never overwritten; choose another output.")
+
+
+def open_closed_streams() -> None:
+    """Connect standard streams that are closed, as those of services can be, to nothing."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():  # in the order of their numbers
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for the rest of the process)
 
 
 def print_any_character() -> None:

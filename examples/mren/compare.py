@@ -59,9 +59,9 @@ class Detail:
             >>> Detail.parse("img092:300,200,96")
             Detail(image='img092', place=(300, 200), side=96)
         """
-        name, _, square = text.partition(":")
-        if not square:
-            return cls(name)
+        name, _, square = text.rpartition(":")
+        if not name or "," not in square:  # the name of an image may hold a colon
+            return cls(text)
         try:
             left, top, side = (int(number) for number in square.split(","))
         except ValueError:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from examples.mren.cli import (
     UsageError,
+    check_no_input,
     check_target,
     command_parser,
     describe,
@@ -175,6 +176,8 @@ def run(args: argparse.Namespace) -> int:
             number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
             note(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.")
     files = [path for images in found.values() for path in images]
+    if args.csv is not None:
+        check_no_input([args.csv], files)
     lr_files, problems = (None, 0) if args.lr is None else _partners(list(found.values()), args.lr, scale)
     to_score = files if lr_files is None else list(lr_files)
     degradation = Degradation(quality=args.jpeg, noise=args.noise) if args.jpeg or args.noise else None
@@ -283,7 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--onnx", type=path_name, nargs="+", default=[], metavar="FILE", help="score exported files, too")
     add("--csv", type=path_name, help="file for the scores of every image")
     add("--overwrite", action="store_true", help="replace the file of --csv if it is there")
-    add("--max-megapixels", type=whole_number(1), default=64, metavar="N", help="of an image (%(default)s)")
+    most = MAX_PIXELS // 10**6
+    add("--max-megapixels", type=whole_number(1, most), default=64, metavar="N", help="of an image (%(default)s)")
     return run_command(run, parser.parse_args, argv)
 
 

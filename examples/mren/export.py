@@ -183,6 +183,10 @@ def _atomic_folder(folder: Path, names: Collection[str], *, overwrite: bool = Tr
         elif folder.exists():
             raise FileExistsError(f"{folder}: came to be in the meantime.")
         scratch.rename(folder)
+    except OSError as error:
+        if error.errno is None or error.filename not in map(str, (scratch, replaced)):
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error  # a user knows nothing of the scratch folder
     finally:
         if replaced.exists() and not folder.exists():  # interrupted between the two renames
             replaced.rename(folder)
@@ -239,6 +243,9 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _check_output(output: Path, format: Format, *, overwrite: bool) -> None:
     """Raise if the output could not be written, or would replace something that must stay."""
+    here = Path.cwd()
+    if format in FOLDERS and output.resolve() in (here, *here.parents):
+        raise UsageError(f"{output}: is the current folder, or one above it, which cannot be replaced; name another.")
     if format in FOLDERS and output.is_file():
         raise UsageError(f"{output}: is a file, {format} is written as a folder; choose another output.")
     if not (format in FOLDERS and output.is_dir()):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from examples.mren.cli import UsageError, check_no_input, check_target, note
-from examples.mren.files import check_regular, missing_path_hint
+from examples.mren.files import check_regular, missing_path_hint, nearest_folder
 from examples.mren.images.read import IMAGE_SUFFIXES, is_image
 from examples.mren.images.write import FORMATS
 
@@ -153,7 +155,10 @@ def _walk(folder: Path, output: Path, *, recursive: bool) -> Iterator[Path]:
             if output.exists() and path.samefile(output):
                 note(f"skipped: {path}: is where the results go")
             else:
-                yield from _walk(path, output, recursive=True)
+                try:
+                    yield from _walk(path, output, recursive=True)
+                except PermissionError:
+                    note(f"skipped: {path}: must not be read")
         elif path.is_dir():
             note(f"skipped: {path}: is a folder" + ("" if recursive else "; --recursive reads it"))
         elif path.is_file():
@@ -169,16 +174,31 @@ def _target_name(relative: Path, suffix: str | None) -> Path:
 
 
 def _refuse_collisions(jobs: Sequence[Job]) -> None:
-    first_of: dict[Path | None, Job] = {}
+    targets = [job.target for job in jobs if job.target is not None]
+    identity: Callable[[Path | None], str] = str
+    if len({*map(_without_case, targets)}) < len({*targets}) and any(map(_ignores_case, {*targets})):
+        identity = _without_case
+    first_of: dict[str, Job] = {}
     for job in jobs:
-        first = first_of.setdefault(job.target, job)
+        first = first_of.setdefault(identity(job.target), job)
         if first is not job and first.source == job.source:
             raise UsageError(f"{job.name}: is given twice; give it once.")
         if first is not job:
             raise UsageError(f"{first.name} and {job.name} would both become {job.target}; upscale them one by one.")
-    check_no_input(
-        [job.target for job in jobs if job.target is not None], [job.source for job in jobs if job.source is not None]
-    )
+    check_no_input(targets, [job.source for job in jobs if job.source is not None])
+
+
+def _without_case(path: Path | None) -> str:
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _ignores_case(target: Path) -> bool:
+    """Whether names that differ in case are one to the filesystem, as on macOS, Windows, and most memory cards."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".a", dir=nearest_folder(target)) as file:
+            return Path(file.name).with_name(Path(file.name).name.swapcase()).exists()
+    except OSError:  # said later, with the target's name
+        return False
 
 
 def _listed(paths: Sequence[Path]) -> str:

@@ -68,7 +68,8 @@ def _why_refused(model: onnx.ModelProto) -> str | None:
         for node in graph.node:
             if node.op_type in _REFUSED:
                 return f"has the operator {node.op_type}, by which a small file can run for ever"
-        tensors = [*graph.initializer, *(t for node in graph.node for each in node.attribute for t in _tensors(each))]
+        tensors = [t for node in graph.node for each in node.attribute for t in _tensors(each)]
+        tensors += getattr(graph, "initializer", [])  # a function has none
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
             return "keeps its weights in other files, of which only itself may be read"
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:

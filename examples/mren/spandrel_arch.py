@@ -76,6 +76,7 @@ class MRENArch(Architecture[MREN]):
         """
         arguments = read_arguments(state_dict)
         try:
+            _check_shapes(state_dict, MREN(**arguments, device="meta"))  # a small file must not allocate much
             net = MREN(**arguments).eval()
             return ImageModelDescriptor(
                 net,
@@ -96,6 +97,15 @@ class MRENArch(Architecture[MREN]):
             )
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"MREN: the tensors do not fit the arguments read there, {arguments}: {error}") from error
+
+
+def _check_shapes(state_dict: Mapping[str, Tensor], net: MREN) -> None:
+    for name, tensor in net.state_dict().items():
+        if name not in state_dict:
+            raise ValueError(f"missing key {name}")
+        wanted, came = tuple(tensor.shape), tuple(state_dict[name].shape)
+        if came != wanted:
+            raise ValueError(f"size mismatch for {name}: {came} instead of {wanted}")
 
 
 def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:

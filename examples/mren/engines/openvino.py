@@ -48,7 +48,9 @@ def load(path: Path, *, threads: int = 0, precision: Precision = "f32") -> Engin
         precision: ``"bf16"`` computes in bfloat16, which is faster on a processor that has it. OpenVINO would choose it
             there by itself.
     """
-    return _StaticShapeModel(_import().Core(), path / MODEL, threads, precision)
+    core = _import().Core()
+    core.set_property({"ENABLE_MMAP": False})  # or the files could not be deleted on Windows as long as it runs
+    return _StaticShapeModel(core, path / MODEL, threads, precision)
 
 
 class _MaskedRBWA(FoldedRBWA):

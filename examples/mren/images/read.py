@@ -251,6 +251,9 @@ def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
 @contextmanager
 def _silenced_libtiff() -> Iterator[None]:
     """Keep libtiff from printing errors to stderr that Pillow raises anyway."""
+    if sys.stderr is None:  # closed, as that of a service can be: its number may be another file's
+        yield
+        return
     with _stderr_lock:
         sys.stderr.flush()
         saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
