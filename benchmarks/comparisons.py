@@ -43,10 +43,9 @@ def comparisons(results: Results) -> Iterator[Comparison]:
         ran = [
             row for row in suite.rows if row.get("peak_bytes") and not {"onnx", "bf16"} & set(row["form"].split(", "))
         ]
-        mine = [row for row in ran if row["name"] == OURS]
-        reference = suite.row(REFERENCE_NET, "eager")
-        if mine and reference:
-            least = min(mine, key=lambda row: row["peak_bytes"])
+        mine, theirs = ([row for row in ran if row["name"] == name] for name in (OURS, REFERENCE_NET))
+        if mine and theirs:
+            least, reference = (min(rows, key=lambda row: row["peak_bytes"]) for rows in (mine, theirs))
             times = least["peak_bytes"] / reference["peak_bytes"]
             label = f"peak memory: {cells.label(least)} / {cells.label(reference)}"
             yield label, suite.place, Summary(times, times, times)

@@ -44,9 +44,9 @@ def gpu(settings: Settings) -> list[Row]:
     others = [("fp16", 4)] if settings.quick else [("fp16", 4), ("bf16", 2), ("fp16", 2)]
 
     def add(names: tuple[str, ...], form: str, scale: int, batch: int = 1) -> None:
-        for name in names:
+        for name in settings.chosen(f"{name} ×{scale}" for name in names):
             for each in filter(settings.allows, (form, f"{form}, {GRAPH}")):
-                key = (f"{name} ×{scale}", each, batch)
+                key = (name, each, batch)
                 row = entry(key[0], each, (12, 16) if settings.quick else (OUTPUT[0] // scale, OUTPUT[1] // scale))
                 row["size"][0] = batch
                 reference = f"IMDN ×{scale} | {each} | {batch}"
@@ -54,10 +54,10 @@ def gpu(settings: Settings) -> list[Row]:
 
     def train(names: tuple[str, ...], *forms: str) -> None:
         patches = (1, 8) if settings.quick else (64, 48)
-        for name in names:
+        for name in settings.chosen(f"{name} ×4" for name in names):
             for form in filter(settings.allows, forms):
-                row: Row = {"name": f"{name} ×4, training step", "form": form, "patches": list(patches)}
-                build = _training(f"{name} ×4", form, patches, settings)
+                row: Row = {"name": f"{name}, training step", "form": form, "patches": list(patches)}
+                build = _training(name, form, patches, settings)
                 reference = "MREN ×4, training step | channels_last, bf16"
                 candidates[f"{row['name']} | {form}"] = Candidate(row, build, reference)
 

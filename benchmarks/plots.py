@@ -102,7 +102,7 @@ def _growth(values: str, label: str, results: Results, target: Path, *, output: 
         for suite in results.get("growth", [])[:1]:
             curves: dict[str, list[tuple[float, float]]] = {}
             for row in suite.rows:
-                if "seconds" not in row or row["peak_bytes"] is None:
+                if "seconds" not in row or (values == "memory" and row["peak_bytes"] is None):
                     continue
                 height, width = row["size"][-2:]
                 pixels = height * width * (16 if output else 1) / 1e6

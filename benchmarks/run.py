@@ -105,7 +105,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         given.settings = settings_from(given)
         given.output = given.output or results.FOLDER / "cuda.json"
         check_target(given.output, overwrite=True)
-        given.found = results.read(given.output)
+        results.read(given.output)  # found out before hours of work: it may be another file
     except ValueError as error:
         parser.error(str(error))
     return given
@@ -113,7 +113,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(given: argparse.Namespace) -> None:
     """Run the command."""
-    settings, output, found = given.settings, given.output, given.found
+    settings, output = given.settings, given.output
     torch.set_num_threads(settings.threads)
     torch.backends.cudnn.benchmark = True  # as in the examples: the sizes of a candidate do not change
     suites = list(dict.fromkeys(given.suite))
@@ -124,10 +124,16 @@ def run(given: argparse.Namespace) -> None:
         rows = SUITES[name](suite_settings)
         if not rows:
             raise ValueError(f"--suite {name} has nothing that --only and --without leave; name what it measures.")
+        found = results.read(output)  # only now: another run may have added to it
         found["suites"][name] = {
             "machine": about,
-            "settings": {"device": settings.device.type, "without": sorted(settings.without), "budget": given.budget}
-            | {name: getattr(given, name) for name in AS_GIVEN},
+            "settings": {
+                "device": settings.device.type,
+                "without": sorted(settings.without),
+                "only": sorted(settings.only),
+                "budget": given.budget,
+                **{name: getattr(given, name) for name in AS_GIVEN},
+            },
             "rows": rows,
         }
         write_text(output, results.dumps(found))

@@ -110,8 +110,13 @@ def measure(candidates: Mapping[str, Candidate], settings: Settings) -> list[Row
             candidate.row["skipped"] = reason(error)
         settings.log(f"  ready: {key}{skipped(candidate.row)}")
     limit = min(settings.limit, settings.deadline - time.monotonic())
-    times = interleave(turns, settings.repeats, seed=settings.seed, limit=limit)
-    rounds = {key: [significant(value, 5) for value in values] for key, values in times.items()}
+    guarded = {key: _guarded(turn, candidates[key].row) for key, turn in turns.items()}
+    times = interleave(guarded, settings.repeats, seed=settings.seed, limit=limit)
+    rounds = {
+        key: [significant(value, 5) for value in values]
+        for key, values in times.items()
+        if "skipped" not in candidates[key].row
+    }
     for key, values in rounds.items():
         row, reference = candidates[key].row, candidates[key].reference
         row["seconds"] = summarise(values).as_dict()
@@ -119,6 +124,20 @@ def measure(candidates: Mapping[str, Candidate], settings: Settings) -> list[Row
             row["ratio"] = {"to": reference} | ratio(values, rounds[reference]).as_dict()
         row["rounds"] = values
     return [candidate.row for candidate in candidates.values()]
+
+
+def _guarded(turn: Callable[[], float], row: Row) -> Callable[[], float]:
+    """A turn that fails once is skipped from then on, and its row says why: it must not end a run of many."""
+
+    def run() -> float:
+        if "skipped" not in row:
+            try:
+                return turn()
+            except Exception as error:
+                row["skipped"] = reason(error)
+        return math.nan
+
+    return run
 
 
 def entry(name: str, form: str, size: tuple[int, int], **more: object) -> Row:

@@ -197,6 +197,7 @@ def training(settings: Settings) -> list[Row]:
             for patches, tried in batches.items()
             for code in checkouts
             for form in filter(settings.allows, tried)
+            if settings.chosen(["MREN ×4"])
         }
         return measure(candidates, settings)
     finally:

@@ -61,6 +61,7 @@ copybutton_selector = "div:not(.highlight-text) > div.highlight > pre"
 
 # Where the site is published: search engines and links in messages need the whole address. Read the Docs sets it.
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL") or os.environ.get("SC_BLOCKS_SITE", "")
+html_baseurl = html_baseurl.rstrip("/") + "/" if html_baseurl else ""
 notfound_urls_prefix = urlsplit(html_baseurl).path or "/"
 notfound_context = {
     "title": "Page not found",

@@ -106,7 +106,7 @@ class Weights:
     @property
     def images(self) -> str:
         """What the card says about the images of the training."""
-        section = (self.file.parent / "README.md").read_text().partition(f"\n## {self.file.stem}\n")[2]
+        section = (self.file.parent / "README.md").read_text(encoding="utf-8").partition(f"\n## {self.file.stem}\n")[2]
         found = re.search(r"^\| images \| (.*) \|$", section.partition("\n## ")[0], re.MULTILINE)
         return found[1] if found else ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
@@ -14,6 +15,8 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from sc_blocks._checks import check_module
+
+Placement = tuple[torch.device, torch.dtype]
 
 
 def original_module(function: str, name: str, model: nn.Module) -> nn.Module:
@@ -45,6 +48,15 @@ def arguments(function: str, example: Any) -> tuple[Sequence[Any], Mapping[str, 
         came = f"the shape of one; pass torch.zeros{tuple(map(int, given))}"
         raise TypeError(f"{function}: example must be an input, got {came}.")
     return given, {}
+
+
+def placement(module: nn.Module) -> Placement | None:
+    """Device and floating-point type of most elements of a module, or ``None`` if it has none."""
+    elements: Counter[Placement] = Counter()
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point() and not is_lazy(tensor):
+            elements[tensor.device, tensor.dtype] += tensor.numel()
+    return elements.most_common(1)[0][0] if elements else None
 
 
 def uncompiled() -> AbstractContextManager[object]:

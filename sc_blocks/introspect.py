@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sc_blocks._capture import ThreadHook, capture_attention
 from sc_blocks._checks import check_int, shown
-from sc_blocks._dry_run import dry_run, original_module, refuse_script, tensors_in
+from sc_blocks._dry_run import dry_run, original_module, placement, refuse_script, tensors_in
 
 __all__ = ["Complexity", "Cost", "InputSize", "capture_attention", "complexity"]
 
@@ -127,7 +127,10 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         2073600
     """
     network = original_module("complexity", "model", model)
-    args, kwargs = _zeros(input_size, like=next(network.parameters(), torch.empty(0)))
+    # Lazy parameters, which have no elements yet, have a device and a type, too.
+    first = next((each for each in network.parameters() if each.is_floating_point()), torch.empty(0))
+    device, dtype = placement(network) or (first.device, first.dtype)
+    args, kwargs = _zeros(input_size, like=torch.empty(0, device=device, dtype=dtype))
     names = {module: name for name, module in cast(Iterator[tuple[str, nn.Module]], network.named_modules())}
     for module, name in names.items():
         refuse_script("complexity", f"model.{name}", module)

@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from sc_blocks._checks import check_module, nearby, shown
+from sc_blocks._dry_run import Placement, placement
 
 #: Which modules: a type or several, a name pattern, or a predicate of name and module.
 Where = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool]
 
-Placement = tuple[torch.device, torch.dtype]
 Old = TypeVar("Old", bound=nn.Module)
 
 
@@ -251,15 +251,9 @@ def _place(module: nn.Module, device: torch.device | None, dtype: torch.dtype | 
 def _placement(model: nn.Module, name: str) -> Placement | None:
     """Device and type of most elements of a module, or of the nearest enclosing module that has some."""
     while True:
-        module = model.get_submodule(name)
-        elements: Counter[Placement] = Counter()
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point() and not is_lazy(tensor):
-                elements[tensor.device, tensor.dtype] += tensor.numel()
-        if elements:
-            return elements.most_common(1)[0][0]
-        if not name:
-            return None
+        found = placement(model.get_submodule(name))
+        if found is not None or not name:
+            return found
         name = name.rpartition(".")[0]
 
 

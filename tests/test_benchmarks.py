@@ -559,6 +559,49 @@ def test_only_and_without_hold_in_every_suite(suite: str, name: str) -> None:
     assert {row["form"] for row in rows} <= {"eager", "folded"}
 
 
+def test_only_holds_on_a_gpu_and_in_training() -> None:
+    settings = Settings(torch.device("cpu"), 1, quick=True, deadline=time.monotonic() - 1, only=frozenset(["IMDN ×4"]))
+    names = {row["name"] for row in suites.SUITES["gpu"](settings)}
+    assert names == {"matrix product", "copy", "IMDN ×4"}
+    assert suites.SUITES["training"](settings) == []
+
+
+def test_a_candidate_that_fails_while_it_is_timed_costs_only_itself() -> None:
+    turns = iter([0.5, RuntimeError("out of memory")])
+
+    def failing() -> float:
+        value = next(turns)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    rows = [{"name": "failing"}, {"name": "good"}]
+    candidates = {
+        "failing": Candidate(rows[0], lambda _: failing),
+        "good": Candidate(rows[1], lambda _: lambda: 0.25, reference="failing"),
+    }
+    assert measure(candidates, Settings(torch.device("cpu"), 1, repeats=4)) == rows
+    assert "out of memory" in rows[0]["skipped"]
+    assert "rounds" not in rows[0]
+    assert rows[1]["rounds"] == [0.25] * 4
+    assert "ratio" not in rows[1]
+
+
+def test_runs_into_one_file_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--quick", "-o", str(tmp_path / "mine.json"), "--only", "SCACB", "--suite"]
+    counts = suites.SUITES["counts"]
+
+    def overtaken(settings: Settings) -> list[dict]:
+        assert run.main([*options, "blocks"]) == 0
+        return counts(settings)
+
+    monkeypatch.setitem(suites.SUITES, "counts", overtaken)
+    assert run.main([*options, "counts"]) == 0
+    found = json.loads((tmp_path / "mine.json").read_text())["suites"]
+    assert sorted(found) == ["blocks", "counts"]
+    assert found["counts"]["settings"]["only"] == ["SCACB"]
+
+
 def test_what_cannot_be_written_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="2"):

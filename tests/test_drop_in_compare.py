@@ -248,27 +248,27 @@ def command(tmp_path: Path, *more: str) -> list[str]:
 def test_rows_are_trained_scored_and_tabulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = command(tmp_path, "--blocks", "plain", "wsilbv")
     assert main(arguments) == 0
-    found = read_runs(tmp_path / "out" / "edsr_sr.csv")
+    found = read_runs(tmp_path / "out" / "edsr_sr_x2.csv")
     assert [(run.name, run.seed, run.steps, run.matched) for run in found] == [
         ("plain", 0, 2, "parameters"), ("wsilbv", 0, 2, "parameters"),
     ]  # fmt: skip
-    text = (tmp_path / "out" / "edsr_sr.md").read_text()
+    text = (tmp_path / "out" / "edsr_sr_x2.md").read_text()
     assert text == comparison_table(found, titles={"plain": "plain", "wsilbv": "WSILB-V"})
     assert text in capsys.readouterr().out
     assert main([*arguments, "--steps", "3"]) == 1
     assert "holds a run of other settings (steps was 2, is 3); take another --output" in capsys.readouterr().err
     # Without the bicubic image it is another comparison.
     assert main([*arguments, "--no-skip"]) == 0
-    others = read_runs(tmp_path / "out" / "edsr_sr_no_skip.csv")
+    others = read_runs(tmp_path / "out" / "edsr_sr_no_skip_x2.csv")
     assert others[0].psnr != found[0].psnr
-    assert "| Residual network, ×4, without bicubic |" in overview({"edsr_sr": found, "edsr_sr_no_skip": others})
+    assert "| Residual network, ×2, without bicubic |" in overview({"edsr_sr_x2": found, "edsr_sr_no_skip_x2": others})
 
 
 def test_a_row_is_scored_with_local_statistics_without_being_trained_again(tmp_path: Path) -> None:
     arguments = command(tmp_path, "--blocks", "plain", "wsilbv", "wsilbv+local", "--seeds", "2")
     assert main(arguments) == 0
-    found = [run for run in read_runs(tmp_path / "out" / "edsr_sr.csv") if run.name != "plain"]
-    folder = tmp_path / "out" / "edsr_sr"
+    found = [run for run in read_runs(tmp_path / "out" / "edsr_sr_x2.csv") if run.name != "plain"]
+    folder = tmp_path / "out" / "edsr_sr_x2"
     assert sorted(path.name for path in folder.iterdir()) == ["plain", "wsilbv"]
     (image,) = (tmp_path / "Test").iterdir()
     for seed in range(2):
@@ -281,13 +281,13 @@ def test_a_row_is_scored_with_local_statistics_without_being_trained_again(tmp_p
             assert run.psnr == pytest.approx(expected, abs=1e-4)
             to_local(net, torch.zeros(1, 3, 8, 8))  # patches of 16 x 16 at a scale of 2
         assert abs(whole.psnr - windows.psnr) > 2e-4
-    tables = (tmp_path / "out" / "edsr_sr.md").read_text()
+    tables = (tmp_path / "out" / "edsr_sr_x2.md").read_text()
     first, second = (tables.index(f"| {title} |") for title in ("WSILB-V", "WSILB-V, local statistics"))
     assert tables.index("| plain |") < first < tables.rindex("| plain |", 0, second) < second
     # A test set with other images is scored anew in both ways.
     write_photos(tmp_path / "other" / "Test", [(40, 32)])
     assert main([*arguments, "--test", str(tmp_path / "other" / "Test")]) == 0
-    again = [run for run in read_runs(tmp_path / "out" / "edsr_sr.csv") if run.name != "plain"]
+    again = [run for run in read_runs(tmp_path / "out" / "edsr_sr_x2.csv") if run.name != "plain"]
     assert not {run.psnr for run in again} & {run.psnr for run in found}
 
 
@@ -347,9 +347,9 @@ def test_an_output_that_takes_no_files_is_named_first(tmp_path: Path, capsys) ->
     assert "is a file, not a folder; choose another output" in output.err
     assert output.out == ""
     for suffix in ("csv", "md"):
-        (tmp_path / suffix / f"edsr_sr.{suffix}").mkdir(parents=True)
+        (tmp_path / suffix / f"edsr_sr_x2.{suffix}").mkdir(parents=True)
         assert main(command(tmp_path, "-o", str(tmp_path / suffix))) == 2
-        assert f"edsr_sr.{suffix}: is a folder; name a file in it" in capsys.readouterr().err
+        assert f"edsr_sr_x2.{suffix}: is a folder; name a file in it" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -831,3 +831,21 @@ def test_prints_as_its_table() -> None:
 def test_words_about_depth(depth: object, error: type) -> None:
     with pytest.raises(error, match=r"Complexity.table: depth must be"):
         complexity(WSILBV(8), (1, 8, 4, 4)).table(depth=depth)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
+def test_zeros_are_of_the_type_of_most_parameters(kind: torch.dtype) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Parameter(torch.zeros(1, dtype=kind), requires_grad=False)
+            self.block = SCACB(12, dtype=torch.bfloat16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(x)
+
+    assert complexity(Net(), (1, 12, 8, 8)).macs == complexity(SCACB(12), (1, 12, 8, 8)).macs
+
+
+def test_lazy_layers_are_given_what_lies_where_they_do() -> None:
+    assert complexity(nn.LazyConv2d(4, 1, device="meta"), (1, 3, 8, 8)).macs == 4 * 3 * 64

@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 
 def pinned_version() -> str:
     """The version of onnxruntime-web that docs/browser/package.json names."""
-    return json.loads((ROOT / "docs" / "browser" / "package.json").read_text())["dependencies"]["onnxruntime-web"]
+    package = json.loads((ROOT / "docs" / "browser" / "package.json").read_text(encoding="utf-8"))
+    return package["dependencies"]["onnxruntime-web"]
 
 
 def missing_engine() -> str | None:
@@ -48,7 +49,7 @@ def missing_engine() -> str | None:
     described = PACKAGE / "package.json"
     if not described.is_file():
         return "the npm package onnxruntime-web is not installed"
-    version = json.loads(described.read_text())["version"]
+    version = json.loads(described.read_text(encoding="utf-8"))["version"]
     if version != pinned_version():
         return f"onnxruntime-web {version} is installed, {pinned_version()} is pinned"
     return None
@@ -114,7 +115,7 @@ class TryIt(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         self.env.note_reread()  # what is installed changes without the page
         if not self.env.try_it_missing:
-            markup = (Path(__file__).parent / "try_it.html").read_text()
+            markup = (Path(__file__).parent / "try_it.html").read_text(encoding="utf-8")
             return [nodes.raw("", f"{markup}{SCRIPT}\n", format="html")]
         reasons = "; ".join(self.env.try_it_missing)
         notice = nodes.admonition(classes=["warning"])

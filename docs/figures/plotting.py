@@ -140,12 +140,12 @@ def in_the_dark(drawing: Image.Image) -> Image.Image:
 
 def read_numbers(name: str) -> dict:
     """What was measured, from ``measured/NAME.json``."""
-    return json.loads((MEASURED / f"{name}.json").read_text())
+    return json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def write_numbers(name: str, numbers: dict) -> None:
     """Keep what was measured, with as many digits as mean something."""
-    (MEASURED / f"{name}.json").write_text(json.dumps(_rounded(numbers), indent=1) + "\n")
+    (MEASURED / f"{name}.json").write_text(json.dumps(_rounded(numbers), indent=1) + "\n", encoding="utf-8")
 
 
 def _rounded(value: object) -> object:

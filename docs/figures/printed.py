@@ -37,7 +37,7 @@ def renewed(text: str, name: str) -> str:
 def main() -> None:
     for name in PAGES:
         page = DOCS / f"{name}.md"
-        page.write_text(renewed(page.read_text(), page.name))
+        page.write_text(renewed(page.read_text(encoding="utf-8"), page.name), encoding="utf-8")
         print(page)
 
 

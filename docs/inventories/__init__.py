@@ -29,7 +29,7 @@ def read(listing: Path) -> list[tuple[str, str, str]]:
         ValueError: If a line does not have three parts, or a name stands there twice.
     """
     entries: list[tuple[str, str, str]] = []
-    for number, line in enumerate(listing.read_text().splitlines(), start=1):
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         parts = line.split()

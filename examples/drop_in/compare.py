@@ -80,7 +80,10 @@ def run(args: argparse.Namespace) -> list[Run]:
         tolerance=args.tolerance,
         skip=args.skip,
     )
-    name = f"{args.host}_{args.task}" + ("" if args.skip else "_no_skip")
+    # Results of one file are compared with each other.
+    unusual = {"_no_skip": not args.skip, f"_x{args.scale}": args.task == "sr" and args.scale != 4}
+    unusual[f"_sigma{args.sigma:g}"] = args.task == "denoise" and args.sigma != 25
+    name = f"{args.host}_{args.task}" + "".join(suffix for suffix, is_so in unusual.items() if is_so)
     scores, page = (args.output / f"{name}.{suffix}" for suffix in ("csv", "md"))
     setup = setup_from(args, task, args.output / name, matched=args.match, targets=(scores, page))
     runs = compare(rows, setup, max_minutes=args.max_minutes, dry_run=args.dry_run)

@@ -22,7 +22,6 @@ RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs" / "results"
 DATASETS = ("Set5", "Set14", "B100")
 STATISTICS = ("Scored with statistics of the whole map", "The same networks, scored with local statistics")
-TASKS = {"sr": "×4", "tail": "×4", "denoise": "denoising"}
 
 
 def tables() -> dict[str, str]:
@@ -58,14 +57,17 @@ def overview(found: Mapping[str, Sequence[Run]]) -> str:
     """
     lines = []
     for name, runs in found.items():
-        host, task, *skip = name.split("_", 2)
+        host, task, *rest = name.split("_")
+        scale = next((part[1:] for part in rest if part in ("x2", "x3")), "4")
+        what = "denoising" if task == "denoise" else f"×{scale}"
+        without = ", without bicubic" if "skip" in rest else ""
         for own in by_statistics(runs):
             seeds = {run.name: len({each.seed for each in own if each.name == run.name}) for run in own}
             same_steps = len({run.steps for run in own}) == 1
             budget = f"{own[0].steps:,} steps" if same_steps else f"{own[0].minutes:.0f} minutes"
             columns = [_differences([run for run in own if run.dataset == name], [*seeds]) for name in DATASETS]
             for row, *cells in zip([*seeds][1:], *columns, strict=True):
-                title = f"{HOSTS[host].title.partition(',')[0]}, {TASKS[task]}" + ", without bicubic" * bool(skip)
+                title = f"{HOSTS[host].title.partition(',')[0]}, {what}{without}"
                 lines.append([title, title_of(row), *cells, MATCHED[own[0].matched], budget, str(seeds[row])])
     head = ["network", "with", *(f"{name}, dB" for name in DATASETS), "equal", "budget", "seeds"]
     return table(head, lines, text=("network", "with", "equal"))
