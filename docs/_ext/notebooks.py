@@ -24,10 +24,12 @@ def as_notebook(page: str) -> str:
     Shell commands are cells with ``%%bash``. Links to other pages are replaced by their text.
     """
     text = OUTPUT.sub("", IMAGE.sub("", page)).replace("```sh\n", "```bash\n")
-    text = LINK.sub(lambda link: link[1] or "the documentation", ROLE.sub(r"`\1`", text))
     title, _, rest = text.partition("\n")
     notebook = jupytext.reads(f"{HEADER}{title}\n\n{START}{rest}", fmt="md")
     for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown":
+            text = ROLE.sub(r"`\1`", cell.source)
+            cell.source = LINK.sub(lambda link: link[1] or "the documentation", text)
         cell["id"] = f"cell-{number}"  # the same in every build
     return jupytext.writes(notebook, fmt="ipynb")
 
