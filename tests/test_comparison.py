@@ -33,6 +33,7 @@ from examples.compare.tables import (
     write_runs,
 )
 from examples.compare.tasks import Denoising, SuperResolution
+from examples.drop_in.report import overview
 from examples.markdown import begin, table, with_part
 from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.training.checkpoint import load_optimizer_tensors, optimizer_tensors
@@ -634,6 +635,17 @@ def test_a_table_has_costs_scores_and_what_was_matched() -> None:
     assert "| plain | 29.00, 29.20 | 22 | 62,169 | 3.51 G | 600 | 1.5 |\n" in text
     assert "| scacb | 29.30, 29.50 | 32 | 61,485 | 3.51 G | 600 | 1.5 |\n" in text
     assert "Equal in parameters, to within 1.1 %" in text
+
+
+def test_a_row_that_was_not_scored_on_a_set_has_an_empty_cell_there() -> None:
+    def run(name: str, dataset: str, psnr: float) -> Run:
+        return Run(name, 0, 1, 1, 1, 1, 1.0, dataset, psnr, matched="parameters", macs=1, paired=1)
+
+    runs = [run("plain", "Set5", 30), run("more", "Set5", 31), run("more", "Set14", 32), run("other", "Set14", 33)]
+    cells = [[cell.strip() for cell in line.split("|")[2:5]] for line in comparison_table(runs).splitlines()[2:5]]
+    assert cells == [["30.00", "", ""], ["31.00", "+1.000", "32.00"], ["", "", "33.00"]]
+    page = [[cell.strip() for cell in line.split("|")[3:4]] for line in overview({"edsr_sr": runs}).splitlines()[2:]]
+    assert page == [["+1.00"], [""]]
 
 
 def test_means_are_of_the_seeds_that_differences_are_of() -> None:

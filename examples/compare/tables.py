@@ -123,15 +123,19 @@ def comparison_table(
     lines = [[titles[name]] for name in rows]
     found: dict[str, Comparison] = {}
     for dataset in dict.fromkeys(run.dataset for own in rows.values() for run in own):
-        scores = [_scores(own, dataset) for own in rows.values()]
+        on_set = [run for run in runs if run.dataset == dataset]
+        scores = {name: _scores(own, dataset) for name, own in rows.items()}
+        names = comparable(on_set, list(rows))
         if first.paired:  # means, like differences, are over the seeds that all rows have
-            shared = set.intersection(*map(set, scores))
-            scores = [{seed: own[seed] for seed in own if seed in shared} for own in scores]
-        found[dataset] = compared([run for run in runs if run.dataset == dataset], list(rows))
+            shared = set.intersection(*(set(own) for own in scores.values() if own))
+            scores = {name: {seed: own[seed] for seed in own if seed in shared} for name, own in scores.items()}
+        if names:
+            found[dataset] = compared(on_set, names)
         head += [f"{dataset}, dB", "difference"]
-        differences = [printed(difference) for difference in found[dataset].differences]
-        for line, own, difference in zip(lines, scores, ["", *differences], strict=True):
-            line += [f"{mean(own.values()):.2f}", difference]
+        differences = [printed(difference) for difference in found[dataset].differences] if names else []
+        shown = dict(zip(names[1:], differences, strict=True))
+        for name, line in zip(rows, lines, strict=True):
+            line += [f"{mean(scores[name].values()):.2f}" if scores[name] else "", shown.get(name, "")]
     if published:
         head.append("paper, Set5")
         lines = [[*line, published.get(name, "")] for name, line in zip(rows, lines, strict=True)]
@@ -178,6 +182,12 @@ def printed(difference: Difference, decimals: int = 3) -> str:
     """A difference in dB, in bold if it is significant."""
     text = signed(difference.mean, decimals)
     return f"**{text}**" if difference.significant else text
+
+
+def comparable(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """The rows that can be compared on one set of test images: those scored on it; none if the first one was not."""
+    scored = {run.name for run in runs}
+    return [name for name in names if name in scored] if names[0] in scored else []
 
 
 def compared(runs: Sequence[Run], names: Sequence[str]) -> Comparison:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from examples.compare.tables import MATCHED, Run, compared, comparison_table, printed, read_runs
+from examples.compare.tables import MATCHED, Run, comparable, compared, comparison_table, printed, read_runs
 from examples.drop_in.variants import HOSTS, is_local, title_of
 from examples.markdown import table
 from examples.mren.cli import run_command
@@ -75,12 +75,13 @@ def overview(found: Mapping[str, Sequence[Run]]) -> str:
 
 def _differences(runs: Sequence[Run], rows: Sequence[str]) -> list[str]:
     """The cells of one test set; empty where it was not scored."""
-    if not runs:
-        return [""] * (len(rows) - 1)
-    return [
-        printed(each, 2) if each.margin is None else f"{printed(each, 2)} ± {each.margin:.2f}"
-        for each in compared(runs, rows).differences
-    ]
+    names = comparable(runs, rows)
+    found = dict(zip(names[1:], compared(runs, names).differences if names else [], strict=True))
+    cells = {
+        name: printed(each, 2) if each.margin is None else f"{printed(each, 2)} ± {each.margin:.2f}"
+        for name, each in found.items()
+    }
+    return [cells.get(name, "") for name in rows[1:]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
