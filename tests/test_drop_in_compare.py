@@ -294,7 +294,7 @@ def test_a_row_is_scored_with_local_statistics_without_being_trained_again(tmp_p
 def test_denoising_from_the_command_line(tmp_path: Path) -> None:
     arguments = command(tmp_path, "--task", "denoise", "--host", "unet", "--blocks", "plain", "chain", "--sigma", "15")
     assert main(arguments) == 0
-    record = read_json(tmp_path / "out" / "unet_denoise" / "chain" / "seed_0" / "run.json")
+    record = read_json(tmp_path / "out" / "unet_denoise_sigma15" / "chain" / "seed_0" / "run.json")
     assert record["settings"]["task"] == {"sigma": 15.0, "scale": 1}
 
 
