@@ -119,7 +119,7 @@ def test_every_generated_file_is_on_a_page() -> None:
 @pytest.mark.parametrize("file", sorted(hosts.RESULTS.glob("*.csv")), ids=lambda file: file.stem)
 def test_the_committed_comparisons_are_fair(file: Path) -> None:
     runs = read_runs(file)
-    host, _, task = file.stem.partition("_")
+    host, task, *_ = file.stem.split("_")
     assert runs[0].name == "plain"
     for name in ("matched", "minutes" if task == "tail" else "steps", "batch_size", "patch_size"):
         assert len({getattr(run, name) for run in runs}) == 1, name
@@ -325,6 +325,15 @@ def test_weights_from_freely_licensed_images_score_as_much_lower_as_the_faq_says
     said = f"{min(losses):.1f} to {max(losses):.1f} dB"
     for page in (report.CARD, *(report.DOCS.parent / name for name in ("faq.md", "models.md"))):
         assert said in page.read_text()
+
+
+def test_what_is_said_of_a_tail_after_an_hour_is_measured() -> None:
+    runs = read_runs(hosts.RESULTS / "imdn_tail_hour.csv")
+    plain, rbwa = (next(run for run in runs if (run.name, run.dataset) == (name, "Set5")) for name in ("plain", "rbwa"))
+    assert plain.minutes == rbwa.minutes == 60
+    said = f"{plain.psnr - rbwa.psnr:.2f} dB"
+    assert f"it scores {said} lower on Set5" in words_of(report.DOCS.parent / "how-to" / "rbwa-tail.md")
+    assert f"in IMDN {said} less after an hour" in words_of(report.README.parent / "CHANGELOG.md")
 
 
 @pytest.mark.parametrize("log", sorted(WEIGHTS.glob("*.log.csv")), ids=lambda log: log.name.partition(".")[0])
