@@ -260,8 +260,12 @@ def test_scores_are_not_replaced_unasked(tmp_path: Path, weights: Path, capsys) 
     assert scores.read_text() == "earlier"
     assert main([*arguments, str(scores), "--overwrite"]) == 0
     assert scores.read_text().startswith("dataset,")
-    assert main([*arguments, str(tmp_path / "set" / "0.png"), "--overwrite"]) == 2
-    assert "0.png: is an input, which is never overwritten" in capsys.readouterr().err
+    (low,) = write_photos(tmp_path / "low", [(24, 24)])
+    for given in (tmp_path / "set" / "0.png", low, weights):
+        before = given.read_bytes()
+        assert main([*arguments, str(given), "--overwrite", "--lr", str(low.parent)]) == 2
+        assert f"{given}: is an input, which is never overwritten" in capsys.readouterr().err
+        assert given.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,8 @@ def run(args: argparse.Namespace) -> int:
             note(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.")
     files = [path for images in found.values() for path in images]
     if args.csv is not None:
-        check_no_input([args.csv], files)
+        low = [file for folder in args.lr or [] for file in list_images(folder)]
+        check_no_input([args.csv], [*files, *low, *args.onnx, find_weights(args.scale, args.variant, args.weights)])
     lr_files, problems = (None, 0) if args.lr is None else _partners(list(found.values()), args.lr, scale)
     to_score = files if lr_files is None else list(lr_files)
     degradation = Degradation(quality=args.jpeg, noise=args.noise) if args.jpeg or args.noise else None
