@@ -53,7 +53,7 @@ class NoCommunication(nn.Module):
 
 
 class FixedCommunication(nn.Module):
-    r"""The paper's channel, a fixed weight: :math:`F' = W F_{l-1} + F_l`. A number as ``communication`` builds it.
+    r"""The paper's communication, with a fixed weight: :math:`F' = W F_{l-1} + F_l`. A number builds this channel.
 
     Args:
         weight: :math:`W`, any finite number; the paper tries 0 to 1 in table 2.
@@ -95,7 +95,7 @@ LinearCommunication = FixedCommunication  # its name in 0.1.0, which initialiser
 
 
 class LearnableCommunication(nn.Module):
-    r"""A linear channel whose weight is learned: :math:`F' = W \odot F_{l-1} + F_l`.
+    r"""Communication with a learned weight: :math:`F' = W \odot F_{l-1} + F_l`.
 
     Args:
         channels: Width of the maps.
@@ -162,7 +162,7 @@ class LearnableCommunication(nn.Module):
 
 
 class GatedCommunication(nn.Module):
-    r"""A gated channel: both maps decide, at each position and for each channel, how much of the previous one to add.
+    r"""Gated communication: a gate, computed from both maps, weights every value of the previous map.
 
     .. math::
         F' = \sigma(W_g [F_{l-1}, F_l] + b_g) \odot F_{l-1} + F_l

@@ -1,4 +1,4 @@
-"""Double refinement with attention communication, by the channels of :mod:`sc_blocks.communication`."""
+"""Double refinement attention communication, with the communication channels of :mod:`sc_blocks.communication`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DRACB(nn.Module):
             - a factory ``channels -> module``, such as :class:`~sc_blocks.GatedCommunication`;
             - a module with ``forward(previous, current) -> fused``, used as it is;
             - ``None``: no communication.
-        gate: Whether the fused map gates itself; if not, :math:`y_l = F'_l`.
+        gate: Whether the fused map gates itself (with the sigmoid: SiLU); if not, :math:`y_l = F'_l`.
         relay: Which map is passed on.
 
             - ``"raw"``: :math:`F_l`, as equation 5 is printed;
@@ -132,8 +132,8 @@ class DRACBChain(nn.Module):
         out_channels: Width of the refined features and of the maps, one for all stages or one for each. Where they
             differ, the map passes an :class:`~sc_blocks.AdaptedCommunication`.
         length: Number of stages; needed only if both widths are single numbers.
-        communication: As in :class:`DRACB`. Every link has a channel of its own: a factory is called once for each
-            link, a module is copied. The first link has no channel, unless ``takes_map``.
+        communication: As in :class:`DRACB`. Every DRACB has its own communication channel: a factory is called once for
+            each, a module is copied. The first DRACB has none, unless ``takes_map``.
         resample: As in :class:`~sc_blocks.AdaptedCommunication`; ``None`` if all stages have one height and width.
         takes_map: Whether the first stage takes the last map of another chain, as wide as its own map.
         returns_map: Whether the chain returns the map of its last stage too, for a chain that takes one.

@@ -1,4 +1,4 @@
-"""Fresh weights for networks that are trained from scratch."""
+"""Initialisation of networks that are trained from scratch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from sc_blocks.scacb import SCACB
 
 
 def init_weights(module: nn.Module, *, branch_scale: float = 0.3) -> None:
-    r"""Draw fresh weights for the SCACBs, DRACBs and MREBs of a network that is trained from scratch.
+    r"""Initialise the SCACBs, DRACBs and MREBs of a network that is trained from scratch.
 
-    A fresh convolution of torch scales the standard deviation of its input by about :math:`1/\sqrt{3}`, and GELU halves
-    small values. After the layers of an SCACB, little of the variation between pixels is left, and training starts
-    slowly. Here every convolution keeps the variance: its weights are normal, with a variance of
+    A convolution with torch's default initialisation scales the standard deviation of its input by about
+    :math:`1/\sqrt{3}`, and GELU halves small values. After the layers of an SCACB, little of the variation between
+    pixels is left, and training starts slowly. Here every convolution keeps the variance: its weights are normal, with
+    a variance of
 
     .. math::
         \frac{2}{\mathrm{fan\_in}} \text{ before an activation}, \qquad \frac{1}{\mathrm{fan\_in}} \text{ elsewhere},
 
-    and its biases are zero. The branches of SCACBs are then scaled down, so that a row of them changes its input little
-    at first. Other modules keep their weights, those of WSILB, RBWA and learned channels among them.
+    and its biases are zero. The branches of SCACBs are then scaled down, so that several in sequence change their
+    input little at first. Other modules keep their weights, those of WSILB, RBWA and learned channels among them.
 
     Call it before pretrained weights are loaded, and not on a network that has been trained. It suits activations like
     ReLU, GELU and SiLU.

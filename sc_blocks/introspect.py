@@ -1,4 +1,4 @@
-"""What a network attends to, and what it costs, read by hooks from a network that does not change."""
+"""Attention maps and costs of a network, read by hooks that do not change it."""
 
 from __future__ import annotations
 

@@ -18,11 +18,10 @@ Network = TypeVar("Network", bound=nn.Module)
 def to_local(module: Network, example: Tensor | Sequence[Any] | Mapping[str, Any], *, factor: float = 1.5) -> Network:
     """Switch every WSILB and WSILBV of a network to windowed statistics, in place, and return the network.
 
-    A network trained on patches has seen statistics of patch-sized areas only (Chu et al., *Improving Image Restoration
-    by Revisiting Global Information Aggregation*, 2022). The network runs once, in eval mode, on ``example``, and
-    each :class:`~sc_blocks.WSILB` and :class:`~sc_blocks.WSILBV` gets a window of the size of the map that it saw,
-    times ``factor``. The mode, the buffers and the random number generators do not change; lazy layers take their
-    shapes, as in any first run.
+    This follows the test-time local converter (TLC) of Chu et al.: a network trained on patches has seen statistics of
+    patch-sized areas only. The network runs once, in eval mode, on ``example``, and each :class:`~sc_blocks.WSILB` and
+    :class:`~sc_blocks.WSILBV` gets a window of the size of the map that it saw, times ``factor``. The mode, the buffers
+    and the random number generators do not change; lazy layers take their shapes, as in any first run.
 
     Args:
         module: The network.
@@ -35,6 +34,9 @@ def to_local(module: Network, example: Tensor | Sequence[Any] | Mapping[str, Any
             several sizes, or the network was folded and an RBWA in it does not call its attention; nothing is changed
             then.
         TypeError: If an argument is of another type.
+
+    Source:
+        Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation* (2022).
 
     Example:
         >>> import torch

@@ -16,10 +16,10 @@ from sc_blocks.wsilb import WSILBV
 
 
 class MREB(nn.Module):
-    r"""Multilevel refinement enhancement block: a row of SCACBs whose stages are distilled, refined and fused.
+    r"""Multilevel refinement enhancement block: a sequence of SCACBs whose stages are distilled, refined and fused.
 
     With :math:`x_0 = x` and :math:`x_l = \mathrm{SCACB}_l(x_{l-1})`, a :class:`~sc_blocks.DRACBChain` refines the input
-    and the output of every SCACB. The refined features are fused, pass an attention and are added to the input:
+    and the output of every SCACB. The refined features are fused, reweighted by WSILB-V and added to the input:
 
     .. math::
         y = x + \mathrm{WSILBV}\bigl( W [\, y_0, y_1, \dots, y_n \,] \bigr), \qquad

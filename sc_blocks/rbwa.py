@@ -15,7 +15,7 @@ from sc_blocks.wsilb import WSILBV
 
 
 class RBWA(nn.Module):
-    r"""Reconstruction block with attention: bilinear resizing, refined by two convolutions with attention between.
+    r"""Reconstruction block with attention: bilinear resizing, then two convolutions with attention between them.
 
     .. math::
         u &= \mathrm{conv}_{3 \times 3}(\mathrm{bilinear}_{\times s}(x)) \\

@@ -16,17 +16,18 @@ Exchange = Literal["outputs", "inputs"]
 
 
 class SCACB(nn.Module):
-    r"""Spatial-channel adaptive coordination block: the same features seen by region and by channel at three scales.
+    r"""Spatial-channel adaptive coordination block: a residual block with a spatial and a channel part.
 
     One 1x1 convolution compresses the features, :math:`z = \phi(W_z x)`. A *channel part* of ordinary convolutions and
-    a *spatial part* of depthwise ones each look at :math:`z` with fields of view of 1, 3 and 5 pixels,
+    a *spatial part* of depthwise ones each compute three levels of :math:`z`, with receptive fields of 1, 3 and 5
+    pixels,
 
     .. math::
         p_1 = \phi(\mathrm{conv}_{1}^{p} z), \quad
         p_3 = \phi(\mathrm{conv}_{3}^{p} z), \quad
         p_5 = \phi(\mathrm{conv}_{3'}^{p} p_3), \qquad p \in \{s, c\},
 
-    exchange their levels and weigh them. A last 1x1 convolution fuses both into a correction of the input:
+    exchange them and weight them. A last 1x1 convolution fuses both into a correction of the input:
 
     .. math::
         y = x + W \, [\, \phi(W_s [s_1 + c_1, s_3 + c_3, s_5 + c_5]),\; \phi(W_c [s_1 + c_1, s_3 + c_3, s_5 + c_5]) \,].
@@ -38,14 +39,14 @@ class SCACB(nn.Module):
         parts: Which parts the block has.
 
             - ``"both"``: the block as published;
-            - ``"spatial"``: depthwise convolutions only (OSA in table 3), whose levels the fusing convolution weighs;
+            - ``"spatial"``: depthwise convolutions only (OSA in table 3), whose levels the last convolution weights;
             - ``"channel"``: ordinary convolutions only (OCA in table 3), likewise.
         exchange: Where the corresponding levels of the two parts meet, if there are two.
 
-            - ``"outputs"``: each part weighs the sums of its own levels and the other's;
+            - ``"outputs"``: each part weights the sums of its own levels and the other's;
             - ``"inputs"``: each 3x3 convolution also reads the other part's preceding level: :math:`z + c_1` and
               :math:`s_3 + c_3` in the spatial part, :math:`z + s_1` and :math:`c_3 + s_3` in the channel part;
-            - ``None``: each part weighs its own levels only (SCNC in table 3).
+            - ``None``: each part weights its own levels only (SCNC in table 3).
         residual: Whether the block adds its result to its input.
         act_layer: Called without arguments to build each :math:`\phi`.
         bias: Whether the convolutions have biases.

@@ -1,7 +1,7 @@
-"""Large images in bounded memory: a network runs tile by tile, and the results are blended.
+"""Large images in tiles: a network runs on one tile at a time, and the results are blended.
 
 Near its own border a tile sees the network's padding instead of the image. In the outer thirds of an overlap, only the
-tile that lies further inside counts; in the middle third the weights change linearly, which leaves no seam.
+tile whose border is farther away is used; in the middle third, the weights change linearly, which leaves no seam.
 """
 
 from __future__ import annotations

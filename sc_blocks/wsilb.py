@@ -56,9 +56,10 @@ class _ChannelAttention(nn.Module):
 
 
 class WSILB(_ChannelAttention):
-    r"""Weight-sharing information-lossless attention block: channel attention from contrast and peak.
+    r"""Weight-sharing information-lossless attention block: channel attention from contrast and maximum.
 
-    Contrast, mean plus standard deviation, and peak of a channel pass through the *same* 1x1 convolution :math:`f`:
+    The contrast of a channel, its mean plus its standard deviation, and its maximum pass through the *same* 1x1
+    convolution :math:`f`:
 
     .. math::
         y = x \odot \sigma\bigl( f(\mathrm{mean}(x) + \mathrm{std}(x)) + f(\max(x)) \bigr)
@@ -118,7 +119,7 @@ class WSILB(_ChannelAttention):
 
 
 class WSILBV(_ChannelAttention):
-    r"""WSILB-V: :class:`WSILB` with a squeezed shared layer, :math:`f = W_2\, \phi(W_1\, \cdot)`.
+    r"""WSILB-V: :class:`WSILB` whose shared layer is a bottleneck, :math:`f = W_2\, \phi(W_1\, \cdot)`.
 
     .. math::
         y = x \odot \sigma\bigl( f(\mathrm{mean}(x) + \mathrm{std}(x)) + f(\max(x)) \bigr)

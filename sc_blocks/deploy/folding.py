@@ -44,9 +44,9 @@ def fold(
 ) -> Network:
     r"""Copy a network for inference, with its blocks rewritten to compute the same function in less time and memory.
 
-    :mod:`sc_blocks.deploy` says what is rewritten. A block is left as it is unless it is proved to be what its class
-    builds: of exactly that type, with 3x3 convolutions that pad with zeros, elementwise activations of torch, and no
-    hooks, parametrizations, leftovers of pruning or methods of its own.
+    :mod:`sc_blocks.deploy` says what is rewritten. A block is rewritten only if it is exactly what its class builds: of
+    that type and no subclass, with 3x3 convolutions that pad with zeros, with elementwise activations of torch, and
+    without hooks, parametrizations, leftovers of pruning or methods of its own.
 
     Args:
         module: A block, or any network with blocks in it. It is not changed, and stays trainable.
