@@ -1,4 +1,4 @@
-"""A network in training: forward and backward, the update of its weights, and their running average."""
+"""A network in training: forward and backward, the update of its weights, and their moving average (EMA)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainingError(ValueError):
 
 
 class Learner:
-    """A network with its optimizer, loss scaler and running average: what a step of training changes.
+    """A network with its optimizer, loss scaler and EMA: what a step of training changes.
 
     Args:
         net: The network with the weights that it begins from, on any device; it is trained in place.
@@ -44,7 +44,7 @@ class Learner:
 
     Attributes:
         net: The network. It is never wrapped for mixed precision, graphs or processes.
-        average: The running average of its weights, in eval mode, never compiled.
+        average: The exponential moving average (EMA) of its weights, in eval mode, never compiled.
 
     Raises:
         TrainingError: If the options contradict each other.

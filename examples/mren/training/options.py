@@ -147,7 +147,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--ema-decay",
         type=number(lambda value: 0 <= value < 1, "at least 0 and below 1"),
-        help="instead of the recipe's; 0 for no average of the weights",
+        help="instead of the recipe's; 0 for no exponential moving average (EMA) of the weights",
     )
     add("--init", type=path_name, help="weight file to begin from, such as that of another scale")
     add(

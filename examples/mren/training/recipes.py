@@ -102,7 +102,7 @@ class Recipe:
     """Largest norm of the gradient."""
 
     ema_decay: float | None = None
-    """Decay of the running average of the weights at each step; the average is validated and saved. 0 or ``None`` for
+    """Decay of the exponential moving average (EMA) of the weights; the EMA is validated and saved. 0 or ``None`` for
     none."""
 
     def __post_init__(self) -> None:

@@ -52,14 +52,14 @@ class Trainer:
         accelerator: The processes that share each batch.
         untouched: Names of the parameters that ``training.init`` does not have.
         held_out: Images to validate on, by the name of their mean PSNR in the log. What is best is chosen by the mean
-            of these. Without any, nothing is chosen: the last average of the weights is the result.
+            of these. Without any, nothing is chosen: the last EMA of the weights is the result.
         keep: Called with the averaged network whenever it is the best so far.
         time_steps_alone: Whether the minutes of the run are those of its steps, but for the first, which may compile:
             on one thread of a CPU processor time, which other programs disturb less. Otherwise they are those from its
             start to its last file.
 
     Attributes:
-        learner: The network, its optimizer, and the running average of its weights.
+        learner: The network, its optimizer, and the exponential moving average (EMA) of its weights.
         progress: How far the run has come.
 
     Raises:
