@@ -104,12 +104,12 @@ def width_of(layer: nn.Module, name: str, built: int) -> int:
     return getattr(layer, name, built)
 
 
-def reduced_width(block: str, channels: int, reduction: int, *, factor: int = 1) -> int:
+def reduced_width(block: str, channels: int, reduction: int, *, factor: int = 1, name: str = "channels") -> int:
     """Return ``factor * channels // reduction`` if that leaves a channel."""
     width = factor * channels // reduction
     if width < 1:
-        fits = f"reduction <= {factor * channels} or channels >= {-(-reduction // factor)}"
-        raise ValueError(f"{block}: reduction={reduction} leaves no channel of channels={channels}; use {fits}.")
+        fits = f"reduction <= {factor * channels} or {name} >= {-(-reduction // factor)}"
+        raise ValueError(f"{block}: reduction={reduction} leaves no channel of {name}={channels}; use {fits}.")
     return width
 
 
@@ -117,11 +117,15 @@ def check_feature_map(block: str, x: Tensor, channels: int | None, *, name: str 
     """Raise unless ``x`` is a floating-point NCHW tensor of ``channels`` channels, or of any number, and not empty."""
     if not isinstance(x, Tensor):
         part = "second" if name == "previous" else "first"
+        kind = type(x).__name__
         hints = {
-            tuple: f"; a block that returns (refined, attention_map): pass the {part}",
-            int: f"; where layers are built by width, pass the class {block}, not an instance",
+            "tuple": f"; a block that returns (refined, attention_map): pass the {part}",
+            "int": f"; where layers are built by width, pass the class {block}, not an instance",
+            "ndarray": f"; pass torch.from_numpy({name}), for an image .permute(2, 0, 1)[None], and / 255 if of 8 bits",
         }
-        raise TypeError(f"{block}: {name} must be a tensor, got {type(x).__name__}{hints.get(type(x), '')}.")
+        if type(x).__module__.startswith("PIL."):
+            hints[kind] = f"; pass torch.from_numpy(numpy.array({name})).permute(2, 0, 1)[None] / 255"
+        raise TypeError(f"{block}: {name} must be a tensor, got {kind}{hints.get(kind, '')}.")
     if x.ndim != 4:
         hint = f"; for a single image pass {name}.unsqueeze(0)" if x.ndim == 3 else ""
         if x.ndim == 3 and x.shape[2] == channels != x.shape[0]:

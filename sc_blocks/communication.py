@@ -1,11 +1,12 @@
 """The communication channel: how an attention map reaches the next block.
 
 A channel is any module with ``forward(previous, current) -> fused``: it gets the maps of the previous block and of this
-block, changes neither in place, and returns a map of the shape of ``current``.
+block, and returns a map of the shape of ``current``. A channel of your own gets copies, so it may work in place.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -337,7 +338,8 @@ def build_communication(
         dtype: Of the parameters; ``None`` leaves it as it is.
 
     Raises:
-        TypeError: If ``communication`` is none of these, or a factory does not return a module.
+        TypeError: If ``communication`` is none of these, a factory does not return a module, or the ``forward`` of the
+            module does not take two maps.
 
     Example:
         >>> from sc_blocks import LearnableCommunication
@@ -350,6 +352,7 @@ def build_communication(
     if communication is FixedCommunication:
         return FixedCommunication()  # called with the width, it would take that for its weight
     if isinstance(communication, nn.Module):
+        _check_protocol(block, communication)
         return _checks.moved(communication, device, dtype)
     if isinstance(communication, Real) and not isinstance(communication, bool):
         return FixedCommunication(cast(float, communication))
@@ -362,7 +365,25 @@ def build_communication(
         came = f"{_checks.shown(communication)}, which fails for {channels} channels: {error}"
         raise TypeError(f"{block}: communication must be {_WANTED}, got {came}.") from error
     _checks.check_module(block, f"what the factory {communication!r} returns for {channels} channels", built)
+    _check_protocol(block, built)
     return _checks.moved(built, device, dtype)
+
+
+def _check_protocol(block: str, channel: nn.Module) -> None:
+    """Raise unless the forward of a channel can be called with two maps."""
+    parameters = inspect.signature(channel.forward)
+    try:
+        parameters.bind(None, None)
+    except TypeError as error:
+        came = f"{type(channel).__name__}, whose forward takes {parameters}"
+        raise TypeError(f"{block}: communication must be {_WANTED}, got {came}; {_HINT}.") from error
+
+
+def works_on_copies(channel: nn.Module) -> bool:
+    """Whether a channel gets copies of the maps: any but those of this library, because it may work in place."""
+    if type(channel) is AdaptedCommunication:
+        return works_on_copies(channel.communication)
+    return type(channel) not in (NoCommunication, FixedCommunication, LearnableCommunication, GatedCommunication)
 
 
 def _check_maps(block: str, previous: Tensor, current: Tensor, channels: int | None = None) -> None:

@@ -13,7 +13,14 @@ import torch.fx
 from torch import Tensor, nn
 
 from sc_blocks import _checks
-from sc_blocks.communication import PAPER_WEIGHT, AdaptedCommunication, CommunicationLike, Resample, build_communication
+from sc_blocks.communication import (
+    PAPER_WEIGHT,
+    AdaptedCommunication,
+    CommunicationLike,
+    Resample,
+    build_communication,
+    works_on_copies,
+)
 
 Relay = Literal["raw", "fused"]
 
@@ -36,7 +43,7 @@ class DRACB(nn.Module):
 
             - a number: fixed linear, :class:`~sc_blocks.FixedCommunication`;
             - a factory ``channels -> module``, such as :class:`~sc_blocks.GatedCommunication`;
-            - a module with ``forward(previous, current) -> fused``, used as it is;
+            - a module with ``forward(previous, current) -> fused``, used as it is; it may work in place;
             - ``None``: no communication.
         gate: Whether the fused map gates itself (with the sigmoid: SiLU); if not, :math:`y_l = F'_l`.
         relay: Which map is passed on.
@@ -106,11 +113,14 @@ class DRACB(nn.Module):
         attention_map = self.distill(x)
         fused = attention_map
         if previous is not None:
-            fused = self.communication(previous, attention_map)
+            maps = (previous, attention_map)
+            if works_on_copies(self.communication):
+                maps = (previous.clone(), attention_map.clone())
+            fused = self.communication(*maps)
             returned = f"DRACB: what {type(self.communication).__name__} returned"
             hint = "forward(previous, current) of a communication channel returns a map shaped like current"
             _checks.check_same_shape(returned, fused, "the attention map", attention_map, hint=hint)
-        # The copies are for layers and callers that work in place: neither may change the map that is handed on.
+        # The copies are for channels, layers and callers that work in place: none may change the map that is handed on.
         refined = fused.clone() if self.gate is None else fused * self.gate(fused.clone())
         return refined, (fused if self.relay == "fused" else attention_map)
 
@@ -125,7 +135,7 @@ class DRACBChain(nn.Module):
         y_l, F_l = \mathrm{DRACB}_l(x_l, F_{l-1}), \qquad l = 0, 1, \dots
 
     The first stage has no :math:`F_{-1}`, unless the chain takes one. If a stage of your network reads the
-    refined features of the previous stage, call :meth:`step` for one stage at a time.
+    refined features of the previous stage, call :meth:`step` for one stage at a time. ``chain.links`` holds the DRACBs.
 
     Args:
         in_channels: Width of the features, one for all stages or one for each.
@@ -213,6 +223,8 @@ class DRACBChain(nn.Module):
         attention_map: Any = previous if self.takes_map else None
         refined: list[Tensor] = []
         for number, link in enumerate(self.links):
+            width = _checks.width_of(getattr(link, "distill", link), "in_channels", self.in_channels[number])
+            _checks.check_feature_map("DRACBChain", features[number], width, name=f"features[{number}]")
             stage_refined, attention_map = link(features[number], attention_map)
             refined.append(stage_refined)
         return (tuple(refined), attention_map) if self.returns_map else tuple(refined)

@@ -76,6 +76,8 @@ class RBWA(nn.Module):
         self.scale_factor = scale_factor if isinstance(scale_factor, (int, Fraction)) else float(scale_factor)
         bias = _checks.check_flag("RBWA", "bias", bias)
         options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
+        reduction = _checks.check_int("RBWA", "reduction", reduction)
+        _checks.reduced_width("RBWA", self.out_channels, reduction, name="out_channels")
 
         self.expand = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1, **options)
         self.attention = WSILBV(

@@ -120,7 +120,9 @@ def _blend(run: Network, x: Tensor, scale: int, rows: Spans, columns: Spans, on_
             result = output.to(x.device)
         else:
             weighted = output.to(torch.promote_types(dtype, torch.float32))
-            weighted = weighted * row_weights.to(weighted)[:, None] * column_weights.to(weighted)
+            weights = row_weights.to(weighted)[:, None] * column_weights.to(weighted)
+            # Not a product alone: 0 times an infinity is NaN, and it may be one only at the border of this tile.
+            weighted = torch.where(weights != 0, weighted * weights, 0)
             if done == 1:
                 shape = (*output.shape[:2], x.shape[2] * scale, x.shape[3] * scale)
                 result = torch.zeros(shape, dtype=weighted.dtype, device=x.device)

@@ -340,7 +340,8 @@ WRONG_ARGUMENTS = [
     (lambda: WSILBV(8, reduction=0), ValueError, r"WSILBV: reduction must be at least 1"),
     (lambda: RBWA(0), ValueError, r"RBWA: in_channels must be at least 1"),
     (lambda: RBWA(8, 0), ValueError, r"RBWA: out_channels must be at least 1"),
-    (lambda: RBWA(8, 3), ValueError, r"reduction=4 leaves no channel of channels=3"),
+    (lambda: RBWA(8, 3), ValueError, r"^RBWA: reduction=4 leaves no channel of out_channels=3; .* out_channels >= 4"),
+    (lambda: RBWA(8, reduction=0.5), TypeError, r"^RBWA: reduction must be a positive integer, got 0.5"),
     (lambda: MREB(5), ValueError, r"MREB: channels must be at least 6, got 5"),
     (lambda: MREB(3, parts="spatial"), ValueError, r"MREB: channels must be at least 4, got 3"),
     (lambda: MREB(12, num_stages=0), ValueError, r"MREB: num_stages must be at least 1, got 0"),
@@ -448,6 +449,12 @@ WRONG_ARGUMENTS = [
         TypeError,
         r"AdaptedCommunication: communication must be a module .*, got <object obj",
     ),
+    (
+        lambda: DRACB(12, 4, communication=nn.Conv2d(4, 4, 1)),
+        TypeError,
+        r"DRACB: communication must be a module with forward\(previous, current\).* got Conv2d, whose forward takes",
+    ),
+    (lambda: MREB(12, communication=nn.Identity), TypeError, r"DRACB: communication must .* got Identity, whose"),
     (lambda: DRACB(12, 4, communication=float("nan")), ValueError, r"weight must be finite, got nan"),
     # chains
     (
@@ -676,6 +683,24 @@ def test_channels_check_their_width() -> None:
             channel(torch.zeros(1, 5, 6, 8), torch.zeros(1, 5, 6, 8))
 
 
+@pytest.mark.parametrize("relay", ["raw", "fused"])
+@pytest.mark.parametrize("resample", [None, "nearest"])
+def test_a_channel_may_work_in_place(relay: Any, resample: Any) -> None:
+    class InPlace(nn.Module):
+        def forward(self, previous: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+            return current.add_(previous.mul_(0.2))
+
+    chain = DRACBChain(12, 4, 4, communication=InPlace(), relay=relay, resample=resample, dtype=torch.float64)
+    same = DRACBChain(12, 4, 4, relay=relay, resample=resample, dtype=torch.float64)
+    same.load_state_dict(chain.state_dict())
+    features = [torch.rand(1, 12, 5, 6, dtype=torch.float64) for _ in range(4)]
+    torch.testing.assert_close(chain(features), same(features))
+    torch.cat(chain(features)).sum().backward()
+    torch.cat(same(features)).sum().backward()
+    for mine, other in zip(chain.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
 def test_channel_that_returns_another_shape() -> None:
     block = DRACB(12, 4, communication=Shrinking())
     with pytest.raises(
@@ -693,6 +718,7 @@ def test_chain_misused() -> None:
         (lambda: chain([x, x]), r"features must be a sequence of 3 tensors, got 2; .*use step"),
         (lambda: chain([]), r"got 0"),
         (lambda: chain(x), r"got one tensor"),
+        (lambda: chain([x, x, map_]), r"DRACBChain: features\[2\] must have 12 channels in dimension 1 .* got 4 in"),
         (lambda: chain(torch.zeros(3, 12, 6, 8)), r"got one tensor"),
         (lambda: chain.step(3, x, map_), r"stage must be below 3, got 3; use length=4"),
         (lambda: chain.step(-1, x, map_), r"stage must be at least 0, got -1"),
@@ -802,8 +828,12 @@ def test_what_is_no_tensor_is_named() -> None:
         TypeError, match=r"WSILBV: x must be a tensor, got int; .* pass the class WSILBV, not an instance"
     ):
         WSILBV(8)(8)  # what a network does that was given an instance for a class
-    with pytest.raises(TypeError, match=r"SCACB: x must be a tensor, got ndarray\.$"):
+    with pytest.raises(TypeError, match=r"SCACB: x must be a tensor, got ndarray; pass torch.from_numpy\(x\)"):
         SCACB(8)(torch.rand(1, 8, 4, 4).numpy())
+    with pytest.raises(TypeError, match=r"SCACB: x must be a tensor, got Image; pass torch.from_numpy\(numpy.array"):
+        SCACB(8)(type("Image", (), {"__module__": "PIL.Image"})())  # Pillow is not installed everywhere
+    with pytest.raises(TypeError, match=r"SCACB: x must be a tensor, got dict\.$"):
+        SCACB(8)({})
 
 
 @pytest.mark.parametrize("stage", [1.0, True, "1", None])

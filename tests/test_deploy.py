@@ -275,6 +275,22 @@ def test_over_samples_and_networks_by_vmap(name: str) -> None:
     in_range(both[1], functional_call(module, halved, (x,)), 1e-13)
 
 
+@some("scacb", "wsilbv", "rbwa", "tail")
+def test_forward_mode_derivatives(name: str) -> None:
+    x = sample(name, 1, 36, 17)
+    direction, module = x.cos(), build(name).requires_grad_(False)
+    folded = in_small_strips(fold(module))
+    _, expected = torch.func.jvp(module, (x,), (direction,))
+    in_range(torch.func.jvp(folded, (x,), (direction,))[1], expected, 1e-13)
+    weights = dict(module.named_parameters())
+    changes = {key: weight.cos() for key, weight in weights.items()}
+    of_weights = [
+        torch.func.jvp(lambda weights, net=net: functional_call(net, weights, (x,)), (weights,), (changes,))[1]
+        for net in (folded, module)
+    ]
+    in_range(*of_weights, 1e-12)
+
+
 class Tagged(Tensor):
     """A subclass of the user's."""
 
@@ -746,6 +762,16 @@ def test_results_of_every_type_are_compared() -> None:
         fold(Finally(torch.log), example=torch.zeros(1, 24, 40, 6))
     for nothing in (x[:0], x):
         fold(Finally(lambda y: y[:, :0]), example=nothing)
+
+
+def test_a_result_of_one_value_is_compared_by_its_size() -> None:
+    for seed in range(8):
+        torch.manual_seed(seed)
+        net = nn.Sequential(lively(RBWA(24, 16)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 1))
+        x = torch.rand(1, 24, 24, 6)
+        fold(net, example=x)
+    with pytest.raises(ValueError, match="fold: the folded network is"):
+        fold(net.double(), example=x.double(), tolerance=1e-30)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 import accelerate
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -285,6 +287,18 @@ def test_type_of_the_model_is_kept(dtype: torch.dtype) -> None:
     result = tiled(nn.Identity(), x, tile=16, overlap=5)
     assert result.dtype == dtype
     torch.testing.assert_close(result, x)
+
+
+def test_infinities_at_the_border_of_a_tile_stay_there() -> None:
+    def infinite_at_the_border(x: Tensor) -> Tensor:
+        return 1 / (1 - F.max_pool2d(1 - F.pad(x, (1, 1, 1, 1)), 3, 1))  # 1 / 0 where a padded pixel is near
+
+    def ring(x: Tensor) -> Tensor:
+        return torch.where(F.avg_pool2d(x, 3, 1, 1) < 1, math.inf, x)
+
+    for net in (infinite_at_the_border, ring):
+        tiled_, whole = tiled(net, torch.ones(1, 1, 40, 40), tile=16, overlap=8), net(torch.ones(1, 1, 40, 40))
+        torch.testing.assert_close(tiled_, whole)
 
 
 def test_complex_results_are_not_rounded() -> None:

@@ -52,7 +52,8 @@ def fold(
         module: A block, or any network with blocks in it. It is not changed, and stays trainable.
         example: An input, a sequence of arguments or a mapping of arguments by keyword, for which the copy's results
             before and after the rewriting are compared, with the same random numbers.
-        tolerance: Largest difference allowed, divided by the range of the first result. Half precision needs more.
+        tolerance: Largest difference allowed, divided by the range of the first result, or by its size if that is a
+            single value. Half precision needs more.
 
     Returns:
         A copy in eval mode, without gradients for its parameters. Modules keep their places, names, attributes and
@@ -183,7 +184,7 @@ def _check_same(actual: Any, expected: Any, tolerance: float) -> None:
         if theirs.is_complex():
             ours, theirs = torch.view_as_real(ours), torch.view_as_real(theirs)
         ours, theirs = (each.to("cpu", torch.float64) for each in (ours, theirs))  # nothing overflows
-        span = (theirs.amax() - theirs.amin()).item()
+        span = (theirs.amax() - theirs.amin()).item() or theirs.abs().amax().item()  # one value has no range
         difference = (ours - theirs).abs().amax().item()
         if not difference <= tolerance * span:  # not "greater": NaN must not pass
             allowed = f"tolerance={tolerance:g} allows {tolerance * span:.3g} in a range of {span:.3g}"

@@ -10,6 +10,7 @@ import torch.fx
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from sc_blocks.scacb import SCACB
 from sc_blocks.wsilb import WSILBV
@@ -26,8 +27,10 @@ def is_on_cpu(x: Tensor) -> bool:
 
 
 def runs_on_cpu(x: Tensor) -> bool:
-    """Whether the arithmetic on a map runs now, on a CPU, rather than being recorded for a graph or for gradients."""
+    """Whether the arithmetic on a map runs now, on a CPU, rather than being recorded for a graph or differentiated."""
     if not is_on_cpu(x) or torch.compiler.is_compiling() or not isinstance(x.shape[2], int):
+        return False
+    if unpack_dual(x).tangent is not None:
         return False
     return not (torch.is_grad_enabled() and x.requires_grad)
 
@@ -150,8 +153,7 @@ def gate_in_strips(attention: WSILBV, x: Tensor, values: int) -> Tensor:
         exact = rows.to(torch.promote_types(x.dtype, torch.float32))
         mean = _over_pixels(torch.mean, exact, nhwc)
         deviation = exact - mean
-        deviation *= deviation  # vmap would take square_() sample by sample
-        variance = _over_pixels(torch.mean, deviation, nhwc)
+        variance = _over_pixels(torch.mean, deviation * deviation, nhwc)  # in place, torch's forward-mode AD is wrong
         fraction = torch.full_like(mean, rows.shape[2] / x.shape[2])
         strips.append((fraction, mean, variance, _over_pixels(torch.amax, rows, nhwc)))
     fraction, each, variances, peaks = map(torch.stack, zip(*strips, strict=True))
