@@ -21,7 +21,7 @@ import importlib
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 from torch import Tensor, nn
 
@@ -69,10 +69,15 @@ def engine_module(name: Format) -> EngineModule:
     return cast(EngineModule, importlib.import_module(f"examples.mren.engines.{name}"))
 
 
-def install_hint(error: ImportError, extra: str) -> ImportError:
-    """An error that says what to install."""
-    package = error.name or "a package"
-    return ImportError(f'{package} is missing; python -m pip install -e ".[examples,{extra}]" installs it.')
+def import_extra(name: str, extra: str) -> Any:
+    """Import a module of an extra; where it is missing, the error says what to install."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = error.name or "a package"
+        raise ImportError(
+            f'{package} is missing; python -m pip install -e ".[examples,{extra}]" installs it.'
+        ) from error
 
 
 def compile_network(network: nn.Module, runtime: Runtime, example: Tensor, *, threads: int = 0) -> Engine:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.mren.engines import Engine, install_hint
+from examples.mren.engines import Engine, import_extra
 
 MIN_SIDE, MAX_SIDE = 16, 1024  # sides of the images; tiles for larger ones
 
@@ -53,9 +53,5 @@ def operators(path: Path) -> set[str]:
 
 def _import() -> Any:
     logging.getLogger("coremltools").setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it warns that this is not macOS
-            import coremltools
-    except ImportError as error:
-        raise install_hint(error, "coreml") from error
-    return coremltools
+    with contextlib.redirect_stderr(io.StringIO()):  # it warns that this is not macOS
+        return import_extra("coremltools", "coreml")

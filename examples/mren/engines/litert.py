@@ -12,15 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from examples.mren.data import usable_cores
-from examples.mren.engines import Engine, install_hint
+from examples.mren.engines import Engine, import_extra
 
 
 def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
     """Convert a network to a file for an image as large as ``example``, with axes as in torch. No metadata are kept."""
-    try:
-        import litert_torch
-    except ImportError as error:
-        raise install_hint(error, "litert") from error
+    litert_torch = import_extra("litert_torch", "litert")
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -33,11 +30,8 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 
 def load(path: Path, *, threads: int = 0) -> Engine:
     """Open a file on the CPU."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise install_hint(error, "litert") from error
-    interpreter = Interpreter(str(path), num_threads=threads or usable_cores())
+    runtime = import_extra("ai_edge_litert.interpreter", "litert")
+    interpreter = runtime.Interpreter(str(path), num_threads=threads or usable_cores())
     interpreter.allocate_tensors()
     (input_,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
 

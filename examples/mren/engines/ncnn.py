@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.mren.cli import one_line
-from examples.mren.engines import Engine, install_hint
+from examples.mren.engines import Engine, import_extra
 
 PARAM, BIN = "model.ncnn.param", "model.ncnn.bin"
 
@@ -38,10 +38,7 @@ def write(
     Raises:
         ValueError: If pnnx cannot convert it, or ncnn has no layer for a part of it.
     """
-    try:
-        import pnnx
-    except ImportError as error:
-        raise install_hint(error, "ncnn") from error
+    pnnx = import_extra("pnnx", "ncnn")
     height, width = example.shape[2:]
     path.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), warnings.catch_warnings():
@@ -70,10 +67,7 @@ def load(path: Path, *, threads: int = 0) -> Engine:
     Raises:
         ValueError: If a layer is unknown to ncnn.
     """
-    try:
-        import ncnn
-    except ImportError as error:
-        raise install_hint(error, "ncnn") from error
+    ncnn = import_extra("ncnn", "ncnn")
     net = ncnn.Net()
     if threads:
         net.opt.num_threads = threads

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from examples.mren.engines import Engine, install_hint
+from examples.mren.engines import Engine, import_extra
 from examples.mren.engines.program import export_program
 
 if TYPE_CHECKING:
@@ -21,11 +21,8 @@ OPSET = 20  # the first with Gelu; before, it is five nodes that runtimes have t
 
 def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
     """Convert a network to a file for images of any number, height and width."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401 (what the exporter needs)
-    except ImportError as error:
-        raise install_hint(error, "onnx") from error
+    onnx = import_extra("onnx", "onnx")
+    import_extra("onnxscript", "onnx")  # what the exporter needs
     with torch.no_grad():  # not inference_mode: the exporter refuses what a network keeps from it
         scale = network(example).shape[2] // example.shape[2]
     program = export_program(network, example)
@@ -55,12 +52,9 @@ def load(path: Path, *, threads: int = 0) -> Engine:
     Raises:
         ValueError: If ONNX Runtime cannot run it.
     """
-    try:
-        from examples.mren.onnxfile import open_session, run_session
-    except ImportError as error:
-        raise install_hint(error, "onnx") from error
-    session = open_session(path, threads=threads)
-    return lambda x: run_session(session, x)
+    onnxfile = import_extra("examples.mren.onnxfile", "onnx")
+    session = onnxfile.open_session(path, threads=threads)
+    return lambda x: onnxfile.run_session(session, x)
 
 
 def _tidy(model: onnx.ModelProto, scale: int) -> None:

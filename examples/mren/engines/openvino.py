@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from examples.mren.engines import Engine, install_hint, onnx
+from examples.mren.engines import Engine, import_extra, onnx
 from examples.mren.engines.program import with_rbwas
 from sc_blocks.deploy.rbwa import FoldedRBWA
 
@@ -31,7 +31,7 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 
 def convert(file: Path, path: Path, metadata: Mapping[str, str] = {}) -> None:
     """Convert an ONNX file to such a folder; what is quantised in the file is computed in int8."""
-    openvino = _import()
+    openvino = import_extra("openvino", "openvino")
     model = openvino.Core().read_model(file)
     for name, value in metadata.items():
         model.set_rt_info(value, ["mren", name])
@@ -48,7 +48,7 @@ def load(path: Path, *, threads: int = 0, precision: Precision = "f32") -> Engin
         precision: ``"bf16"`` computes in bfloat16, which is faster on a processor that has it. OpenVINO would choose it
             there by itself.
     """
-    core = _import().Core()
+    core = import_extra("openvino", "openvino").Core()
     core.set_property({"ENABLE_MMAP": False})  # or the files could not be deleted on Windows as long as it runs
     return _StaticShapeModel(core, path / MODEL, threads, precision)
 
@@ -88,11 +88,3 @@ class _StaticShapeModel:
             self._model.reshape(self._shape)
             self._request = self._core.compile_model(self._model, "CPU", self._config).create_infer_request()
         return torch.from_numpy(self._request.infer([x.contiguous().numpy()])[0])
-
-
-def _import() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise install_hint(error, "openvino") from error
-    return openvino
