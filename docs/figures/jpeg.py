@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from docs.figures.plotting import command, in_the_dark, photograph, read_numbers, write_numbers
-from docs.figures.scores import DATA, ROOT, TABLES, lay_out
+from docs.figures.scores import DATA, ROOT, TABLES
+from examples import markdown
 from examples.markdown import signed
 from examples.mren.data import imresize, list_images, mod_crop
 from examples.mren.degradation import Degradation, degrade, make_generator
@@ -73,7 +74,7 @@ def gains(means: dict[str, float]) -> dict[str, float]:
 def table(scale: Scale) -> str:
     """PSNR of bicubic, and what each network gains over it."""
     numbers = read_numbers(NAME)[f"×{scale}"]
-    rows = [[f"×{scale}, PSNR in dB", *INPUTS]]
+    head, rows = [f"×{scale}, PSNR in dB", *INPUTS], []
     for name in SETS:
         for method, title in TITLES.items():
             cells = [numbers[name][column] for column in INPUTS]
@@ -81,7 +82,7 @@ def table(scale: Scale) -> str:
                 rows.append([f"{name}, {title}", *(f"{cell[method]:.2f}" for cell in cells)])
             else:
                 rows.append([title, *(signed(cell[method], 2) for cell in cells)])
-    return lay_out(rows)
+    return markdown.table(head, rows, text=head[:1])
 
 
 def tables() -> dict[str, str]:

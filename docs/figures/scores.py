@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from docs.figures.plotting import MEASURED, command, photograph, read_numbers, write_numbers
+from examples import markdown
 from examples.mren.data import imresize, list_images, mod_crop
 from examples.mren.ensemble import SelfEnsemble
 from examples.mren.evaluate import Row, Upscale, evaluate, mean_score, network_upscaler
@@ -132,7 +133,7 @@ def measure() -> None:
 
 
 def tables() -> dict[str, str]:
-    """The tables by file name."""
+    """The tables of what was measured, by file name."""
     numbers = read_numbers(NAME)
     set5 = numbers["Set5"]
     windows = [["×4", "of the whole map", "of windows"], *measures("Set5", [set5["whole"], set5["windows"]])]
@@ -166,7 +167,7 @@ def tables() -> dict[str, str]:
         "self_ensemble": ensemble,
         "exported": files,
     }
-    return {f"{name}.md": lay_out(rows) for name, rows in made.items() if len(rows) > 1}  # of what was measured
+    return {f"{name}.md": markdown.table(head, rows, text=head[:1]) for name, (head, *rows) in made.items() if rows}
 
 
 def measures(name: str, scores: Sequence[dict[str, float]]) -> list[list[str]]:
@@ -175,12 +176,6 @@ def measures(name: str, scores: Sequence[dict[str, float]]) -> list[list[str]]:
         [f"{name}, dB", *(f"{score['psnr']:.2f}" for score in scores)],
         [f"{name}, SSIM", *(f"{score['ssim']:.4f}" for score in scores)],
     ]
-
-
-def lay_out(rows: Sequence[Sequence[str]]) -> str:
-    head, *rest = rows
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rest]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def draw() -> None:
