@@ -21,12 +21,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from skimage import data
 from torch import Tensor
 
 from examples.markdown import table
 from examples.mren.cli import run_command
-from examples.mren.data import imresize
+from examples.mren.data import imresize, photograph
 from examples.mren.files import write_text
 from examples.mren.fold import fold_mren
 from examples.mren.model import load_mren
@@ -44,10 +43,10 @@ BORDER = 64  # pixels of the result that padding can reach
 
 def pan(name: str, step: int) -> list[Tensor]:
     """Low-resolution frames, uint8 of shape (3, H, W)."""
-    photograph = torch.from_numpy(getattr(data, name)().copy()).permute(2, 0, 1)
+    image = photograph(name)
     height, width = FRAME
     starts = range(0, FRAMES * step, step)
-    return [imresize(photograph[:, :height, start : start + width], 1 / SCALE) for start in starts]
+    return [imresize(image[:, :height, start : start + width], 1 / SCALE) for start in starts]
 
 
 def flicker(upscale: Callable[[Tensor], Tensor], frames: Sequence[Tensor], step: int) -> float:

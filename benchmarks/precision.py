@@ -16,12 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from skimage import data
 from torch import Tensor, nn
 
 from benchmarks.candidates import ENGINES, runtime
 from examples.mren.cli import note, path_name, run_command
-from examples.mren.data import imresize, mod_crop
+from examples.mren.data import imresize, mod_crop, photograph
 from examples.mren.fold import fold_mren
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, Variant, load_mren, weights_path
@@ -104,7 +103,7 @@ def measure(net: MREN, photos: Sequence[Tensor], forms: dict[str, Form]) -> list
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    photos = [torch.from_numpy(getattr(data, name)()).permute(2, 0, 1) for name in PHOTOGRAPHS]
+    photos = [photograph(name) for name in PHOTOGRAPHS]
     before = read_current() if args.calibrate is None else []
     rows: list[list[str]] = []
     for name, variant in NETWORKS.items():

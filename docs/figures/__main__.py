@@ -22,7 +22,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from docs.figures.plotting import in_the_dark, photograph
+from docs.figures.plotting import in_the_dark
+from examples.mren.data import photograph
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images"

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from docs.figures.plotting import command, in_the_dark, photograph, read_numbers, write_numbers
+from docs.figures.plotting import command, in_the_dark, read_numbers, write_numbers
 from docs.figures.scores import DATA, ROOT, TABLES
 from examples import markdown
 from examples.markdown import signed
-from examples.mren.data import imresize, list_images, mod_crop
+from examples.mren.data import imresize, list_images, mod_crop, photograph
 from examples.mren.degradation import Degradation, degrade, make_generator
 from examples.mren.evaluate import Upscale, evaluate, mean_score, network_upscaler
 from examples.mren.files import write_text

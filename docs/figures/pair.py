@@ -6,26 +6,22 @@ weights. It is the cat of scikit-image (``skimage.data.chelsea``, by Stefan van 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from examples.mren.data import imresize, photograph
+from examples.mren.metrics import psnr, to_uint8
+from examples.mren.model import load_mren
+
 ROOT = Path(__file__).parents[2]
 SCALE = 4
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT))  # the examples are no package that is installed
-    from skimage.data import chelsea
-
-    from examples.mren.data import imresize
-    from examples.mren.metrics import psnr, to_uint8
-    from examples.mren.model import load_mren
-
-    original = torch.from_numpy(chelsea()).permute(2, 0, 1)[:, :, :448]
+    original = photograph("chelsea")[:, :, :448]
     small = imresize(original, 1 / SCALE)
     with torch.inference_mode():
         enlarged = load_mren(SCALE)(small[None].float() / 255)[0]

@@ -15,14 +15,13 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import numpy as np
-import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from docs.figures.theme import FONT, SMALL, THEMES
-from examples.mren.data import imresize, mod_crop
+from examples.mren.data import imresize, mod_crop, photograph
 
 MEASURED = Path(__file__).parent / "measured"
 WIDTH = 5.5  # inches of 96 px: letters stay legible where a phone shows a figure at two thirds of its size
@@ -34,13 +33,6 @@ LINESTYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 
 #: Photographs that come with scikit-image, with what its documentation says about their origin.
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
-
-
-def photograph(name: str) -> Tensor:
-    """A photograph that scikit-image ships, uint8 of shape (3, H, W)."""
-    from skimage import data  # here only: drawing needs none
-
-    return torch.from_numpy(np.array(getattr(data, name)())).permute(2, 0, 1).contiguous()
 
 
 def pair(name: str, scale: int) -> tuple[Tensor, Tensor]:

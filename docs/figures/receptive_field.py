@@ -27,13 +27,12 @@ from docs.figures.plotting import (
     WIDTH,
     command,
     line,
-    photograph,
     read_numbers,
     write,
     write_numbers,
 )
 from docs.figures.theme import THEMES
-from examples.mren.data import imresize, mod_crop
+from examples.mren.data import imresize, mod_crop, photograph
 from examples.mren.model import MREN, load_mren
 from sc_blocks import MREB, SCACB
 

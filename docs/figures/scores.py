@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from docs.figures.plotting import MEASURED, command, photograph, read_numbers, write_numbers
+from docs.figures.plotting import MEASURED, command, read_numbers, write_numbers
 from examples import markdown
-from examples.mren.data import imresize, list_images, mod_crop
+from examples.mren.data import imresize, list_images, mod_crop, photograph
 from examples.mren.ensemble import SelfEnsemble
 from examples.mren.evaluate import Row, Upscale, evaluate, mean_score, network_upscaler
 from examples.mren.export import export

@@ -36,7 +36,7 @@ from examples.mren.cli import (
     run_command,
     whole_number,
 )
-from examples.mren.data import imresize, mod_crop
+from examples.mren.data import imresize, mod_crop, photograph
 from examples.mren.files import atomic_write
 from examples.mren.images.picture import bleed
 from examples.mren.images.read import read_picture
@@ -186,9 +186,7 @@ def _draw_grid(
 def read_image(source: Path | None, max_side: int) -> Tensor:
     """The picture as RGB, shape (3, H, W), shrunk by a whole factor if it is too large."""
     if source is None:
-        from skimage.data import chelsea  # here only: importing it takes a second that pictures of your own do not need
-
-        image = torch.from_numpy(chelsea()).permute(2, 0, 1).float() / 255
+        image = photograph("chelsea").float() / 255
     else:
         picture = read_picture(source)
         color = picture.color if picture.alpha is None else bleed(picture.color, picture.alpha)

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from examples.mren.cli import UsageError, check_no_input, check_target, command_parser, path_name, run_command
-from examples.mren.data import imresize, list_images, mod_crop, read_rgb
+from examples.mren.data import imresize, list_images, mod_crop, photograph, read_rgb
 from examples.mren.evaluate import network_upscaler
 from examples.mren.files import unique_names
 from examples.mren.images.write import FORMATS, save_image
@@ -155,10 +154,8 @@ def write_sample(net: nn.Module, scale: Scale, target: Path, *, label: str = "MR
     Raises:
         FileExistsError: If there is one that must not be.
     """
-    from skimage.data import coffee  # here only: importing it takes a second that upscaling files does not need
-
     side = 240  # a multiple of each scale
-    original = torch.from_numpy(coffee()).permute(2, 0, 1)[:, 60 : 60 + side, 130 : 130 + side]
+    original = photograph("coffee")[:, 60 : 60 + side, 130 : 130 + side]
     small = imresize(original, 1 / scale)
     bicubic = imresize(small, scale)
     upscaled = to_uint8(tiled(net, small[None].float() / 255, scale=scale)[0])

@@ -150,6 +150,13 @@ def read_rgb(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     return colors.contiguous()
 
 
+def photograph(name: str) -> Tensor:
+    """A photograph that scikit-image ships, such as ``"coffee"``: uint8 RGB of shape (3, H, W)."""
+    from skimage import data  # here only: importing it takes a second that image files do not need
+
+    return torch.from_numpy(np.array(getattr(data, name)())).permute(2, 0, 1)
+
+
 @dataclass(frozen=True)
 class ImagePair:
     """A high-resolution image, cut to whole low-resolution pixels, and its twin; both uint8 (3, H, W)."""

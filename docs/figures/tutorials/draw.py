@@ -143,12 +143,11 @@ def write_figures(folder: Path) -> list[Path]:
 
 def write_maps(folder: Path) -> list[Path]:
     """Write pictures of what the trained network attends to, and return the files."""
-    from skimage.data import chelsea
-
+    from examples.mren.data import photograph
     from examples.mren.model import load_mren
     from sc_blocks.introspect import capture_attention
 
-    photo = torch.from_numpy(chelsea()).permute(2, 0, 1) / 255
+    photo = photograph("chelsea") / 255
     net = load_mren(4)
     with torch.inference_mode(), capture_attention(net.body[0]) as attention:
         net.body(net.head(photo[None]))
