@@ -17,11 +17,8 @@ import argparse
 import copy
 import hashlib
 import json
-import secrets
-import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -31,7 +28,7 @@ from torch import Tensor, nn
 from examples.mren.cli import UsageError, check_target, command_parser, describe, path_name, run_command, whole_number
 from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, engine_module
 from examples.mren.engines.program import PortableMREN
-from examples.mren.files import atomic_write, followed
+from examples.mren.files import atomic_folder, atomic_write, check_replaceable
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.model import MREN, find_weights, load_mren, read_weights, variant_of
 from examples.mren.options import add_network_options
@@ -104,7 +101,7 @@ def export(
         network = _HalfPrecision(network)
     target = Path(target)
     if format in FOLDERS:
-        writing = _atomic_folder(target, FOLDERS[format], overwrite=overwrite)
+        writing = atomic_folder(target, FOLDERS[format], overwrite=overwrite)
     else:
         writing = atomic_write(target, overwrite=overwrite)
     with writing as scratch:
@@ -163,46 +160,6 @@ def _check(engine: Engine, net: nn.Module, sizes: Sequence[tuple[int, ...]], tol
     return worst
 
 
-@contextmanager
-def _atomic_folder(folder: Path, names: Collection[str], *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a scratch folder that takes the place of ``folder`` if the block succeeds, and vanishes if not.
-
-    A folder that holds other files than those of these names is not replaced.
-    """
-    folder = followed(folder)
-    if overwrite and folder.exists():
-        _check_replaceable(folder, names)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch, replaced = (folder.with_name(f".{secrets.token_hex(6)}{folder.suffix[:16]}") for _ in range(2))
-    try:
-        scratch.mkdir()
-        yield scratch
-        if overwrite and folder.exists():
-            _check_replaceable(folder, names)  # again: a conversion takes long enough to put something there
-            folder.rename(replaced)
-        elif folder.exists():
-            raise FileExistsError(f"{folder}: came to be in the meantime.")
-        scratch.rename(folder)
-    except OSError as error:
-        if error.errno is None or error.filename not in map(str, (scratch, replaced)):
-            raise
-        raise OSError(error.errno, error.strerror, str(folder)) from error  # a user knows nothing of the scratch folder
-    finally:
-        if replaced.exists() and not folder.exists():  # interrupted between the two renames
-            replaced.rename(folder)
-        for each in (scratch, replaced):
-            shutil.rmtree(each, ignore_errors=True)
-
-
-def _check_replaceable(folder: Path, names: Collection[str]) -> None:
-    """Only what this command wrote is removed: a folder may hold more by mistake."""
-    if not folder.is_dir():
-        raise FileExistsError(f"{folder}: is a file; a folder is written.")
-    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    if others := {file.relative_to(folder).as_posix() for file in files} - set(names):
-        raise FileExistsError(f"{folder}: also holds {min(others)}, so it is not replaced; choose another output.")
-
-
 def describe_export(file: Path, precision: Precision, *, folded: bool) -> dict[str, str]:
     """What an exported file says about itself, for the weights it is made from."""
     config, _ = read_weights(file)
@@ -254,7 +211,7 @@ def _check_output(output: Path, format: Format, *, overwrite: bool) -> None:
         raise UsageError(f"{output}: would be overwritten; pass --overwrite, or choose another output.")
     else:
         try:
-            _check_replaceable(output, FOLDERS[format])
+            check_replaceable(output, FOLDERS[format])
         except FileExistsError as error:
             raise UsageError(str(error)) from error
 

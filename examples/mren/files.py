@@ -1,13 +1,14 @@
-"""Files written whole or not at all, and checks of paths before they are opened."""
+"""Files and folders written whole or not at all, and checks of paths before they are opened."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
@@ -69,6 +70,57 @@ def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path, names: Collection[str], *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a scratch folder that takes the place of ``folder`` if the block succeeds, and vanishes if not.
+
+    Args:
+        folder: Where the result goes; missing folders above it are made.
+        names: Of the files that are written, see :func:`check_replaceable`.
+        overwrite: Whether a folder that is there may be replaced.
+
+    Raises:
+        FileExistsError: If something is there that is not to be replaced.
+        OSError: If the folder cannot be written.
+    """
+    folder = followed(folder)
+    if overwrite and folder.exists():
+        check_replaceable(folder, names)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch, replaced = (folder.with_name(f".{secrets.token_hex(6)}{folder.suffix[:16]}") for _ in range(2))
+    try:
+        scratch.mkdir()
+        yield scratch
+        if overwrite and folder.exists():
+            check_replaceable(folder, names)  # again: a conversion takes long enough to put something there
+            folder.rename(replaced)
+        elif folder.exists():
+            raise FileExistsError(f"{folder}: came to be in the meantime.")
+        scratch.rename(folder)
+    except OSError as error:
+        if error.errno is None or error.filename not in map(str, (scratch, replaced)):
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error  # a user knows nothing of the scratch folder
+    finally:
+        if replaced.exists() and not folder.exists():  # interrupted between the two renames
+            replaced.rename(folder)
+        for each in (scratch, replaced):
+            shutil.rmtree(each, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, names: Collection[str]) -> None:
+    """Raise if a folder holds other files than those of these names, which may be there by mistake.
+
+    Raises:
+        FileExistsError: If so, or if it is a file.
+    """
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder}: is a file; a folder is written.")
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    if others := {file.relative_to(folder).as_posix() for file in files} - set(names):
+        raise FileExistsError(f"{folder}: also holds {min(others)}, so it is not replaced; choose another output.")
 
 
 def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
