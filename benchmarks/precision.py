@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from benchmarks.candidates import ENGINES, runtime
 from examples.mren.cli import note, path_name, run_command
 from examples.mren.data import imresize, mod_crop, photograph
+from examples.mren.files import sha256
 from examples.mren.fold import fold_mren
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, Variant, load_mren, weights_path
@@ -36,7 +36,7 @@ Form = Callable[[Tensor], Tensor]
 
 def checksum(network: str) -> str:
     """SHA-256 of the shipped weights of a network."""
-    return hashlib.sha256(weights_path(4, NETWORKS[network]).read_bytes()).hexdigest()
+    return sha256(weights_path(4, NETWORKS[network]))
 
 
 def read_current(file: Path = FILE) -> list[dict[str, str]]:

@@ -5,7 +5,6 @@ A weight file that is put into ``examples/mren/weights`` with its scores is on t
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from benchmarks import results
 from examples.markdown import signed, table
+from examples.mren.files import sha256
 from examples.mren.model import FREE, KINDS, MREN, VARIANTS, WEIGHTS, parse_weights_name, read_weights, variant_of
 from examples.mren.report import DATASETS, NETWORKS
 from examples.records import read_rows
@@ -74,11 +74,6 @@ class Weights:
         arguments = [str(self.scale)]
         arguments += [f'"{self.variant}"'] * (self.variant != "mren") + [f'path="{self.kind}"'] * bool(self.kind)
         return f"load_mren({', '.join(arguments)})"
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the file."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     @cached_property
     def cost(self) -> tuple[int, float]:
@@ -179,7 +174,7 @@ def section(weights: Weights, suite: results.Suite) -> str:
         "time": _times(weights, suite),
         "trained on": re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", weights.images),
         "terms": f"[MIT; the images {terms}](licence.md#weights)",
-        "SHA-256": f"`{weights.checksum}`",
+        "SHA-256": f"`{sha256(weights.file)}`",
     }
     head = ["file", download]
     lines = table(head, [[name, value] for name, value in facts.items() if value], text=head)

@@ -8,7 +8,6 @@ others by then. The test sets and the images to calibrate int8 on are looked for
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from examples.mren.data import imresize, list_images, mod_crop, photograph
 from examples.mren.ensemble import SelfEnsemble
 from examples.mren.evaluate import Row, Upscale, evaluate, mean_score, network_upscaler
 from examples.mren.export import export
-from examples.mren.files import write_text
+from examples.mren.files import sha256, write_text
 from examples.mren.fold import fold_mren
 from examples.mren.metrics import psnr
 from examples.mren.model import load_mren, weights_path
@@ -121,7 +120,7 @@ def measure() -> None:
                 name: means(list(evaluate(images, SCALE, orientations))) for name, images in files.items()
             },
         }
-        checksum = hashlib.sha256(weights_path(SCALE).read_bytes()).hexdigest()
+        checksum = sha256(weights_path(SCALE))
         numbers: dict = read_numbers(NAME) if (MEASURED / f"{NAME}.json").exists() else {}
         if numbers.get("weights") != checksum or parts.keys() <= numbers.keys():
             numbers = {"weights": checksum}  # only a measurement that was cut off goes on

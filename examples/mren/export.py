@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from examples.mren.cli import UsageError, check_target, command_parser, describe, path_name, run_command, whole_number
 from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, engine_module
 from examples.mren.engines.program import PortableMREN
-from examples.mren.files import atomic_folder, atomic_write, check_replaceable
+from examples.mren.files import atomic_folder, atomic_write, check_replaceable, sha256
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.model import MREN, find_weights, load_mren, read_weights, variant_of
 from examples.mren.options import add_network_options
@@ -171,7 +170,7 @@ def describe_export(file: Path, precision: Precision, *, folded: bool) -> dict[s
         "values": "RGB between 0 and 1; clamp the output",
         "config": json.dumps(config),
         "weights": file.name,
-        "weights_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "weights_sha256": sha256(file),
     }
 
 

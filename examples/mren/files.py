@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -130,6 +131,11 @@ def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
     """
     with atomic_write(file, overwrite=overwrite) as scratch:
         scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def sha256(file: Path) -> str:
+    """The checksum of the contents of a file, in hexadecimal digits."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def followed(file: Path) -> Path:

@@ -8,7 +8,6 @@ and the tables of the shipped weights in ``README.md`` and ``weights/README.md``
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -19,7 +18,7 @@ from examples.compare.tables import comparison_table, read_runs
 from examples.markdown import table, with_part
 from examples.mren.ablate import TABLES
 from examples.mren.cli import run_command
-from examples.mren.files import write_text
+from examples.mren.files import sha256, write_text
 from examples.mren.model import FREE, KINDS, NETWORKS, WEIGHTS, parse_weights_name, read_weights
 from examples.mren.plots import svg_plot
 from examples.records import read_rows
@@ -116,8 +115,7 @@ def files_table() -> str:
     """The weight files with their checksums."""
     rows = []
     for file in sorted(WEIGHTS.glob("*.safetensors")):
-        checksum = hashlib.sha256(file.read_bytes()).hexdigest()
-        rows.append([f"`{file.name}`", _title(file), f"{parameters_of(file):,}", f"`{checksum}`"])
+        rows.append([f"`{file.name}`", _title(file), f"{parameters_of(file):,}", f"`{sha256(file)}`"])
     return table(["file", "network", "parameters", "SHA-256"], rows, text=("file", "network", "SHA-256"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
+
+from examples.mren.files import sha256
 
 Schedule = Literal["halving", "one-cycle", "cosine"]
 Loss = Literal["l1", "l1+fft", "mse"]
@@ -212,7 +213,7 @@ class Training:
             "clip_grad_norm": recipe.clip_grad_norm,
             "ema_decay": recipe.ema_decay,
             **{name: getattr(self, name) for name in _OWN_SETTINGS},
-            "init": None if self.init is None else hashlib.sha256(self.init.read_bytes()).hexdigest(),
+            "init": None if self.init is None else sha256(self.init),
             "textured": self.textured or None,  # what a run of an earlier version, without it, is taken to have
         }
 
