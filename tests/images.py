@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from examples.mren.model import MREN, save_weights
 
@@ -34,6 +34,11 @@ def photo(height: int, width: int, *, seed: int = 0) -> Tensor:
     return torch.from_numpy(image.clip(0, 255).round().astype(np.uint8))
 
 
+def pil_photo(height: int, width: int, *, seed: int = 0) -> Image.Image:
+    """The same, as an image of Pillow."""
+    return Image.fromarray(photo(height, width, seed=seed).permute(1, 2, 0).numpy())
+
+
 def rename_to_bytes(path: Path) -> Path:
     """Give a file or folder a name that is not UTF-8, as those out of old archives are; returns its path."""
     renamed = path.with_name(f"\udce9{path.name}")
@@ -49,12 +54,18 @@ def write_photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
     files = []
     for i, (height, width) in enumerate(sizes):
         files.append(folder / f"{i}.png")
-        Image.fromarray(photo(height, width, seed=i).permute(1, 2, 0).numpy()).save(files[-1])
+        pil_photo(height, width, seed=i).save(files[-1])
     return files
 
 
-def write_weights(folder: Path, **config: object) -> Path:
-    """Write the first weights of an MREN with these arguments, for seed 0."""
+def write_weights(folder: Path, *, bicubic: bool = False, **config: object) -> Path:
+    """Write the first weights of an MREN with these arguments, for seed 0.
+
+    With ``bicubic`` its last convolution is zero: it enlarges as torch's bicubic does, so results are known.
+    """
     torch.manual_seed(0)
-    save_weights(MREN(**config), folder / "small.safetensors", config)
+    net = MREN(**config)
+    for parameter in net.tail.parameters() if bicubic else ():
+        nn.init.zeros_(parameter)
+    save_weights(net, folder / "small.safetensors", config)
     return folder / "small.safetensors"

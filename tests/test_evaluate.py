@@ -20,7 +20,7 @@ from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import MREN, WEIGHTS, load_mren, save_weights, weights_path
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
-from tests.images import DATA, needs_data, photo, rename_to_bytes, write_photos
+from tests.images import DATA, needs_data, photo, rename_to_bytes, write_photos, write_weights
 
 # Bicubic by the protocol of the papers, PSNR and SSIM: an independent implementation's figures, which reproduce the
 # published ones of a released network.
@@ -85,10 +85,7 @@ def test_shipped_weights_beat_bicubic_on_b100() -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    config = {"scale": 2, "channels": 12, "num_blocks": 1}
-    file = tmp_path / "small.safetensors"
-    save_weights(MREN(**config), file, config)
-    return file
+    return write_weights(tmp_path, scale=2, channels=12, num_blocks=1)
 
 
 def test_the_command_prints_a_table_and_writes_every_score(tmp_path: Path, weights: Path, capsys) -> None:

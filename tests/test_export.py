@@ -19,7 +19,7 @@ from examples.mren.engines import SUFFIXES
 from examples.mren.export import export as export_net
 from examples.mren.export import main
 from examples.mren.model import MREN, WEIGHTS, load_mren
-from tests.images import DATA, needs_data, photo, write_photos, write_weights
+from tests.images import DATA, needs_data, photo, pil_photo, write_photos, write_weights
 from tests.test_readme import code_blocks
 
 SMALL = {"scale": 2, "channels": 12, "num_blocks": 1}
@@ -283,7 +283,7 @@ def test_missing_packages_are_named(
 def test_the_script_in_the_docs(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mren_x4.onnx").write_bytes(files["float32"].read_bytes())
-    Image.fromarray(photo(20, 30).permute(1, 2, 0).numpy()).save("photo.png")
+    pil_photo(20, 30).save("photo.png")
     (script,) = code_blocks(Path("docs/how-to/export.md"), "python")
     exec(compile(script, "docs/how-to/export.md", "exec"), {})
     with Image.open("photo_x4.png") as enlarged:

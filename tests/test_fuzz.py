@@ -34,7 +34,7 @@ from examples.mren import train, upscale
 from examples.mren.images.read import read_picture
 from examples.mren.model import MREN, save_weights
 from examples.mren.weightfile import KEY
-from tests.images import photo, write_photos
+from tests.images import pil_photo, write_photos, write_weights
 
 pytestmark = [
     pytest.mark.slow,
@@ -152,7 +152,7 @@ def write_damaged(folder: Path, content: bytes, suffix: str, seed: str, count: i
 
 def encoded(form: str, mode: str = "RGB", **options: object) -> bytes:
     file = io.BytesIO()
-    image = Image.fromarray(photo(40, 50).permute(1, 2, 0).numpy()).convert(mode)
+    image = pil_photo(40, 50).convert(mode)
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "Maker"
     image.save(file, format=form, **({"exif": exif} if form not in ("GIF", "BMP", "PPM") else {}), **options)
@@ -324,9 +324,7 @@ def test_damaged_files_are_refused_by_name_and_soon(kind: str, results) -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_weights(MREN(**CONFIG), file, CONFIG)
-    return file
+    return write_weights(tmp_path_factory.mktemp("weights"), **CONFIG)
 
 
 def names(folder: Path) -> list[str]:

@@ -29,13 +29,13 @@ from examples.mren.images.colorprofile import srgb_profile
 from examples.mren.images.picture import Picture, composite
 from examples.mren.images.read import IMAGE_SUFFIXES, read_picture, read_size
 from examples.mren.images.write import check_writable, write_picture
-from tests.images import photo
+from tests.images import photo, pil_photo
 
 HEIGHT, WIDTH = 12, 17
 
 
 def rgb() -> Image.Image:
-    return Image.fromarray(photo(HEIGHT, WIDTH).permute(1, 2, 0).numpy())
+    return pil_photo(HEIGHT, WIDTH)
 
 
 def deep(channels: int) -> np.ndarray:

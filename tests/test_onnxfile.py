@@ -12,8 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from examples.mren import evaluate, onnxfile
-from examples.mren.model import MREN, save_weights
-from tests.images import write_photos
+from tests.images import write_photos, write_weights
 
 SCALE = 2
 
@@ -89,10 +88,7 @@ def with_a_function() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    config = {"scale": SCALE, "channels": 12, "num_blocks": 1}
-    save_weights(MREN(**config), file, config)
-    return file
+    return write_weights(tmp_path_factory.mktemp("weights"), scale=SCALE, channels=12, num_blocks=1)
 
 
 def score(tmp_path: Path, weights: Path, *files: Path) -> int:

@@ -15,8 +15,7 @@ from examples.mren import upscale as command
 from examples.mren.images.picture import Picture, bleed
 from examples.mren.images.read import read_picture
 from examples.mren.images.write import write_picture
-from examples.mren.model import MREN, save_weights
-from tests.images import photo, write_photos
+from tests.images import pil_photo, write_photos, write_weights
 
 HEIGHT, WIDTH, SCALE = 9, 14, 2
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -25,14 +24,7 @@ GRAY16 = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).round().as
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network with a zeroed last layer: it enlarges as torch's bicubic does, so results are known."""
-    config = {"scale": SCALE, "channels": 12, "num_blocks": 1}
-    net = MREN(**config)
-    nn.init.zeros_(net.tail.weight)
-    nn.init.zeros_(net.tail.bias)
-    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_weights(net, file, config)
-    return file
+    return write_weights(tmp_path_factory.mktemp("weights"), bicubic=True, scale=SCALE, channels=12, num_blocks=1)
 
 
 @pytest.fixture
@@ -45,7 +37,7 @@ def run(weights: Path):
 
 
 def rgb() -> Image.Image:
-    return Image.fromarray(photo(HEIGHT, WIDTH).permute(1, 2, 0).numpy())
+    return pil_photo(HEIGHT, WIDTH)
 
 
 def with_alpha(mode: str) -> Image.Image:

@@ -16,14 +16,12 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import nn
 
 from examples.mren import upscale as command
 from examples.mren.images.picture import Picture
 from examples.mren.images.read import read_picture
 from examples.mren.images.write import write_picture
-from examples.mren.model import MREN, save_weights
-from tests.images import photo, write_photos
+from tests.images import pil_photo, write_photos, write_weights
 
 ROOT = Path(__file__).parents[1]
 SCALE = 2
@@ -31,14 +29,7 @@ SCALE = 2
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network with a zeroed last layer, which enlarges as torch's bicubic does."""
-    config = {"scale": SCALE, "channels": 12, "num_blocks": 1}
-    net = MREN(**config)
-    nn.init.zeros_(net.tail.weight)
-    nn.init.zeros_(net.tail.bias)
-    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_weights(net, file, config)
-    return file
+    return write_weights(tmp_path_factory.mktemp("weights"), bicubic=True, scale=SCALE, channels=12, num_blocks=1)
 
 
 @pytest.fixture
@@ -146,7 +137,7 @@ def test_hidden_files_and_pipes_in_a_folder_are_left_alone(tmp_path: Path, run, 
 
 def test_a_format_for_all(tmp_path: Path, run, capsys) -> None:
     write_photos(tmp_path / "in", [(40, 50)])
-    Image.fromarray(photo(40, 50).permute(1, 2, 0).numpy()).save(tmp_path / "in" / "photo.tif")
+    pil_photo(40, 50).save(tmp_path / "in" / "photo.tif")
     for form, kind in {"jpg": "JPEG", "webp": "WEBP", "tif": "TIFF", "avif": "AVIF"}.items():
         assert run(tmp_path / "in", "-o", tmp_path / form, "--format", form) == 0
         assert names(tmp_path / form) == [f"0.{form}", f"photo.{form}"]
