@@ -23,6 +23,7 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 
     The files are made from ONNX, which OpenVINO reads itself: its own converter sends telemetry.
     """
+    import_extra("openvino", "openvino")  # a package that is missing is named before the first conversion
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
         onnx.write(with_rbwas(network, _MaskedRBWA), file, example)
