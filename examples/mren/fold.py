@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.mren.model import MREN, ChainedMREBs
+from examples.mren.widths import maps_side_by_side, widened
 from sc_blocks import (
     MREB,
-    SCACB,
     WSILBV,
     FixedCommunication,
-    GatedCommunication,
     LearnableCommunication,
     NoCommunication,
     _checks,
@@ -169,25 +168,8 @@ def pad_widths(net: MREN, multiple: int = 16) -> MREN:
     for ours, theirs in zip(net.modules(), padded.modules(), strict=True):
         if isinstance(ours, WSILBV):
             theirs.local, theirs.eps = ours.local, ours.eps
-    reads = {
-        f"{name}.{layer}.weight": number
-        for name, module in net.named_modules()
-        for layer, number in _maps_read(module).items()
-    }
-    weights = dict(net.named_parameters())
+    maps, weights = maps_side_by_side(net), dict(net.named_parameters())
     with torch.no_grad():
         for name, parameter in padded.named_parameters():
-            weight = weights[name]
-            if weight.ndim > 1:
-                weight, parameter = (each.unflatten(1, (reads.get(name, 1), -1)) for each in (weight, parameter))
-            parameter.zero_()[tuple(map(slice, weight.shape))] = weight
+            parameter.copy_(widened(weights[name], parameter.zero_(), *maps.get(name, ())))
     return padded.train(net.training)
-
-
-def _maps_read(module: nn.Module) -> dict[str, int]:
-    """Convolutions of a block that read several maps side by side, and the numbers of these maps."""
-    if isinstance(module, MREB):
-        return {"fuse": module.num_stages + 1}
-    if isinstance(module, SCACB):
-        return {"fuse": 2 if module.parts == "both" else 3, "spatial.weighing": 3, "channel.weighing": 3}
-    return {"weigh": 2} if isinstance(module, GatedCommunication) else {}

@@ -8,10 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from examples.mren.model import MREN, read_weights
-from sc_blocks import MREB, SCACB, GatedCommunication
+from examples.mren.widths import maps_side_by_side, widened
 
 TAIL = ("reduce.", "reconstruct.", "tail.")
-LEVELS = 3  # of an SCACB, whose maps the weighing reads and writes side by side
 
 
 def warm_start(net: MREN, file: str | Path) -> list[str]:
@@ -37,16 +36,16 @@ def warm_start(net: MREN, file: str | Path) -> list[str]:
     width, wanted = (state["head.weight"].shape[0] for state in (given, own))
     if width > wanted:  # next to nothing fits
         raise ValueError(f"{file}: has {width} channels, the network {wanted}; begin from one that is not wider.")
-    maps = _maps(net)
+    maps = maps_side_by_side(net)
     # Blocks with other parts, or a last convolution that reads other features, have nothing to widen.
-    others = _maps(MREN(**config, device="meta"))
+    others = maps_side_by_side(MREN(**config, device="meta"))
     same_blocks = all(others[name] == numbers for name, numbers in maps.items() if name in others)
     same_tail = _tail(given) == _tail(own)
     fitting = {}
     for name, tensor in given.items():
         widens = same_blocks and (same_tail or not name.startswith(TAIL))
         if name in own and (tensor.shape == own[name].shape or (widens and _is_narrower(tensor, own[name]))):
-            fitting[name] = _widened(tensor, own[name], *maps.get(name, (1, 1)))
+            fitting[name] = widened(tensor, own[name], *maps.get(name, ()))
     if "head.weight" not in fitting:
         came = f"has {width} channels and other blocks, the network {wanted} channels"
         raise ValueError(f"{file}: {came}; begin from one that is as wide, or whose SCACBs have the same parts.")
@@ -58,36 +57,6 @@ def _tail(names: Iterable[str]) -> set[str]:
     return {name for name in names if name.startswith(TAIL)}
 
 
-def _maps(net: MREN) -> dict[str, tuple[int, int]]:
-    """Parameters of convolutions that write or read several maps side by side, and the numbers of these maps."""
-    maps: dict[str, tuple[int, int]] = {}
-    for path, block in net.named_modules():
-        found: dict[str, tuple[int, int]] = {}
-        if isinstance(block, SCACB):
-            found = {f"{part}.weighing": (LEVELS, LEVELS) for part in ("spatial", "channel")}
-            found["fuse"] = (1, LEVELS * (2 if block.parts == "both" else 1))
-        elif isinstance(block, MREB):
-            found["fuse"] = (1, block.num_stages + 1)
-        elif isinstance(block, GatedCommunication):
-            found["weigh"] = (1, 2)  # the predecessor's map and the block's own
-        for layer, numbers in found.items():
-            maps |= {f"{path}.{layer}.{name}": numbers for name in ("weight", "bias")}
-    return maps
-
-
 def _is_narrower(tensor: Tensor, own: Tensor) -> bool:
     sizes = zip(tensor.shape, own.shape, strict=False)
     return tensor.dim() == own.dim() and all(size <= wanted for size, wanted in sizes)
-
-
-def _widened(tensor: Tensor, own: Tensor, written: int, read: int) -> Tensor:
-    """A weight or a bias with that of a narrower convolution in the first channels of each map."""
-    widened = own.clone()
-    if tensor.dim() < 2:  # a bias
-        widened.unflatten(0, (written, -1))[:, : len(tensor) // written] = tensor.unflatten(0, (written, -1))
-        return widened
-    narrow, wide = (weight.unflatten(1, (read, -1)).unflatten(0, (written, -1)) for weight in (tensor, widened))
-    outputs, inputs = narrow.shape[1], narrow.shape[3]
-    wide[:, :outputs] = 0  # what the narrower network computes does not depend on other channels
-    wide[:, :outputs, :, :inputs] = narrow
-    return widened
