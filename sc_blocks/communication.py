@@ -380,7 +380,15 @@ def _check_protocol(block: str, channel: nn.Module) -> None:
 
 
 def works_on_copies(channel: nn.Module) -> bool:
-    """Whether a channel gets copies of the maps: any but those of this library, because it may work in place."""
+    """Whether a channel gets copies of the maps: any but those of this library, because it may work in place.
+
+    Example:
+        >>> from torch import nn
+        >>> from sc_blocks import FixedCommunication
+        >>> from sc_blocks.communication import works_on_copies
+        >>> works_on_copies(FixedCommunication()), works_on_copies(nn.Bilinear(4, 4, 4))
+        (False, True)
+    """
     if type(channel) is AdaptedCommunication:
         return works_on_copies(channel.communication)
     return type(channel) not in (NoCommunication, FixedCommunication, LearnableCommunication, GatedCommunication)

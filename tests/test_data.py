@@ -96,7 +96,7 @@ def test_a_batch_is_named(function, shape: tuple[int, ...]) -> None:
 def test_mod_crop_keeps_the_top_left() -> None:
     image = photo(11, 14)
     assert torch.equal(mod_crop(image, 4), image[:, :8, :12])
-    with pytest.raises(ValueError, match="at least 4 x 4, got 3 x 14"):
+    with pytest.raises(ValueError, match="at least 4 x 4 pixels, got 14 x 3"):
         mod_crop(image[:, :3], 4)
 
 

@@ -216,7 +216,7 @@ def test_shipped_weights_of_other_kinds_have_short_names(shipped: Path) -> None:
     for scale, path, name in names:
         net, file = load_mren(scale, "mren_s", path=path), shipped / f"mren_s_{name}.safetensors"
         assert torch.equal(net.head.weight, load_mren(None, path=file).head.weight)
-    with pytest.raises(FileNotFoundError, match=r"no weights at .*mren_x4_photo.* --variant mren_s --scale 4\. Train"):
+    with pytest.raises(FileNotFoundError, match=r"mren_x4_photo.* for photo mren_s x2 or mren_s x4\. Train"):
         load_mren(4, path="photo")
     with pytest.raises(FileNotFoundError, match=r"Train your own .* --scale 3 --variant mren_l --degrade photo, then"):
         load_mren(3, "mren_l", path="photo")

@@ -163,8 +163,19 @@ def test_folders_of_one_name_are_not_averaged(tmp_path: Path, weights: Path, cap
     folders = [str(tmp_path / name / "set") for name in ("a", "b")]
     for folder in folders:
         write_photos(Path(folder), [(48, 48)])
-    assert main(["--data", *folders, "--scale", "2", "--weights", str(weights)]) == 1
+    assert main(["--data", *folders, "--scale", "2", "--weights", str(weights)]) == 2
     assert "folders must differ in name" in capsys.readouterr().err
+
+
+def test_sets_that_lie_as_in_basicsr_are_told_apart(tmp_path: Path, weights: Path, capsys) -> None:
+    high, low = ([tmp_path / name / folder for name in ("Set5", "Set14")] for folder in ("GTmod12", "LRbicx2"))
+    for folder in high:
+        write_photos(folder, [(48, 48)])
+    for folder in low:
+        write_photos(folder, [(24, 24)])
+    folders = ["--data", *map(str, high), "--lr", *map(str, low)]
+    assert main([*folders, "--scale", "2", "--weights", str(weights), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["Set5", "Set14"]
 
 
 def test_an_image_that_cannot_be_scored_costs_only_itself(tmp_path: Path, weights: Path, capsys) -> None:

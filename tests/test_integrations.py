@@ -330,6 +330,11 @@ def test_mren_in_part_is_not_mren(registry: spandrel.ArchRegistry) -> None:
 # timm
 
 
+def test_timm_knows_that_there_are_weights() -> None:
+    assert timm.list_pretrained("mren*") == ["mren", "mren_l", "mren_s"]
+    assert timm.is_model_pretrained("mren_s")
+
+
 def test_timm_gives_the_shipped_weights(x: Tensor) -> None:
     net = timm.create_model("mren", scale=4, pretrained=True)
     assert not net.training

@@ -68,6 +68,13 @@ print(sc_blocks.SCACB(60)(torch.rand(1, 60, 8, 8)).shape)
     assert done.stdout.strip() == "torch.Size([1, 60, 8, 8])"
 
 
+def test_examples_without_their_packages_say_what_to_install() -> None:
+    script = "import sys; sys.modules['safetensors'] = None; sys.path.insert(0, ''); import examples.mren.model"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert 'python -m pip install -e ".[examples]" installs them' in done.stderr
+
+
 def test_one_version() -> None:
     # tomllib is not in Python 3.10
     (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)

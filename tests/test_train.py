@@ -512,6 +512,38 @@ def test_few_images_are_said(images: Path, tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_validation_on_images_of_another_folder(images: Path, tmp_path: Path, capsys) -> None:
+    write_photos(tmp_path / "val", [(20, 24), (24, 20)])  # smaller than a patch, and large enough to be scored
+    small = [word for word in SMALL if word not in ("--held-out", "1")] + ["--num-blocks=1", "--steps=1"]
+    small.remove("--num-blocks")
+    folders = ["--data", str(images), "--val-data", str(tmp_path / "val"), "-o", str(tmp_path / "run")]
+    assert main([*folders, *small]) == 0
+    assert capsys.readouterr().out.startswith("3 images to train on, 2 to validate on")
+    assert resume(tmp_path / "run", "--steps", "2") == 0
+    assert main([*folders[:3], str(images), "-o", str(tmp_path / "twice"), *small]) == 1
+    assert "is given twice" in capsys.readouterr().err
+    (tmp_path / "val" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "val" / "1.png").write_bytes(b"no picture")
+    assert main([*folders[:5], str(tmp_path / "none"), *small, "--skip-bad"]) == 1
+    assert "--val-data: no images remain" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*folders, *small, "--held-out", "2"])
+
+
+def test_a_folder_is_no_learning_rate(images: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run(images, tmp_path / "run", "--lr", str(images))
+    assert "this is the learning rate; low-resolution images are made by the command" in capsys.readouterr().err
+
+
+def test_another_size_of_patches_than_the_one_asked_for_is_said(images: Path, tmp_path: Path, capsys) -> None:
+    assert run(images, tmp_path / "run", "--dry-run", "--patch-size", "30") == 0
+    output = capsys.readouterr().out
+    assert "--patch-size 30: is no multiple of the scale; patches are 28 wide" in output
+    assert run(images, tmp_path / "run", "--dry-run") == 0
+    assert "multiple of the scale" not in capsys.readouterr().out
+
+
 def test_images_of_one_colour_are_not_validated_on(images: Path, tmp_path: Path, capsys) -> None:
     Image.new("RGB", (48, 40)).save(images / "3.png")
     assert run(images, tmp_path / "run", "--steps", "1", "--held-out", "2") == 0

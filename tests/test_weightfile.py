@@ -177,6 +177,20 @@ def test_the_scale_is_the_files_own_if_none_is_asked_for(tmp_path: Path) -> None
         load_mren(2.0)
 
 
+def test_the_variant_is_the_files_own_if_none_is_asked_for(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "narrow.safetensors"
+    config = {"scale": 2, "channels": 60, "num_blocks": 1, "reconstruct_channels": [24, 16]}
+    save_weights(MREN(**config), file, config)
+    assert load_mren(2, path=file).tail.in_channels == load_mren(2, "mren_s", path=file).tail.in_channels == 24
+    with pytest.raises(ValueError, match=r"narrow.* not the arguments of mren; leave out variant= \(or --variant\)"):
+        load_mren(2, "mren", path=file)
+    write_photos(tmp_path / "set", [(48, 48)])
+    arguments = ["--data", str(tmp_path / "set"), "--weights", str(file), "--device", "cpu"]
+    assert evaluate.main([*arguments, "--variant", "mren_l"]) == 1
+    assert "not the arguments of mren_l" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--variant", "mren_s"]) == evaluate.main(arguments) == 0
+
+
 def test_too_little_memory_is_not_the_files_fault(state, tmp_path: Path, monkeypatch) -> None:
     file = write(tmp_path / "a.safetensors", state)
 

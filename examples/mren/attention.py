@@ -216,7 +216,7 @@ def run(args: argparse.Namespace) -> None:
     image = read_image(source, args.max_side)
     full, ablated = (collect_attention(each, image.to(device), blocks) for each in (net, without_communication(net)))
     weights = find_weights(args.scale, args.variant, args.weights)
-    label = NETWORKS[args.variant] if args.weights is None else weights.stem
+    label = NETWORKS[args.variant or "mren"] if args.weights is None else weights.stem
     name = "chelsea, from scikit-image" if source is None else source.name
     title = f"{label} ×{net.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
     channel = net.body[0].refine.links[1].communication  # the first link has none

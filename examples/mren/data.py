@@ -94,7 +94,9 @@ def mod_crop(image: Tensor, factor: int) -> Tensor:
     _check_dimensions("mod_crop", image)
     height, width = image.shape[1:]
     if min(height, width) < factor:
-        raise ValueError(f"images must be at least {factor} x {factor}, got {height} x {width}; take larger ones.")
+        raise ValueError(
+            f"images must be at least {factor} x {factor} pixels, got {width} x {height}; take larger ones."
+        )
     return image[:, : height - height % factor, : width - width % factor]
 
 

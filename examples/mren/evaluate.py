@@ -166,11 +166,14 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     names = [dataset_name(folder) for folder in args.data]
     if len(set(names)) < len(names):
-        raise ValueError(f"--data: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
+        raise UsageError(
+            f"--data: folders must differ in name, by which scores are filed, got {', '.join(names)}; rename one, or "
+            "score it by itself."
+        )
     net = load_mren(args.scale, args.variant, device=device, path=args.weights)
     scale = net.scale
     methods = _methods(args, net, device)
-    found = {dataset_name(folder): list_images(folder) for folder in args.data}
+    found = {name: list_images(folder) for name, folder in zip(names, args.data, strict=True)}
     for name, images in found.items():
         if len(images) != IMAGES.get(name, len(images)):
             number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
@@ -219,7 +222,9 @@ def _partners(hr_files: Sequence[list[Path]], folders: Sequence[Path], scale: in
 
 
 def _methods(args: argparse.Namespace, net: MREN, device: torch.device) -> dict[str, Upscale]:
-    label = args.variant if args.weights is None else find_weights(args.scale, args.variant, args.weights).stem
+    label = (
+        args.variant or "mren" if args.weights is None else find_weights(args.scale, args.variant, args.weights).stem
+    )
     nets: dict[str, nn.Module] = {label: net}
     if args.local is not None:
         patch = torch.zeros(1, 3, args.local, args.local, device=device)

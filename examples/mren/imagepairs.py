@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _SUFFIX = re.compile(r"(?:[_-]?x(\d)[a-z]?|[_-](?:SRF[_-]?(\d)|LRB[ID]|LRDN|LR[_-]?(\d)?|HR|GT))$", re.IGNORECASE)
-_GENERIC = ("hr", "gt")  # folder names that do not tell the data set
+# Names of folders that do not tell the data set: data/Set5/HR, and Set5/GTmod12 of BasicSR
+_GENERIC = re.compile(r"hr|gt(mod\d+)?|originals?|images?|test|val(id)?|train", re.IGNORECASE)
 
 
 def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> tuple[dict[Path, Path], list[str]]:
@@ -72,14 +73,14 @@ def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> 
 
 
 def dataset_name(folder: Path) -> str:
-    """The name by which the images of a folder are known: the folder's, or that of the data set whose ``HR`` it is.
+    """The name by which the images of a folder are known: the folder's, or that of the one above ``HR`` and the like.
 
     Example:
-        >>> dataset_name(Path("data/Set5")), dataset_name(Path("data/Set5/HR"))
-        ('Set5', 'Set5')
+        >>> dataset_name(Path("data/Set5")), dataset_name(Path("data/Set14/GTmod12"))
+        ('Set5', 'Set14')
     """
     folder = folder.resolve()
-    return folder.parent.name if folder.name.lower() in _GENERIC else folder.name
+    return folder.parent.name if _GENERIC.fullmatch(folder.name) else folder.name
 
 
 def _stems(stem: str) -> list[tuple[str, int | None]]:

@@ -224,7 +224,7 @@ def parse_weights_name(file: Path) -> tuple[str, str, str]:
     return variant, scale, kind
 
 
-def find_weights(scale: Scale | None, variant: Variant = "mren", path: str | Path | None = None) -> Path:
+def find_weights(scale: Scale | None, variant: Variant | None = None, path: str | Path | None = None) -> Path:
     """The file that :func:`load_mren` reads, given the same.
 
     Example:
@@ -233,7 +233,7 @@ def find_weights(scale: Scale | None, variant: Variant = "mren", path: str | Pat
     """
     kind = None if path is None else str(path)
     if kind is None or kind in KINDS:
-        return weights_path(scale or 4, variant, kind=kind)
+        return weights_path(scale or 4, variant or "mren", kind=kind)
     return Path(kind)
 
 
@@ -251,7 +251,7 @@ def variant_of(config: dict[str, Any]) -> Variant | None:
 
 def load_mren(
     scale: Scale | None = 4,
-    variant: Variant = "mren",
+    variant: Variant | None = None,
     *,
     device: torch.device | str = "cpu",
     path: str | Path | None = None,
@@ -260,7 +260,8 @@ def load_mren(
 
     Args:
         scale: 2, 3 or 4; ``None`` for that of the file that ``path`` leads to, or 4.
-        variant: ``"mren"``, ``"mren_s"`` or ``"mren_l"``.
+        variant: ``"mren"``, ``"mren_s"`` or ``"mren_l"``; ``None`` for that of the file that ``path`` leads to, or
+            ``"mren"``.
         device: Where the network goes.
         path: A weight file of your own, such as :mod:`examples.mren.train` writes, of any width; ``None`` for the
             shipped one; ``"photo"`` for the shipped one for photographs, which are JPEGs and noisy; ``"free"`` for the
@@ -271,18 +272,18 @@ def load_mren(
 
     Raises:
         FileNotFoundError: If there are no such weights; the message lists those that are there.
-        ValueError: If the file holds another scale, or is not one of ours.
+        ValueError: If the file holds another scale or variant, or is not one of ours.
     """
     if scale is not None:
         _checks.check_choice("load_mren", "scale", scale, tuple(STAGES))
         _checks.check_int("load_mren", "scale", scale)  # 2.0 is equal to 2, but not in the name of a file
-    _checks.check_choice("load_mren", "variant", variant, tuple(VARIANTS))
+    _checks.check_choice("load_mren", "variant", variant, (*VARIANTS, None))
     file = find_weights(scale, variant, path)
     own = path is not None and str(path) not in KINDS
     if not file.exists():
         shipped = ", ".join(sorted(found.stem for found in WEIGHTS.glob("*.safetensors"))) or "none"
         choose = "choose by scale and variant" + ("" if path is None or own else _where_shipped(str(path)))
-        options = f"--scale {scale or 4}" + f" --variant {variant}" * (variant != "mren")
+        options = f"--scale {scale or 4}" + f" --variant {variant}" * (variant not in (None, "mren"))
         options += " --degrade photo" * (str(path) == PHOTO)
         raise FileNotFoundError(
             f"no weights at {file}{'; ' + missing_path_hint(file) if own else '.'} Shipped: {shipped}; {choose}. Train "
@@ -292,8 +293,10 @@ def load_mren(
     config, state = read_weights(file)
     if scale is not None and config["scale"] != scale:
         raise ValueError(f"{file}: was saved with scale={config['scale']!r}, asked for scale={scale!r}.")
-    if not own and variant_of(config) != variant:
-        raise ValueError(f"{file}: was saved with {config}, which are not the arguments of {variant}.")
+    wanted = variant if own else variant or "mren"
+    if wanted is not None and variant_of(config) != wanted:
+        remedy = "; leave out variant= (or --variant)" if own else ""
+        raise ValueError(f"{file}: was saved with {config}, which are not the arguments of {wanted}{remedy}.")
     net = MREN(**config)
     net.load_state_dict(state)
     return net.to(device).eval()
@@ -303,8 +306,8 @@ def _where_shipped(kind: str) -> str:
     """The variants and scales that have weights of a kind."""
     found = sorted(WEIGHTS.glob(f"*_{kind}.safetensors"))
     names = map(parse_weights_name, found)
-    options = " or ".join(f"--variant {variant} --scale {scale}" for variant, scale, _ in names)
-    return f", for {kind} with {options}" if options else ""
+    there = " or ".join(f"{variant} x{scale}" for variant, scale, _ in names)
+    return f", for {kind} {there}" if there else ""
 
 
 def pick_device(name: str) -> torch.device:

@@ -24,7 +24,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     about = "upscaling factor; by default that of the weights, or 4"
     add("--scale", type=scale_factor, choices=tuple(STAGES), help=about)
-    add("--variant", choices=tuple(VARIANTS), default="mren", help="which network (%(default)s)")
+    add("--variant", choices=tuple(VARIANTS), help="which network; by default that of the weights, or mren")
     add(
         "--weights",
         type=path_name,

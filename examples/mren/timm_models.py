@@ -31,8 +31,9 @@ _CFG = PretrainedCfg(
     first_conv="head",
     license="mit",
 )
-# Without a weight file: which one it is depends on the scale.
-default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
+# The file is that of x4: it tells timm that there are weights. Those of another scale are found by the scale.
+_FILES = {variant: str(weights_path(4, variant)) for variant in VARIANTS}
+default_cfgs = generate_default_cfgs({each: dataclasses.replace(_CFG, file=file) for each, file in _FILES.items()})
 
 
 @register_model
@@ -119,6 +120,7 @@ def _load(variant: Variant, scale: Scale, cfg: PretrainedCfg, options: dict[str,
             f"{variant}: pretrained weights are read from a file, got {', '.join(elsewhere)}; pass "
             'pretrained_cfg_overlay={"file": ...}, or pretrained=True alone for the shipped ones.'
         )
-    net = load_mren(scale, variant, path=cfg.file)
-    file = cfg.file or str(weights_path(scale, variant))
+    shipped = cfg.file in (None, _FILES[variant])
+    net = load_mren(scale, variant) if shipped else load_mren(scale, path=cfg.file)
+    file = str(weights_path(scale, variant)) if shipped else cfg.file
     return net.to(**placement), dataclasses.replace(cfg, file=file)

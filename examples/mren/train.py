@@ -106,10 +106,15 @@ def _load_images(
     args: argparse.Namespace, patch_size: int, *, is_main_process: bool
 ) -> tuple[list[ImagePair], list[ImagePair]]:
     """Images to train on and to validate on. All bad images are named before anything else is done."""
-    files = list_images(*args.data)
+    val_folders = args.val_data or []
+    files = list_images(*args.data, *val_folders)  # of all at once, so that none is given twice
+    val_files = files[len(files) - len(list_images(*val_folders)) :]
     problems: list[str] = []
+    scored = smallest_scored(args.scale)
+    to_validate = load_pairs(val_files, args.scale, min_size=scored, on_bad=problems.append)
     # Any image may be held out and scored, which needs more pixels than a small patch.
-    pairs = load_pairs(files, args.scale, min_size=max(patch_size, smallest_scored(args.scale)), on_bad=problems.append)
+    least = patch_size if val_folders else max(patch_size, scored)
+    pairs = load_pairs(files[: len(files) - len(val_files)], args.scale, min_size=least, on_bad=problems.append)
     for problem in sorted(problems) if is_main_process else []:
         if args.skip_bad:
             note(f"skipped: {problem}")
@@ -120,21 +125,26 @@ def _load_images(
             f"{len(problems)} of {len(files)} images cannot be trained on; repair or remove them, or go on "
             "without them by --skip-bad."
         )
-    to_train, to_validate = split_held_out(pairs, args.held_out)
+    to_train, remain, fewer = pairs, "", ""
+    if not val_folders:
+        to_train, to_validate = split_held_out(pairs, args.held_out)
+        remain = f" of {len(pairs)} images remain to train on after --held-out {args.held_out}"
+        fewer = "; a smaller --held-out leaves more" * (len(to_validate) > len(to_train))
+    elif not pairs or not to_validate:
+        raise ValueError(f"--{'data' if not pairs else 'val-data'}: no images remain; give a folder of others.")
     if len(to_train) < FEW_IMAGES and is_main_process:
-        fewer = "; a smaller --held-out leaves more" if len(to_validate) > len(to_train) else ""
-        note(
-            f"{len(to_train)} of {len(pairs)} images remain to train on after --held-out {args.held_out}, and a "
-            f"network learns little from so few{fewer}."
-        )
+        remain = remain or " images are there to train on"
+        note(f"{len(to_train)}{remain}, and a network learns little from so few{fewer}.")
     return to_train, to_validate
 
 
 def _without_flat(pairs: list[ImagePair], *, is_main_process: bool) -> list[ImagePair]:
-    """Held-out images with more than one colour: a flat one can come out exact, which makes the mean PSNR infinite."""
+    """Images to validate on that have several colours: a flat one can come out exact, with infinite PSNR."""
     kept = [pair for pair in pairs if (pair.hr != pair.hr[:, :1, :1]).any()]
     if not kept:
-        raise ValueError(f"all {len(pairs)} held-out images are of one colour; choose another --held-out.")
+        raise ValueError(
+            f"all {len(pairs)} held-out images are of one colour; choose another --held-out or --val-data."
+        )
     if len(kept) < len(pairs) and is_main_process:
         note(f"{len(pairs) - len(kept)} of {len(pairs)} held-out images are of one colour, and not validated on.")
     return kept
@@ -166,6 +176,8 @@ def _announce(args: argparse.Namespace, trainer: Trainer, first: Stage, *, image
         if args.warm_up_new and not untouched:
             say("--warm-up-new changes nothing: the weights begun from have every parameter")
     side = first.patch_size // args.scale
+    if args.patch_size not in (None, first.patch_size):
+        say(f"--patch-size {args.patch_size}: is no multiple of the scale; patches are {first.patch_size} wide")
     length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
     say(
         f"{images} images to train on, {validated} to validate on; {length} of {first.batch_size} patches, "

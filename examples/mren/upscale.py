@@ -279,7 +279,7 @@ def run(args: argparse.Namespace) -> int:
     if args.self_ensemble:
         model = SelfEnsemble(model)
     if sample is not None:
-        label = NETWORKS[args.variant] if args.weights is None else weights.stem
+        label = NETWORKS[args.variant or "mren"] if args.weights is None else weights.stem
         write_sample(model, net.scale, sample, label=label, overwrite=args.overwrite)
     options = Options(**{each.name: getattr(args, each.name) for each in fields(Options)})
     return upscale_all(model, jobs, net.scale, options)

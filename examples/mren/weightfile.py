@@ -118,13 +118,16 @@ def read_network(file: str | Path, build: Callable[..., nn.Module]) -> tuple[dic
             raise MemoryError from error
         reason = one_line(error)[:200]
         raise ValueError(
-            f"{file}: not a readable .safetensors file ({reason}); copy it again, or convert a .pth or .ckpt as "
-            "docs/how-to/safe-weights.md shows."
+            f"{file}: not a readable .safetensors file ({reason}); copy it again, or convert a .pth or .ckpt by "
+            "save_weights, as docs/how-to/safe-weights.md shows."
         ) from error
     with opened:
         metadata = opened.metadata() or {}
         if KEY not in metadata:
-            raise ValueError(f"{file}: holds no constructor arguments of MREN; was it written by examples.mren.train?")
+            raise ValueError(
+                f"{file}: holds no constructor arguments of MREN, as files of examples.mren.train do; add them by "
+                "save_weights, as docs/how-to/safe-weights.md shows."
+            )
         try:
             arguments = parse_arguments(metadata[KEY])
         except ValueError as error:

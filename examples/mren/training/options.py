@@ -142,7 +142,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--minutes", type=positive_number, help="the same by the clock: the schedule ends on time")
     add("--batch-size", type=whole_number(1), help="instead of the recipe's, in all its stages")
     add("--patch-size", type=whole_number(1), help="of the high-resolution patches, likewise")
-    add("--lr", type=positive_number, help="instead of that of the recipe's first stage")
+    add("--lr", type=_learning_rate, help="learning rate instead of that of the recipe's first stage")
     add("--loss", choices=tuple(LOSSES), help="likewise; l1+fft is L1 plus 0.05 times the L1 of the spectrum")
     add(
         "--ema-decay",
@@ -187,7 +187,11 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_training_options(parser)
     parser.set_defaults(recipe="paper")
     add("--degrade", choices=("photo",), help="JPEG, noise and blur in half of the low-resolution patches")
-    add("--held-out", type=whole_number(1), default=10, help="training images kept for validation")
+    validation = parser.add_mutually_exclusive_group()
+    validation.add_argument("--held-out", type=whole_number(1), default=10, help="training images kept for validation")
+    validation.add_argument(
+        "--val-data", type=path_name, nargs="+", help="folders of high-resolution images to validate on instead"
+    )
     add("--skip-bad", action=argparse.BooleanOptionalAction, default=False, help="go on without images that are bad")
     add(
         "--validate-every",
@@ -209,6 +213,16 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add("--cpu", action=argparse.BooleanOptionalAction, default=False, help="even if there is a GPU")
     add("--dry-run", action="store_true", help="read the images, draw one batch, say what there is, stop")
     return parser
+
+
+def _learning_rate(text: str) -> float:
+    try:
+        return positive_number(text)
+    except argparse.ArgumentTypeError as error:
+        if not Path(text).is_dir():
+            raise
+        hint = "this is the learning rate; low-resolution images are made by the command (for pairs of your own see"
+        raise argparse.ArgumentTypeError(f"{error}; {hint} docs/how-to/frameworks.md)") from None
 
 
 def json_object(text: str) -> dict[str, Any]:
