@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.mren.cli import UsageError
 from examples.mren.files import missing_path_hint
 from examples.mren.weightfile import read_network
 from examples.mren.weightfile import save_weights as save_weights  # part of what this module offers
@@ -314,14 +315,14 @@ def pick_device(name: str) -> torch.device:
     """The device of that name; for ``"auto"`` CUDA, then MPS, then the CPU.
 
     Raises:
-        ValueError: If the device does not exist.
+        UsageError: If the device does not exist; it is a ValueError.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, found in available.items() if found))
     if not available[name]:
         there = ", ".join(device for device, found in available.items() if found)
-        raise ValueError(f"--device {name}: this machine or this build of torch has none; there is {there}.")
+        raise UsageError(f"--device {name}: this machine or this build of torch has none; there is {there}.")
     return torch.device(name)
 
 

@@ -19,7 +19,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import Tensor, nn
 
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
-from examples.mren.engines import Engine, Runtime, engine_module, openvino
+from examples.mren.engines import Engine, Runtime, engine_module, import_extra, openvino
 
 MAX_IMAGES = 24
 MAX_SIDE = 96  # of a low-resolution image; more of them tells more than larger ones
@@ -114,6 +114,8 @@ def write_int8(
         images: Low-resolution, between 0 and 1, each (3, H, W).
         metadata: What the result says about itself.
     """
+    if runtime == "openvino":
+        import_extra("openvino", "openvino")  # before the work, which takes minutes
     with tempfile.TemporaryDirectory() as folder:
         file = path if runtime == "onnx" else Path(folder) / "network.onnx"
         engine_module("onnx").write(network, file, example, metadata)

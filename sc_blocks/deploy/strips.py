@@ -10,7 +10,7 @@ import torch.fx
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
 from sc_blocks.scacb import SCACB
 from sc_blocks.wsilb import WSILBV
@@ -30,7 +30,7 @@ def runs_on_cpu(x: Tensor) -> bool:
     """Whether the arithmetic on a map runs now, on a CPU, rather than being recorded for a graph or differentiated."""
     if not is_on_cpu(x) or torch.compiler.is_compiling() or not isinstance(x.shape[2], int):
         return False
-    if unpack_dual(x).tangent is not None:
+    if forward_ad.unpack_dual(x).tangent is not None:
         return False
     return not (torch.is_grad_enabled() and x.requires_grad)
 
