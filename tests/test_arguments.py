@@ -218,6 +218,12 @@ def test_no_argument_is_left_out_above(block: type) -> None:
     assert set(signature(block)) == set(CHANGES[block][1])
 
 
+@pytest.mark.parametrize("build", [MREB, RBWA])
+def test_layers_reach_every_part_of_a_block(build: Callable[..., nn.Module]) -> None:
+    block = build(12, act_layer=nn.Mish, gate_layer=nn.Tanh)
+    assert not {nn.GELU, nn.Sigmoid} & {type(part) for part in block.modules()}
+
+
 # Names
 
 
@@ -570,6 +576,8 @@ def test_words_about_sizes_that_do_not_scale() -> None:
     words = r"RBWA: .*multiples of 2, so that the result has a whole size, got 5 x 8; pad to 6 x 8 and crop the result"
     with pytest.raises(ValueError, match=words):
         RBWA(4, scale_factor=1.5)(torch.zeros(1, 4, 5, 8))
+    with pytest.raises(ValueError, match=r"multiples of 2, .*, got 6 x 5; pad to 6 x 6"):
+        RBWA(4, scale_factor=1.5)(torch.zeros(1, 4, 6, 5))
 
 
 NUMBERS: dict[str, Callable[[Any], object]] = {

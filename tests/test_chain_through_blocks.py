@@ -146,6 +146,8 @@ def test_words_about_maps_that_are_missing_or_too_many() -> None:
     for call in (lambda: second(x), lambda: chain([x, x]), lambda: chain.step(0, x)):
         with pytest.raises(ValueError, match=r"previous must be the last .* map .*, got None; .*takes_map=False"):
             call()
+    with pytest.raises(ValueError, match=r"previous must be the map that step\(0, ...\) returned, got None"):
+        chain.step(1, x)
     for call in (
         lambda: MREB(12)(x, attention_map),
         lambda: DRACBChain(12, 3, 2)([x, x], attention_map),

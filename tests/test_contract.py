@@ -215,6 +215,11 @@ def test_layers_with_parameters_take_the_dtype_of_their_block() -> None:
         assert {parameter.dtype for parameter in block.parameters()} == {torch.float64}
 
 
+def test_layers_with_parameters_take_the_device_of_their_block() -> None:
+    for block in (SCACB(12, act_layer=nn.PReLU, device="meta"), WSILB(12, gate_layer=nn.PReLU, device="meta")):
+        assert all(parameter.is_meta for parameter in block.parameters())
+
+
 @each_case
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
 def test_cast_after_construction(case: Case, cast: str) -> None:

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from examples.mren.fold import BicubicConv, fold_mren, pad_widths
 from examples.mren.model import MREN, load_mren
 from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILBV, GatedCommunication, LearnableCommunication, to_local
-from sc_blocks.deploy import fold, fold_report
+from sc_blocks.deploy import fold, fold_report, folding
 from sc_blocks.deploy.rbwa import FoldedRBWA, NarrowConv
 from sc_blocks.introspect import capture_attention
 from sc_blocks.surgery import replace_modules
@@ -663,12 +663,14 @@ def test_an_example_is_run_and_compared() -> None:
             super().__init__()
             self.block = RBWA(24)
 
-        def forward(self, inputs: dict[str, list[Tensor]]) -> Tensor:
+        def forward(self, inputs: dict[str, Sequence[Tensor]]) -> Tensor:
+            assert not torch.is_grad_enabled()
             return self.block(inputs["x"][0].add_(1))
 
     before = x.clone()
-    fold(InPlace().double(), example=({"x": [x]},), tolerance=1e-12)
-    assert torch.equal(x, before)
+    for several in ([x], (x,)):
+        fold(InPlace().double(), example=({"x": several},), tolerance=1e-12)
+        assert torch.equal(x, before)
 
 
 def test_an_example_by_keyword() -> None:
@@ -772,6 +774,29 @@ def test_a_result_of_one_value_is_compared_by_its_size() -> None:
         fold(net, example=x)
     with pytest.raises(ValueError, match="fold: the folded network is"):
         fold(net.double(), example=x.double(), tolerance=1e-30)
+
+
+def test_the_tolerance_is_a_share_of_the_range_of_the_result() -> None:
+    x = torch.rand(1, 24, 24, 6)
+    fold(nn.Sequential(RBWA(24), Finally(lambda y: 1e6 * y)), example=x)
+    with pytest.raises(ValueError, match="fold: the folded network is"):
+        fold(nn.Sequential(RBWA(24), Finally(lambda y: 1e-6 * y)), example=x, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("change", [lambda y: y + 1, lambda y: y - 1, lambda y: y * torch.nan], ids=["+", "-", "NaN"])
+def test_rewritten_blocks_that_compute_something_else_are_noticed(
+    change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Tensor] = []
+
+    def second_one_changed(*args: Any) -> Tensor:
+        runs.append(dry_run(*args))
+        return change(runs[-1]) if len(runs) == 2 else runs[-1]
+
+    dry_run = folding.dry_run
+    monkeypatch.setattr(folding, "dry_run", second_one_changed)
+    with pytest.raises(ValueError, match=r"fold: the folded network is .* away from the network for the example"):
+        fold(WSILBV(24), example=torch.rand(1, 24, 24, 6))
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")

@@ -297,6 +297,7 @@ def test_outside_of_a_run_the_latest_call_counts() -> None:
         refined, _ = chain.links[1](features[1], previous)
     assert len(attention) == 6
     assert torch.equal(attention["links.1.fused"] * attention["links.1.gate"], refined)
+    assert not any(tensor.requires_grad for tensor in attention.values())
 
 
 def test_a_shared_block_goes_by_its_first_name() -> None:
@@ -331,6 +332,7 @@ def test_in_every_mode(training: bool, guard) -> None:
             out = model(x)
         assert torch.equal(out, model(x))
     assert len(attention) == 27
+    assert not any(tensor.requires_grad for tensor in attention.values())
     if out.requires_grad:
         out.sum().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
