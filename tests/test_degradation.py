@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
+from scipy.ndimage import gaussian_filter
 
 from examples.mren import evaluate, model, upscale
 from examples.mren.data import ImagePair, imresize, read_rgb
@@ -84,6 +85,8 @@ def test_each_step_does_what_it_is_called() -> None:
     assert noisy.mean().item() == pytest.approx(0, abs=0.5)
     assert noisy.std().item() == pytest.approx(8, rel=0.05)
     np.testing.assert_allclose(np.corrcoef(noisy.flatten(1)), np.eye(3), rtol=0, atol=0.07)  # one colour, another noise
+    both = degrade(gray, Degradation(noise=10.0, blur=0.8), make_generator(0)).float()
+    assert both.std().item() == pytest.approx(10, abs=0.5), "noise comes after the blur"
     for extreme in (0, 255):  # where there is no more black or white, it stays so
         flat = torch.full((3, 64, 64), extreme, dtype=torch.uint8)
         off = (degrade(flat, Degradation(noise=8.0), make_generator(0)).float() - extreme).abs()
@@ -99,6 +102,14 @@ def test_each_step_does_what_it_is_called() -> None:
     assert torch.equal(degrade(dot, Degradation(), make_generator(0)), dot)
     errors = [(compress(ramps(64, 64), quality).float() - ramps(64, 64)).abs().mean() for quality in (95, 60, 30)]
     assert 0 < errors[0] < errors[1] < errors[2]
+
+
+def test_the_blur_is_scipys() -> None:
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    blurred = degrade(image, Degradation(blur=0.8), make_generator(0))
+    # Three pixels to each side; rounded once, at the end.
+    expected = [gaussian_filter(plane, 0.8, truncate=3.75, mode="nearest") for plane in image.double().numpy()]
+    np.testing.assert_allclose(blurred.numpy(), np.stack(expected), rtol=0, atol=0.51)
 
 
 @pytest.mark.parametrize("offset", [(0, 0), (3, 14), (15, 8)])
@@ -128,8 +139,11 @@ def test_what_is_out_of_range_is_refused() -> None:
     image = ramps(40, 40)
     for degradation, message in (
         (Degradation(quality=0), "quality must be from 1 to 100, got 0"),
+        (Degradation(quality=101), "quality must be from 1 to 100, got 101"),
         (Degradation(noise=-1.0), "noise and blur must be 0 or more, got -1 and 0"),
+        (Degradation(blur=-1.0), "noise and blur must be 0 or more, got 0 and -1"),
         (Degradation(offset=(16, 0)), r"offset must be two numbers from 0 to 15, got \(16, 0\)"),
+        (Degradation(offset=(0, -1)), r"offset must be two numbers from 0 to 15, got \(0, -1\)"),
     ):
         with pytest.raises(ValueError, match=message):
             degrade_patch(image, degradation, make_generator(0))

@@ -226,13 +226,13 @@ def png_of_rows(rows: list[bytes], width: int, bits: int, kind: int, transparent
     return content
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_a_gray_of_few_bits_that_stands_for_transparency(bits: int, tmp_path: Path) -> None:
-    rows = [bytes([0b00011011] * bits), bytes([0b11100100] * bits)]
-    (tmp_path / "in.png").write_bytes(png_of_rows(rows, 8, bits, 0, struct.pack(">H", 1)))
+@pytest.mark.parametrize(("bits", "gray"), [(1, 1), (2, 1), (2, 3), (4, 1), (4, 15)])
+def test_a_gray_of_few_bits_that_stands_for_transparency(bits: int, gray: int, tmp_path: Path) -> None:
+    rows = [bytes([0b00011011] * bits), bytes([0b11100100] * bits), bytes([0b11111111] * bits)]
+    (tmp_path / "in.png").write_bytes(png_of_rows(rows, 8, bits, 0, struct.pack(">H", gray)))
     picture = read_picture(tmp_path / "in.png")
     assert picture.alpha is not None
-    assert torch.equal(picture.alpha == 0, (picture.color * (2**bits - 1)).round() == 1)
+    assert torch.equal(picture.alpha == 0, (picture.color * (2**bits - 1)).round() == gray)
     assert (picture.alpha == 0).any()
 
 
@@ -537,6 +537,14 @@ def test_resolutions_across_and_down_may_differ(suffix: str, tmp_path: Path) -> 
         assert result.info["dpi"] == pytest.approx((300, 150), abs=0.1)
 
 
+@pytest.mark.parametrize("dpi", [(0, 0), (300, 0), (300, 100_000)])
+def test_a_resolution_that_no_picture_has_is_left_out(dpi: tuple[int, int], tmp_path: Path) -> None:
+    rgb().save(tmp_path / "in.png", dpi=dpi)
+    with Image.open(tmp_path / "in.png") as opened:
+        assert opened.info["dpi"] == pytest.approx(dpi, abs=0.1)
+    assert read_picture(tmp_path / "in.png").metadata.dpi is None
+
+
 def test_xmp_in_the_manner_of_older_programs_is_kept(tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("XML:com.adobe.xmp", XMP.decode())
@@ -696,11 +704,19 @@ def test_gamma_of_a_png_is_kept_or_converted(tmp_path: Path) -> None:
     with Image.open(tmp_path / "profile.tif") as result:
         assert result.getpixel((4, 4)) == (55, 55, 55)
         assert result.info["icc_profile"] == srgb_profile()
-    usual = struct.pack(">I", 45_455)
-    (tmp_path / "usual.png").write_bytes(png_with({b"gAMA": usual}, Image.new("RGB", (8, 8), (55, 55, 55))))
-    write_picture(tmp_path / "usual.tif", read_picture(tmp_path / "usual.png"))
-    with Image.open(tmp_path / "usual.tif") as result:
-        assert result.getpixel((4, 4)) == (55, 55, 55)
+    # That of sRGB changes nothing, nor one that no picture has.
+    for number in (45_455, 0, 5_000, 2_000_000):
+        content = png_with({b"gAMA": struct.pack(">I", number)}, Image.new("RGB", (8, 8), (55, 55, 55)))
+        (tmp_path / "usual.png").write_bytes(content)
+        write_picture(tmp_path / "usual.tif", read_picture(tmp_path / "usual.png"))
+        with Image.open(tmp_path / "usual.tif") as result:
+            assert result.getpixel((4, 4)) == (55, 55, 55)
+
+
+def test_the_gamma_of_a_png_is_found_behind_a_long_chunk(tmp_path: Path) -> None:
+    chunks = {b"tEXt": b"Comment\0" + b"x" * 5000, b"gAMA": struct.pack(">I", 100_000)}
+    (tmp_path / "in.png").write_bytes(png_with(chunks))
+    assert read_picture(tmp_path / "in.png").metadata.gamma == pytest.approx(1)
 
 
 def test_a_background_has_its_own_colour_whatever_the_gamma_of_the_picture(tmp_path: Path) -> None:

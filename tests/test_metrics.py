@@ -71,6 +71,7 @@ def test_to_uint8_clamps_then_rounds() -> None:
         (photo(32, 32)[:1], photo(32, 32), ValueError, r"sr must have shape \(3, height, width\), got \(1, 32, 32\)"),
         (photo(32, 32), photo(33, 32), ValueError, "one shape.*mod_crop"),
         (photo(18, 40), photo(18, 40), ValueError, "19 x 19"),
+        (photo(40, 18), photo(40, 18), ValueError, "19 x 19"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(sr, hr, error, message) -> None:
