@@ -244,5 +244,6 @@ def test_processes_share_the_batch_of_one() -> None:
 
 
 def test_a_patch_size_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="multiple of the scale, 4, got 30"):
-        PatchSampler([], 4, patch_size=30, batch_size=1, seed=0)
+    for size in (30, 0):
+        with pytest.raises(ValueError, match=f"multiple of the scale, 4, got {size}"):
+            PatchSampler([], 4, patch_size=size, batch_size=1, seed=0)

@@ -29,6 +29,7 @@ from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.train import main
 from examples.mren.training import trainer
+from examples.mren.training.clock import Deadline
 from examples.mren.training.options import parse, training_of
 from examples.mren.training.patches import PatchSampler
 from examples.mren.training.recipes import LOSSES, RECIPES, Mixed, Recipe, Stage, Training
@@ -429,6 +430,22 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step_and_its_images(images
     assert not (tmp_path / "run" / "mren_x4.safetensors").exists()
 
 
+def test_a_loss_that_is_no_number_names_the_images_of_its_step_alone(tmp_path: Path) -> None:
+    pairs = [ImagePair(Path(f"{number}.png"), photo(32, 32), photo(16, 16)) for number in range(8)]
+    sampler = PatchSampler(pairs, 2, patch_size=16, batch_size=2, seed=0)
+
+    def draw(sampler: PatchSampler, step: int, **processes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = sampler.batch(step, **processes)
+        return low, high * torch.nan if step == 3 else high
+
+    training = Training(steps=10, batch_size=2, patch_size=16)
+    run = trainer.Trainer(Convolution(), training, sampler, tmp_path, label="small", draw=draw)
+    with pytest.raises(trainer.TrainingError, match="the loss is nan at step 3 ") as caught:
+        run.run()
+    named = re.findall(r"\d\.png", str(caught.value))
+    assert sorted(named) == sorted({path.name for path in sampler.files(3)})
+
+
 def test_a_network_whose_result_is_not_finite_is_not_saved(images: Path, tmp_path: Path, capsys) -> None:
     # The loss of the first step is finite; what its update makes of the network is not.
     assert run(images, tmp_path / "run", "--steps", "30", "--lr", "1e39", "--validate-every", "1") == 1
@@ -668,6 +685,24 @@ def test_another_loss_and_learning_rate_are_those_of_the_first_stage() -> None:
         assert [stage.loss for stage in recipe.stages] == [loss, "mse"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"minutes": 2.0},
+        {"warm_up_new": 3},
+        {"precision": "bf16"},
+        {"compile": True},
+        {"channels_last": False},
+        {"accumulate": 2},
+        {"textured": True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_option_that_decides_the_numbers_of_a_run_is_a_setting(changes: dict[str, Any]) -> None:
+    start = Training(minutes=1.0)
+    assert dataclasses.replace(start, **changes).settings(10, 2) != start.settings(10, 2)
+
+
 def test_weights_begun_from_are_told_apart_by_their_contents(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     (tmp_path / "b").write_bytes(b"b")
@@ -856,6 +891,31 @@ def test_the_time_of_a_run_is_that_of_all_its_parts(tmp_path: Path, clock: Clock
         clock.now += 1000  # before it is gone on with
 
 
+def test_steps_are_measured_from_the_last_validation_on(clock: Clock) -> None:
+    deadline = Deadline(end=1000.0)
+    deadline.measure(0)
+    clock.now += 100
+    deadline.validated(0, 100.0)
+    clock.now += 5
+    deadline.measure(50)
+    assert deadline.seconds_per_step == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("end", "short"), [(95.0, True), (105.0, False)])
+def test_time_is_short_if_the_rest_of_the_steps_to_measure_does_not_fit(clock: Clock, end: float, short: bool) -> None:
+    deadline = Deadline(end)
+    deadline.measure(0)
+    clock.now += 50
+    assert deadline.is_short(25) == short  # the other 25 of 50 take until 100 s
+
+
+def test_validations_take_no_more_than_their_share_of_the_time() -> None:
+    # Three of a hundred seconds, and at most one a minute.
+    for validation, seconds in ((6.0, 200), (0.6, 60), (None, 60)):
+        between = trainer._seconds_between_saves(Deadline(end=0.0, validation=validation))
+        assert between == pytest.approx(seconds)
+
+
 class OneOfTwo:
     """A process whose twin does the same: a sum is twice what it has, and a mean the same."""
 
@@ -954,6 +1014,21 @@ def test_a_damaged_scale_of_the_loss_is_not_gone_on_from(change: dict, tmp_path:
     state = json.loads(file.read_text())
     file.write_text(json.dumps(state | {"scaler": state["scaler"] | change if change else change}))
     assert trainer_of(tmp_path, training=training).resume() == 15
+
+
+@pytest.mark.parametrize("broken", ["net", "average", "optimizer", "scaler"])
+def test_a_state_that_does_not_fit_leaves_the_weights(broken: str, tmp_path: Path) -> None:
+    training = Training(steps=1, batch_size=2, patch_size=16, precision="fp16")
+    trained, fresh = (trainer_of(tmp_path, held_out={}, training=training).learner for _ in range(2))
+    for parameter in [*trained.net.parameters(), *trained.average.parameters()]:
+        parameter.data += 1
+    state = trained.tensors() | {"scaler": trained.scaler.state_dict()}
+    state[broken] = {"0.other": torch.zeros(1)}
+    before = {name: value.clone() for name, value in fresh.net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"holds 1 tensors|its scale of the loss"):
+        fresh.load(state, state["scaler"])
+    for net in (fresh.net, fresh.average):
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_each_stage_has_its_own_patches_and_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
