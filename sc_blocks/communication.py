@@ -371,7 +371,10 @@ def build_communication(
 
 def _check_protocol(block: str, channel: nn.Module) -> None:
     """Raise unless the forward of a channel can be called with two maps."""
-    parameters = inspect.signature(channel.forward)
+    try:
+        parameters = inspect.signature(channel.forward)
+    except ValueError:  # a module that torch.jit.trace made tells none
+        return
     try:
         parameters.bind(None, None)
     except TypeError as error:

@@ -691,6 +691,13 @@ def test_channels_check_their_width() -> None:
             channel(torch.zeros(1, 5, 6, 8), torch.zeros(1, 5, 6, 8))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_channel_without_a_signature() -> None:
+    maps = torch.rand(2, 1, 4, 5, 6)
+    channel = torch.jit.trace(LearnableCommunication(4), tuple(maps))
+    assert DRACB(12, 4, communication=channel)(torch.rand(1, 12, 5, 6), maps[0])[0].shape == (1, 4, 5, 6)
+
+
 @pytest.mark.parametrize("relay", ["raw", "fused"])
 @pytest.mark.parametrize("resample", [None, "nearest"])
 def test_a_channel_may_work_in_place(relay: Any, resample: Any) -> None:
