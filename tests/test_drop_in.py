@@ -405,7 +405,7 @@ def test_words_about_too_many_stages_at_once() -> None:
 def test_words_about_a_level_of_the_wrong_width() -> None:
     # Handed up instead of down.
     chain = DRACBChain([12, 24], [4, 8], resample="bilinear")
-    with pytest.raises(ValueError, match=r"DRACB: x must have 12 channels .*, got 24"):
+    with pytest.raises(ValueError, match=r"DRACBChain: features\[0\] must have 12 channels .*, got 24"):
         chain([torch.rand(1, 24, 4, 4), torch.rand(1, 12, 8, 8)])
 
 
