@@ -223,8 +223,9 @@ class DRACBChain(nn.Module):
         attention_map: Any = previous if self.takes_map else None
         refined: list[Tensor] = []
         for number, link in enumerate(self.links):
-            width = _checks.width_of(getattr(link, "distill", link), "in_channels", self.in_channels[number])
-            _checks.check_feature_map("DRACBChain", features[number], width, name=f"features[{number}]")
+            if isinstance(link, DRACB):  # what was put in the place of one checks its input itself
+                width = _checks.width_of(link.distill, "in_channels", self.in_channels[number])
+                _checks.check_feature_map("DRACBChain", features[number], width, name=f"features[{number}]")
             stage_refined, attention_map = link(features[number], attention_map)
             refined.append(stage_refined)
         return (tuple(refined), attention_map) if self.returns_map else tuple(refined)

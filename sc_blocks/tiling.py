@@ -120,7 +120,7 @@ def _blend(run: Network, x: Tensor, scale: int, rows: Spans, columns: Spans, on_
             result = output.to(x.device)
         else:
             weighted = output.to(torch.promote_types(dtype, torch.float32))
-            weights = row_weights.to(weighted)[:, None] * column_weights.to(weighted)
+            weights = row_weights.to(weighted.real)[:, None] * column_weights.to(weighted.real)
             # Not a product alone: 0 times an infinity is NaN, and it may be one only at the border of this tile.
             weighted = torch.where(weights != 0, weighted * weights, 0)
             if done == 1:

@@ -694,8 +694,28 @@ def test_channels_check_their_width() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_channel_without_a_signature() -> None:
     maps = torch.rand(2, 1, 4, 5, 6)
-    channel = torch.jit.trace(LearnableCommunication(4), tuple(maps))
-    assert DRACB(12, 4, communication=channel)(torch.rand(1, 12, 5, 6), maps[0])[0].shape == (1, 4, 5, 6)
+
+    class Scripted(torch.jit.ScriptModule):
+        @torch.jit.script_method
+        def forward(self, previous: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+            return torch.maximum(previous, current)
+
+    for channel in (torch.jit.trace(LearnableCommunication(4), tuple(maps)), Scripted()):
+        assert DRACB(12, 4, communication=channel)(torch.rand(1, 12, 5, 6), maps[0])[0].shape == (1, 4, 5, 6)
+
+
+def test_a_link_of_your_own_checks_its_input_itself() -> None:
+    class Wider(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.link = DRACB(9, 4)
+
+        def forward(self, x: torch.Tensor, previous: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.link(x, previous)
+
+    chain = DRACBChain(12, 4, 2)
+    chain.links[1] = Wider()
+    assert chain([torch.rand(1, 12, 5, 6), torch.rand(1, 9, 5, 6)])[1].shape == (1, 4, 5, 6)
 
 
 @pytest.mark.parametrize("relay", ["raw", "fused"])

@@ -333,6 +333,15 @@ def test_mren_in_part_is_not_mren(registry: spandrel.ArchRegistry) -> None:
 def test_timm_knows_that_there_are_weights() -> None:
     assert timm.list_pretrained("mren*") == ["mren", "mren_l", "mren_s"]
     assert timm.is_model_pretrained("mren_s")
+    assert timm.create_model("mren", scale=2, num_blocks=1).pretrained_cfg["file"] == str(weights_path(2))
+    assert "file" not in timm.create_model("mren_l", scale=2, num_blocks=1).pretrained_cfg
+
+
+def test_timm_takes_the_weights_that_it_is_told(x: Tensor) -> None:
+    photo = timm.create_model("mren_s", pretrained=True, pretrained_cfg_overlay={"file": "photo"})
+    assert torch.equal(run(photo, x), run(load_mren(4, "mren_s", path="photo"), x))
+    with pytest.raises(ValueError, match="saved with scale=4, asked for scale=2"):
+        timm.create_model("mren", scale=2, pretrained=True, pretrained_cfg_overlay={"file": str(weights_path(4))})
 
 
 def test_timm_gives_the_shipped_weights(x: Tensor) -> None:

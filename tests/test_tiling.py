@@ -299,6 +299,8 @@ def test_infinities_at_the_border_of_a_tile_stay_there() -> None:
     for net in (infinite_at_the_border, ring):
         tiled_, whole = tiled(net, torch.ones(1, 1, 40, 40), tile=16, overlap=8), net(torch.ones(1, 1, 40, 40))
         torch.testing.assert_close(tiled_, whole)
+    result = tiled(lambda x: ring(x) * 1j, torch.ones(1, 1, 40, 40), tile=16, overlap=8)
+    assert result.imag[..., 1:-1, 1:-1].isfinite().all()
 
 
 def test_complex_results_are_not_rounded() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 _SUFFIX = re.compile(r"(?:[_-]?x(\d)[a-z]?|[_-](?:SRF[_-]?(\d)|LRB[ID]|LRDN|LR[_-]?(\d)?|HR|GT))$", re.IGNORECASE)
 # Names of folders that do not tell the data set: data/Set5/HR, and Set5/GTmod12 of BasicSR
-_GENERIC = re.compile(r"hr|gt(mod\d+)?|originals?|images?|test|val(id)?|train", re.IGNORECASE)
+_GENERIC = re.compile(r"hr|gt(mod\d+)?|original", re.IGNORECASE)
 
 
 def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> tuple[dict[Path, Path], list[str]]:

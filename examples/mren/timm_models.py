@@ -16,7 +16,7 @@ from typing import Any
 
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from examples.mren.model import MREN, VARIANTS, Scale, Variant, load_mren, weights_path
+from examples.mren.model import KINDS, MREN, VARIANTS, Scale, Variant, load_mren, weights_path
 
 __all__ = ["mren", "mren_l", "mren_s"]
 
@@ -31,9 +31,10 @@ _CFG = PretrainedCfg(
     first_conv="head",
     license="mit",
 )
-# The file is that of x4: it tells timm that there are weights. Those of another scale are found by the scale.
-_FILES = {variant: str(weights_path(4, variant)) for variant in VARIANTS}
-default_cfgs = generate_default_cfgs({each: dataclasses.replace(_CFG, file=file) for each, file in _FILES.items()})
+# The file, that of x4, tells timm that there are weights. A network gets that of its scale.
+default_cfgs = generate_default_cfgs(
+    {variant: dataclasses.replace(_CFG, file=str(weights_path(4, variant))) for variant in VARIANTS}
+)
 
 
 @register_model
@@ -54,7 +55,7 @@ def mren(pretrained: bool = False, **options: Any) -> MREN:
         FileNotFoundError: If there are no such weights; the message lists those that are there.
         TypeError: If MREN has no such argument.
         ValueError: If an argument is out of range, comes together with ``pretrained``, or the file is of another
-            network.
+            scale or no weights of MREN.
 
     Example:
         >>> import timm
@@ -97,6 +98,9 @@ def _build(
             f"The widths are those of the name: {variant} has {VARIANTS[variant]}."
         )
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
+    if "file" not in (pretrained_cfg_overlay or {}) and not isinstance(pretrained_cfg, (PretrainedCfg, dict)):
+        shipped = weights_path(scale, variant)
+        cfg = dataclasses.replace(cfg, file=str(shipped) if shipped.exists() else None)
     if pretrained:
         net, cfg = _load(variant, scale, cfg, options)
     else:
@@ -120,7 +124,7 @@ def _load(variant: Variant, scale: Scale, cfg: PretrainedCfg, options: dict[str,
             f"{variant}: pretrained weights are read from a file, got {', '.join(elsewhere)}; pass "
             'pretrained_cfg_overlay={"file": ...}, or pretrained=True alone for the shipped ones.'
         )
-    shipped = cfg.file in (None, _FILES[variant])
-    net = load_mren(scale, variant) if shipped else load_mren(scale, path=cfg.file)
-    file = str(weights_path(scale, variant)) if shipped else cfg.file
+    own = cfg.file is not None and cfg.file not in KINDS
+    net = load_mren(scale, None if own else variant, path=cfg.file)
+    file = cfg.file or str(weights_path(scale, variant))
     return net.to(**placement), dataclasses.replace(cfg, file=file)

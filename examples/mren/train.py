@@ -36,7 +36,7 @@ from examples.mren.degradation import degrade, draw_degradation, make_generator
 from examples.mren.metrics import smallest_scored
 from examples.mren.model import MREN, VARIANTS, save_weights
 from examples.mren.training.checkpoint import checkpoints
-from examples.mren.training.options import OPTIONS, VALIDATE_EVERY, options_of, parse, training_of
+from examples.mren.training.options import HELD_OUT, OPTIONS, VALIDATE_EVERY, options_of, parse, training_of
 from examples.mren.training.patches import PatchSampler
 from examples.mren.training.recipes import Stage
 from examples.mren.training.trainer import Trainer, check_settings
@@ -127,8 +127,9 @@ def _load_images(
         )
     to_train, remain, fewer = pairs, "", ""
     if not val_folders:
-        to_train, to_validate = split_held_out(pairs, args.held_out)
-        remain = f" of {len(pairs)} images remain to train on after --held-out {args.held_out}"
+        held_out = args.held_out or HELD_OUT
+        to_train, to_validate = split_held_out(pairs, held_out)
+        remain = f" of {len(pairs)} images remain to train on after --held-out {held_out}"
         fewer = "; a smaller --held-out leaves more" * (len(to_validate) > len(to_train))
     elif not pairs or not to_validate:
         raise ValueError(f"--{'data' if not pairs else 'val-data'}: no images remain; give a folder of others.")
@@ -143,10 +144,10 @@ def _without_flat(pairs: list[ImagePair], *, is_main_process: bool) -> list[Imag
     kept = [pair for pair in pairs if (pair.hr != pair.hr[:, :1, :1]).any()]
     if not kept:
         raise ValueError(
-            f"all {len(pairs)} held-out images are of one colour; choose another --held-out or --val-data."
+            f"all {len(pairs)} images to validate on are of one colour; choose another --held-out or --val-data."
         )
     if len(kept) < len(pairs) and is_main_process:
-        note(f"{len(pairs) - len(kept)} of {len(pairs)} held-out images are of one colour, and not validated on.")
+        note(f"{len(pairs) - len(kept)} of {len(pairs)} images to validate on are of one colour, and left out.")
     return kept
 
 

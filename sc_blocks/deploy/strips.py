@@ -30,9 +30,15 @@ def runs_on_cpu(x: Tensor) -> bool:
     """Whether the arithmetic on a map runs now, on a CPU, rather than being recorded for a graph or differentiated."""
     if not is_on_cpu(x) or torch.compiler.is_compiling() or not isinstance(x.shape[2], int):
         return False
-    if forward_ad.unpack_dual(x).tangent is not None:
-        return False
-    return not (torch.is_grad_enabled() and x.requires_grad)
+    return not (torch.is_grad_enabled() and x.requires_grad) and not has_tangent(x)
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether a map may carry a tangent, the derivative of forward-mode differentiation."""
+    try:
+        return forward_ad.unpack_dual(x).tangent is not None
+    except RuntimeError:  # under vmap, torch does not tell
+        return True
 
 
 def any_offloaded(*layers: nn.Module | None) -> bool:

@@ -22,6 +22,7 @@ from examples.mren.training.recipes import LOSSES, PRECISIONS, RECIPES, Training
 OPTIONS = "options"  # of run.json
 _PER_INVOCATION = ("output", "resume", "dry_run", "max_minutes")  # and not of the run
 VALIDATE_EVERY = 500  # steps
+HELD_OUT = 10  # images
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -188,7 +189,8 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser.set_defaults(recipe="paper")
     add("--degrade", choices=("photo",), help="JPEG, noise and blur in half of the low-resolution patches")
     validation = parser.add_mutually_exclusive_group()
-    validation.add_argument("--held-out", type=whole_number(1), default=10, help="training images kept for validation")
+    about = f"training images kept for validation; {HELD_OUT}, if left out"
+    validation.add_argument("--held-out", type=whole_number(1), metavar="N", help=about)
     validation.add_argument(
         "--val-data", type=path_name, nargs="+", help="folders of high-resolution images to validate on instead"
     )
