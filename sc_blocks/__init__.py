@@ -1,7 +1,7 @@
-"""Attention blocks of the MREN super-resolution network, to drop into networks of your own.
+"""Attention blocks from the MREN super-resolution network, for use in your own networks.
 
-Every block maps NCHW feature maps to NCHW feature maps, takes its width first and everything else by keyword, and needs
-nothing but torch and einops.
+Every block maps NCHW feature maps to NCHW feature maps and takes its widths first, its options by keyword. The package
+depends on torch and einops only.
 """
 
 from sc_blocks.communication import (
@@ -41,7 +41,7 @@ __version__ = "0.2.0"
 def __getattr__(name: str) -> type[FixedCommunication]:
     if name != "LinearCommunication":  # its name in 0.1.0
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import warnings  # here only: it is no name of this package
+    import warnings  # here, so that it is not an attribute of the package
 
-    warnings.warn("LinearCommunication is called FixedCommunication now.", DeprecationWarning, stacklevel=2)
+    warnings.warn("LinearCommunication has been renamed to FixedCommunication.", DeprecationWarning, stacklevel=2)
     return FixedCommunication

@@ -1,4 +1,4 @@
-"""Gates and attention maps of a network, read by hooks while it runs."""
+"""Capture the gates and attention maps of a running network with hooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sc_blocks.wsilb import WSILB, WSILBV
 
 
 class ThreadHook:
-    """A hook for one thread. In a copy of its module, or in a file, it does nothing."""
+    """A hook that acts only in the thread that created it. Copies and pickles of it do nothing."""
 
     def __init__(self, call: Callable[..., None] | None = None) -> None:
         self.call, self.thread = call, get_ident()
@@ -35,27 +35,27 @@ class ThreadHook:
 
 @contextmanager
 def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> Generator[dict[str, Tensor], None, None]:
-    """Collect the gates and attention maps of every block in a network while it runs.
+    """Capture the gates and attention maps of every block in a network while it runs.
 
     Each tensor is named after its block, as in ``model.named_modules()``, plus
 
-    - ``.gate`` for what a :class:`~sc_blocks.WSILB`, :class:`~sc_blocks.WSILBV` or :class:`~sc_blocks.DRACB` multiplies
-      its map by, and for the weight that a :class:`~sc_blocks.GatedCommunication` gives to the previous map;
+    - ``.gate`` for the factor by which a :class:`~sc_blocks.WSILB`, :class:`~sc_blocks.WSILBV` or
+      :class:`~sc_blocks.DRACB` multiplies its map, or a :class:`~sc_blocks.GatedCommunication` the previous map;
     - ``.map`` for the attention map :math:`F_l` that a DRACB computes from its input alone;
     - ``.fused`` for that map fused with the predecessor's, :math:`F'_l`; in the first block of a chain, the map itself.
 
-    The tensors are the network's own, detached and not copied. The dictionary holds the last run of the thread that
-    opened the context, in the order in which the blocks finish: each call of ``model`` clears it. A block that one run
-    calls several times adds ``name#2``, ``name#3`` and so on; a block with several names is listed under the first.
-    Blocks called while ``model`` is not running replace what was captured of them, unless the last run called them
-    several times; so a checkpoint that computes them again in the backward pass changes nothing. A checkpoint of
-    ``model`` itself calls it again, and may stop before its last blocks.
+    The tensors are detached but not copied. The dictionary holds the last run of ``model`` in the thread that opened
+    the context, in the order in which the blocks finish; each run clears it. If a run calls a block several times, the
+    later calls are named ``name#2``, ``name#3`` and so on; a block with several names is listed under the first.
+    Calling a block while ``model`` is not running overwrites its entries, unless the last run called it several times;
+    recomputation of a block by activation checkpointing therefore changes nothing. Checkpointing ``model`` itself runs
+    it again, and that run may stop before the last blocks.
 
-    Compiled code ignores hooks, so all code runs uncompiled, in the whole process, while the context is open: where
-    something is compiled, contexts of several threads must not overlap.
+    Compiled code ignores hooks, so everything in the process runs eagerly while the context is open. If anything is
+    compiled, contexts in different threads must not overlap.
 
     Args:
-        model: The network, or a block. Its results do not change.
+        model: A network or a block. Its outputs do not change.
         names: Names, or shell-style patterns in which ``*`` also matches dots; ``None`` for everything.
 
     Raises:
@@ -83,12 +83,12 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
     available = [_join(name, part) for name, parts in blocks.values() for part in parts]
     if not available:
         remedy = "capture the network that it was folded from" if folded else "there is nothing to capture"
-        wanted, came = "a DRACB, WSILB, WSILBV or GatedCommunication", f"{type(network).__name__} without"
-        raise ValueError(f"capture_attention: model must contain {wanted}, got {came}; {remedy}.")
+        wanted, got = "a DRACB, WSILB, WSILBV or GatedCommunication", f"{type(network).__name__}, which has none"
+        raise ValueError(f"capture_attention: model must contain {wanted}, got {got}; {remedy}.")
     wanted = set(available) if names is None else _select(names, available, network)
     captured: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
-    outputs: dict[nn.Module, Tensor] = {}  # of the parts of the block that is running
+    outputs: dict[nn.Module, Tensor] = {}  # of the submodules of the running block
     running = False
 
     def begin_run(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -96,7 +96,7 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
         running = True
         captured.clear()
         calls.clear()
-        outputs.clear()  # a run that failed may have left some
+        outputs.clear()  # a failed run may have left some
 
     def end_run(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         nonlocal running
@@ -106,8 +106,8 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
         outputs[module] = output
 
     def record_block(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # Outputs of parts are assigned to a block only here, because several blocks may share one module.
-        name, parts = blocks.get(block, ("", {}))  # a copy of the network has the hooks, but is not asked about
+        # Outputs are assigned to a block only here, because several blocks may share a submodule.
+        name, parts = blocks.get(block, ("", {}))  # a shallow copy of a block has the hooks, but is ignored
         values = {part: outputs.pop(module) for part, module in parts.items() if module in outputs}
         if "map" in values:
             values = {"map": values["map"], "fused": values["map"]} | values
@@ -127,13 +127,13 @@ def capture_attention(model: nn.Module, names: Sequence[str] | None = None) -> G
                 for module in parts.values():
                     stack.enter_context(module.register_forward_hook(ThreadHook(record_part)))
                 stack.enter_context(block.register_forward_hook(ThreadHook(record_block)))
-        # Last, because the network may itself be a block. An error ends a run, too.
+        # Last, because the network may itself be a block. Also called when a run fails.
         stack.enter_context(network.register_forward_hook(ThreadHook(end_run), always_call=True))
         yield captured
 
 
 def _parts(block: nn.Module) -> dict[str, nn.Module]:
-    """The tensors that a block offers, and the module in it that computes each."""
+    """Map the name of each tensor that a block offers to the submodule that computes it."""
     if not isinstance(block, (DRACB, WSILB, WSILBV, GatedCommunication)):
         return {}
     parts = {"map": block.distill, "fused": block.communication} if isinstance(block, DRACB) else {}
@@ -153,7 +153,7 @@ def _select(names: Sequence[str], available: Sequence[str], network: nn.Module) 
     for name in names:
         matching = [candidate for candidate in available if candidate == name or fnmatchcase(candidate, name)]
         if not matching:
-            came = f"{name!r}; {nearby(name, available)}"
-            raise ValueError(f"capture_attention: names must be in {type(network).__name__}, got {came}.")
+            got = f"{name!r}; {nearby(name, available)}"
+            raise ValueError(f"capture_attention: names must be in {type(network).__name__}, got {got}.")
         selected.update(matching)
     return selected

@@ -1,6 +1,6 @@
-"""Checks of arguments and inputs, with one wording for all blocks.
+"""Argument and input checks with the same error messages in all blocks.
 
-They read shapes and types, never the values of tensors, so they work in compiled graphs and never wait for a device.
+They read shapes and types, never tensor values, so they work in compiled graphs and never synchronise with a device.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 Device = torch.device | str | None
 
-# Larger than any width or image, and small enough that torch can count the values of every tensor.
+# Larger than any width or image, and small enough that no tensor's number of elements overflows.
 LARGEST = 1 << 28
 
 
 def check_int(block: str, name: str, value: Any, *, least: int = 1) -> int:
-    """Return ``value`` as an int if it is an integer, of Python or NumPy, from ``least`` to ``LARGEST``."""
+    """Return ``value``, a Python or NumPy integer from ``least`` to ``LARGEST``, as an int."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         kind = "an integer" if least < 1 else "a positive integer"
         raise TypeError(f"{block}: {name} must be {kind}, got {shown(value)} ({type(value).__name__}).")
@@ -37,7 +37,7 @@ def check_int(block: str, name: str, value: Any, *, least: int = 1) -> int:
 
 
 def check_number(block: str, name: str, value: Any, *, least: float = -math.inf, hint: str) -> float:
-    """Return ``value`` as a float if it is a finite number, of Python or NumPy, of at least ``least``."""
+    """Return ``value``, a finite Python or NumPy number of at least ``least``, as a float."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{block}: {name} must be a number, got {shown(value)} ({type(value).__name__}); {hint}.")
     number = value if isinstance(value, (int, Fraction)) else float(value)
@@ -49,14 +49,14 @@ def check_number(block: str, name: str, value: Any, *, least: float = -math.inf,
 
 
 def check_flag(block: str, name: str, value: Any) -> bool:
-    """Return ``value`` as a bool if it is one, of Python or NumPy."""
-    if type(value).__name__ not in ("bool", "bool_"):  # the names of NumPy's, 2 and 1
+    """Return ``value``, a Python or NumPy bool, as a bool."""
+    if type(value).__name__ not in ("bool", "bool_"):  # NumPy 1 names its type bool_
         raise TypeError(f"{block}: {name} must be True or False, got {shown(value)} ({type(value).__name__}).")
     return bool(value)
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, without the thousands of digits that an integer may have."""
+    """Return the representation of a value for an error message, shortened if it is long."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
     return reprlib.repr(value)
@@ -79,49 +79,49 @@ def build_layer(
         built: Any = layer()
     except TypeError as error:
         raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}, which fails: {error}.") from error
-    check_module(block, f"what {name} builds", built)
+    check_module(block, f"the result of {name}()", built)
     return moved(built, device, dtype)
 
 
 def moved(module: nn.Module, device: Device, dtype: torch.dtype | None) -> nn.Module:
-    """Move a module to a device and a type, if they are given."""
-    # Not by .to(None, None), which torch refuses for modules of fake tensors.
+    """Move a module to the given device and dtype, if any."""
+    # Not .to(None, None), which torch rejects for modules with fake tensors.
     return module if device is None and dtype is None else module.to(device=device, dtype=dtype)
 
 
 def check_choice(block: str, name: str, value: Any, choices: Sequence[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
-    # Arrays are compared value by value; they are not hashable.
+    # Unhashable values, such as arrays, may compare elementwise.
     if not isinstance(value, Hashable) or value not in choices:
         raise ValueError(f"{block}: {name} must be one of {', '.join(map(repr, choices))}; got {shown(value)}.")
 
 
 def width_of(layer: nn.Module, name: str, built: int) -> int:
-    """Width of a layer, as its attribute of this name says, or that which it was built with if it has none.
+    """Return the layer's width, its attribute ``name``, or ``built`` if it has no such attribute.
 
-    Pruning whole channels gives the layers of a block other widths after the block was built.
+    Channel pruning changes the widths of layers after the block was built.
     """
     return getattr(layer, name, built)
 
 
 def reduced_width(block: str, channels: int, reduction: int, *, factor: int = 1, name: str = "channels") -> int:
-    """Return ``factor * channels // reduction`` if that leaves a channel."""
+    """Return ``factor * channels // reduction`` if that is at least 1."""
     width = factor * channels // reduction
     if width < 1:
         fits = f"reduction <= {factor * channels} or {name} >= {-(-reduction // factor)}"
-        raise ValueError(f"{block}: reduction={reduction} leaves no channel of {name}={channels}; use {fits}.")
+        raise ValueError(f"{block}: reduction={reduction} leaves no channels for {name}={channels}; use {fits}.")
     return width
 
 
 def check_feature_map(block: str, x: Tensor, channels: int | None, *, name: str = "x", size_multiple: int = 1) -> None:
-    """Raise unless ``x`` is a floating-point NCHW tensor of ``channels`` channels, or of any number, and not empty."""
+    """Raise unless ``x`` is a floating-point NCHW tensor with ``channels`` channels (``None``: any) and H, W >= 1."""
     if not isinstance(x, Tensor):
         part = "second" if name == "previous" else "first"
         kind = type(x).__name__
         hints = {
-            "tuple": f"; a block that returns (refined, attention_map): pass the {part}",
-            "int": f"; where layers are built by width, pass the class {block}, not an instance",
-            "ndarray": f"; pass torch.from_numpy({name}), for an image .permute(2, 0, 1)[None], and / 255 if of 8 bits",
+            "tuple": f"; if a block returned (refined, attention_map), pass the {part} element",
+            "int": f"; to have layers built from a width, pass the class {block}, not an instance",
+            "ndarray": f"; pass torch.from_numpy({name}); for an 8-bit image append .permute(2, 0, 1)[None] / 255",
         }
         if type(x).__module__.startswith("PIL."):
             hints[kind] = f"; pass torch.from_numpy(numpy.array({name})).permute(2, 0, 1)[None] / 255"
@@ -131,15 +131,15 @@ def check_feature_map(block: str, x: Tensor, channels: int | None, *, name: str 
         if x.ndim == 3 and x.shape[2] == channels != x.shape[0]:
             hint = f"; it looks like tokens: pass {name}.transpose(1, 2).unflatten(2, (height, width))"
         if x.ndim == 5:
-            hint = f"; for frames pass {name}.flatten(0, 1), and unflatten the result"
+            hint = f"; for video frames pass {name}.flatten(0, 1) and unflatten the result"
         wanted = f"4 dimensions (batch, {channels or 'channels'}, height, width)"
         raise ValueError(f"{block}: {name} must have {wanted}, got shape {tuple(x.shape)}{hint}.")
     if channels is not None and x.shape[1] != channels:
         hint = f"pass {channels} channels, or build {block} for {x.shape[1]}"
         if x.shape[3] == channels:
             hint = f"it looks like NHWC: pass {name}.permute(0, 3, 1, 2)"
-        came = f"{x.shape[1]} in shape {tuple(x.shape)}"
-        raise ValueError(f"{block}: {name} must have {channels} channels in dimension 1 (NCHW), got {came}; {hint}.")
+        got = f"{x.shape[1]} in shape {tuple(x.shape)}"
+        raise ValueError(f"{block}: {name} must have {channels} channels in dimension 1 (NCHW), got {got}; {hint}.")
     if not x.is_floating_point():
         whole = f"{name}.float() / 255" if x.dtype == torch.uint8 else f"{name}.float()"
         hint = f"pass {f'torch.cat([{name}.real, {name}.imag], dim=1)' if x.is_complex() else whole}"
@@ -149,13 +149,13 @@ def check_feature_map(block: str, x: Tensor, channels: int | None, *, name: str 
         raise ValueError(f"{block}: {name} must be at least 1 x 1 in height and width, got shape {tuple(x.shape)}.")
     if size_multiple > 1 and (height % size_multiple != 0 or width % size_multiple != 0):
         padded = " x ".join(str(-(-side // size_multiple) * size_multiple) for side in (height, width))
-        needed = f"multiples of {size_multiple}, so that the result has a whole size"
+        needed = f"multiples of {size_multiple}, so that the output size is an integer"
         hint = f"pad to {padded} and crop the result"
         raise ValueError(f"{block}: height and width of {name} must be {needed}, got {height} x {width}; {hint}.")
 
 
 def check_same_shape(name: str, value: Any, reference_name: str, reference: Tensor, *, hint: str) -> None:
-    """Raise unless ``value`` is a map of the shape of ``reference``."""
+    """Raise unless ``value`` is a tensor of the same shape as ``reference``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; {hint}.")
     if reference.shape != value.shape:
@@ -164,23 +164,23 @@ def check_same_shape(name: str, value: Any, reference_name: str, reference: Tens
 
 
 def check_previous_map(block: str, previous: Any, *, takes_map: bool) -> None:
-    """Raise unless a previous attention map was given exactly if the block was built to take one."""
+    """Raise if a previous attention map is missing where the block takes one, or given where it does not."""
     if takes_map and previous is None:
-        wanted = "the last attention map of the block before"
+        wanted = "the last attention map of the preceding block"
         raise ValueError(f"{block}: previous must be {wanted}, got None; pass it, or build with takes_map=False.")
     if previous is not None and not takes_map:
-        hint = "leave previous out, or build with takes_map=True"
+        hint = "omit previous, or build with takes_map=True"
         raise ValueError(f"{block}: takes no previous attention map, got one; {hint}.")
 
 
 def nearby(wanted: str, names: Sequence[str]) -> str:
-    """Tell which names there are, those close to ``wanted`` first."""
+    """Return a hint that lists the names closest to ``wanted`` or, without close matches, the first few."""
     close = difflib.get_close_matches(wanted, names)
     listed = ", ".join(map(repr, close or names[:3]))
-    return f"close are {listed}" if close else f"of {len(names)} there are {listed}"
+    return f"close matches are {listed}" if close else f"there are {len(names)}, such as {listed}"
 
 
-# Leaves for torch.fx, if called through the module, _checks.check_feature_map(...): a traced network checks its inputs.
+# Leaves for torch.fx when called as _checks.check_feature_map(...), so that a traced network still checks its inputs.
 torch.fx.wrap("check_feature_map")
 torch.fx.wrap("check_same_shape")
 torch.fx.wrap("check_previous_map")

@@ -1,4 +1,4 @@
-"""How the tools of this package run a network that is not theirs: once, uncompiled, and without a trace."""
+"""Run a network once, uncompiled, without changing its state; used by the tools of this package."""
 
 from __future__ import annotations
 
@@ -20,38 +20,39 @@ Placement = tuple[torch.device, torch.dtype]
 
 
 def original_module(function: str, name: str, model: nn.Module) -> nn.Module:
-    """Return the network that ``torch.compile`` was given, or the model itself, for the argument of this name."""
+    """Return the module inside a ``torch.compile`` wrapper, or the model itself. ``name`` is the argument's name."""
     check_module(function, name, model)
     refuse_script(function, name, model)
-    # The name stands in the keys of every state dict of a compiled network; torch has no other way to ask for it.
+    # torch has no public accessor, but the name is stable: state dicts of compiled networks contain it.
     return cast(nn.Module, getattr(model, "_orig_mod", model))
 
 
 def refuse_script(function: str, name: str, module: nn.Module) -> None:
     """Raise if a module is TorchScript, which runs outside Python."""
     if isinstance(module, torch.jit.ScriptModule):
-        wanted = "made of modules of Python, got TorchScript; pass the network that it was made from"
-        raise TypeError(f"{function}: {name} must be {wanted}.")
+        raise TypeError(
+            f"{function}: {name} must consist of Python modules, got TorchScript; pass the network it was made from."
+        )
 
 
 def arguments(function: str, example: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """The arguments that an ``example`` stands for, and those by keyword: one tensor, a sequence or a mapping."""
+    """Return the positional and keyword arguments in ``example``: a tensor, a sequence or a mapping."""
     if isinstance(example, Mapping):
         return (), cast(Mapping[str, Any], example)
     if not isinstance(example, (Tensor, list, tuple)):
-        wanted = "a tensor, a list of arguments, or a mapping of them by keyword"
+        wanted = "a tensor, a list of arguments, or a mapping of keyword arguments"
         raise TypeError(f"{function}: example must be {wanted}, got {type(example).__name__}.")
     if isinstance(example, Tensor):
         return (example,), {}
     given = cast(Sequence[Any], example)
     if len(given) == 4 and all(isinstance(side, Integral) for side in given):
-        came = f"the shape of one; pass torch.zeros{tuple(map(int, given))}"
-        raise TypeError(f"{function}: example must be an input, got {came}.")
+        got = f"the shape of one; pass torch.zeros{tuple(map(int, given))}"
+        raise TypeError(f"{function}: example must be an input, got {got}.")
     return given, {}
 
 
 def placement(module: nn.Module) -> Placement | None:
-    """Device and floating-point type of most elements of a module, or ``None`` if it has none."""
+    """Return the device and floating-point dtype of most elements of a module, or ``None`` if it has none."""
     elements: Counter[Placement] = Counter()
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point() and not is_lazy(tensor):
@@ -60,24 +61,23 @@ def placement(module: nn.Module) -> Placement | None:
 
 
 def uncompiled() -> AbstractContextManager[object]:
-    """Run compiled code as it was written: the compiled form ignores hooks that are added later."""
-    # A network that was compiled has imported the compiler; no other should wait for that import.
+    """Return a context in which compiled code runs eagerly: compiled code ignores hooks that are added later."""
+    # Compiling a network imports the compiler. If that has not happened, do not wait for the slow import.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run a network once in eval mode, without gradients, and leave it as it was, also after an error.
+    """Run a network once in eval mode without gradients, and restore its state, even after an error.
 
-    That is its modes, its buffers and the states of the random number generators. Tensors among the arguments do not
-    change either. Hooks of the network run.
+    Train/eval modes, buffers, random number generators and argument tensors do not change. The network's hooks run.
     """
     if isinstance(network, nn.DataParallel):  # functional_call refuses the wrapper
         network = cast(nn.Module, network.module)
 
-    # Set directly: train() and eval() may be overridden, such as by layers that merge their weights for inference.
+    # Set directly: train() and eval() may be overridden, e.g. by layers that merge their weights for inference.
     modes = {module: module.training for module in network.modules()}
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers() if not is_lazy(buffer)}
-    # The network's own only: left to itself, fork_rng starts every GPU of the machine.
+    # Only the network's own: by default, fork_rng initialises every GPU of the machine.
     gpus = {tensor.device for tensor in (*network.parameters(), *buffers.values()) if tensor.is_cuda}
     try:
         for module in modes:
@@ -90,7 +90,7 @@ def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def _copied(arg: Any) -> Any:
-    """An argument whose tensors, also those in lists, tuples and dictionaries, are copies."""
+    """Copy the tensors in an argument, including those in lists, tuples and dictionaries."""
     if isinstance(arg, Tensor):
         return arg.detach().clone().requires_grad_(arg.requires_grad)
     if type(arg) in (list, tuple):
@@ -101,7 +101,7 @@ def _copied(arg: Any) -> Any:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors among the arguments or results of a network, in order, out of lists, tuples and mappings."""
+    """Yield the tensors in arguments or results, in order, including those in lists, tuples and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (Mapping, list, tuple)):

@@ -1,7 +1,7 @@
 """The communication channel: how an attention map reaches the next block.
 
-A channel is any module with ``forward(previous, current) -> fused``: it gets the maps of the previous block and of this
-block, and returns a map of the shape of ``current``. A channel of your own gets copies, so it may work in place.
+A channel is any module with ``forward(previous, current) -> fused``: it takes the maps of the previous and the current
+block, and returns a map of the shape of ``current``. Custom channels receive copies, so they may work in place.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Resample = Literal["bilinear", "nearest"]
 #: Type of every ``communication`` argument, see :class:`~sc_blocks.DRACB`.
 CommunicationLike = nn.Module | Callable[[int], nn.Module] | float | None
 
-#: The default of every ``communication`` argument: :math:`W` of equation 5, as the paper sets it.
+#: Default of every ``communication`` argument: the paper's :math:`W` in equation 5.
 PAPER_WEIGHT = 0.2
 _HINT = f"the paper's is {PAPER_WEIGHT}"
 _WANTED = "a module with forward(previous, current), a factory channels -> module, a number or None"
@@ -54,7 +54,7 @@ class NoCommunication(nn.Module):
 
 
 class FixedCommunication(nn.Module):
-    r"""The paper's communication, with a fixed weight: :math:`F' = W F_{l-1} + F_l`. A number builds this channel.
+    r"""The paper's communication with a fixed weight: :math:`F' = W F_{l-1} + F_l`. A number builds this channel.
 
     Args:
         weight: :math:`W`, any finite number; the paper tries 0 to 1 in table 2.
@@ -92,7 +92,7 @@ class FixedCommunication(nn.Module):
         return f"{self.weight}"
 
 
-LinearCommunication = FixedCommunication  # its name in 0.1.0, which initialisers took for a linear layer
+LinearCommunication = FixedCommunication  # renamed since 0.1.0: some initialisers took it for a linear layer
 
 
 class LearnableCommunication(nn.Module):
@@ -100,18 +100,18 @@ class LearnableCommunication(nn.Module):
 
     Args:
         channels: Width of the maps.
-        per_channel: Whether each channel has a weight of its own; otherwise one weight serves all.
-        init: Initial value of the weights. Leave them out of weight decay, which would pull them to 0: their shape,
-            ``(C, 1, 1)``, makes rules that spare biases and norms by the number of dimensions decay them.
-        device, dtype: Of the parameter.
+        per_channel: Whether each channel has its own weight; otherwise all share one.
+        init: Initial value of the weights. Exclude them from weight decay, which would pull them to 0. Rules that
+            exempt one-dimensional parameters miss them, because their shape is ``(C, 1, 1)``.
+        device, dtype: Device and dtype of the parameter.
 
     Shape:
-        - previous, current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels`` if ``per_channel``; one weight
-          serves maps of any width.
+        - previous, current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels`` if ``per_channel``; a shared
+          weight accepts maps of any width.
 
     Raises:
-        ValueError: If ``channels`` is below 1, ``init`` is not finite, or the maps have another shape.
-        TypeError: If an argument is of another type.
+        ValueError: If ``channels`` is below 1, ``init`` is not finite, or a map has the wrong shape.
+        TypeError: If an argument has the wrong type.
 
     Number of parameters:
         ``channels if per_channel else 1``.
@@ -152,10 +152,10 @@ class LearnableCommunication(nn.Module):
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        # One weight serves maps of any width, such as those of a block that was pruned.
+        # A shared weight accepts maps of any width, such as those of a pruned block.
         width = self.weight.shape[0] if self.per_channel else None
         _check_maps("LearnableCommunication", previous, current, width)
-        # .to(): under autocast the maps are of lower precision than the weight, and the result must not be promoted.
+        # .to(): under autocast the maps have lower precision than the weight, and the result must not be promoted.
         return current + self.weight.to(current.dtype) * previous
 
     def extra_repr(self) -> str:
@@ -163,24 +163,24 @@ class LearnableCommunication(nn.Module):
 
 
 class GatedCommunication(nn.Module):
-    r"""Gated communication: a gate, computed from both maps, weights every value of the previous map.
+    r"""Gated communication: a gate computed from both maps weights every value of the previous map.
 
     .. math::
         F' = \sigma(W_g [F_{l-1}, F_l] + b_g) \odot F_{l-1} + F_l
 
-    :math:`W_g` starts at zero and :math:`b_g` such that the gate is ``init`` everywhere.
+    :math:`W_g` is initialised to zero, and :math:`b_g` such that the gate equals ``init`` everywhere.
 
     Args:
         channels: Width of the maps.
         init: The gate's value before training, strictly between 0 and 1.
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Shape:
         - previous, current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``.
 
     Raises:
-        ValueError: If ``channels`` is below 1, ``init`` is out of range, or the maps have another shape.
-        TypeError: If an argument is of another type.
+        ValueError: If ``channels`` is below 1, ``init`` is out of range, or a map has the wrong shape.
+        TypeError: If an argument has the wrong type.
 
     Number of parameters:
         ``channels * (2 * channels + 1)``; 465 at 15 channels.
@@ -210,7 +210,7 @@ class GatedCommunication(nn.Module):
         if not 0 < self.init < 1:
             raise ValueError(f"GatedCommunication: init must lie strictly between 0 and 1, got {self.init}; {_HINT}.")
         self.weigh = nn.Conv2d(2 * self.channels, self.channels, 1, device=device, dtype=dtype)
-        # Many tools reset parameters module by module, and go by the exact type, so no subclass of nn.Conv2d.
+        # Not a subclass of nn.Conv2d: many tools reset parameters module by module and check for exact types.
         self.weigh.reset_parameters = self._reset_weigh
         self.gate = nn.Sigmoid()
         self.reset_parameters()
@@ -237,7 +237,7 @@ class GatedCommunication(nn.Module):
 
 
 class AdaptedCommunication(nn.Module):
-    r"""An adapter before a channel: brings a map of another width or size to the shape of the current one.
+    r"""A channel for maps of different widths or sizes: adapts the previous map to the current one, then fuses them.
 
     .. math::
         F' = \mathrm{channel}(\mathrm{resample}(P F_{l-1}),\; F_l)
@@ -247,25 +247,25 @@ class AdaptedCommunication(nn.Module):
     Args:
         previous_channels: Width of the previous map.
         channels: Width of the current map.
-        communication: The channel behind the adapter, in any of the forms that :class:`~sc_blocks.DRACB` takes.
+        communication: The channel that fuses the adapted map, in any form that :class:`~sc_blocks.DRACB` takes.
         resample: How the previous map is resized to the height and width of the current one.
 
-            - ``"bilinear"``: interpolated with ``align_corners=False``, without a low-pass filter when it shrinks;
-            - ``"nearest"``: the nearest position;
-            - ``None``: not resized; another size is an error.
+            - ``"bilinear"``: interpolated with ``align_corners=False``, without antialiasing when downsampling;
+            - ``"nearest"``: nearest-neighbour interpolation;
+            - ``None``: not resized; maps of different sizes are an error.
         bias: Whether the projection has a bias.
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Shape:
         - previous: :math:`(N, C', H', W')` with :math:`C'` = ``previous_channels``;
         - current, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``.
 
     Raises:
-        ValueError: If a width is below 1, ``resample`` is unknown, or a map has another shape.
-        TypeError: If an argument is of another type.
+        ValueError: If a width is below 1, ``resample`` is unknown, or a map has the wrong shape.
+        TypeError: If an argument has the wrong type.
 
     Number of parameters:
-        ``channels * (previous_channels + 1) if previous_channels != channels else 0``, and what the channel has.
+        ``channels * (previous_channels + 1) if previous_channels != channels else 0``, plus those of the channel.
 
     Source:
         Ours.
@@ -303,7 +303,7 @@ class AdaptedCommunication(nn.Module):
         )
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        # The projection tells the widths, also after pruning; without one they are equal, and the channel checks that.
+        # The projection has the widths, even after pruning; without one they are equal, and the channel checks that.
         before, now = (getattr(self.project, name, None) for name in ("in_channels", "out_channels"))
         _checks.check_feature_map("AdaptedCommunication", previous, before, name="previous")
         _checks.check_feature_map("AdaptedCommunication", current, now, name="current")
@@ -333,9 +333,9 @@ def build_communication(
     Args:
         communication: A module, factory, number or ``None``, as in :class:`~sc_blocks.DRACB`.
         channels: Width of the maps, passed to a factory.
-        block: The name that errors begin with.
-        device: Of the parameters; ``None`` leaves them where they are.
-        dtype: Of the parameters; ``None`` leaves it as it is.
+        block: Name at the start of error messages.
+        device: Device of the parameters; ``None`` leaves it unchanged.
+        dtype: Type of the parameters; ``None`` leaves it unchanged.
 
     Raises:
         TypeError: If ``communication`` is none of these, a factory does not return a module, or the ``forward`` of the
@@ -350,20 +350,20 @@ def build_communication(
     if communication is None or communication is NoCommunication:
         return NoCommunication()
     if communication is FixedCommunication:
-        return FixedCommunication()  # called with the width, it would take that for its weight
+        return FixedCommunication()  # a width would be taken for the weight
     if isinstance(communication, nn.Module):
         _check_protocol(block, communication)
         return _checks.moved(communication, device, dtype)
     if isinstance(communication, Real) and not isinstance(communication, bool):
         return FixedCommunication(cast(float, communication))
     if not callable(communication):
-        came = f"{_checks.shown(communication)} ({type(communication).__name__})"
-        raise TypeError(f"{block}: communication must be {_WANTED}, got {came}; {_HINT}.")
+        got = f"{_checks.shown(communication)} ({type(communication).__name__})"
+        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}; {_HINT}.")
     try:
         built: Any = communication(channels)
     except TypeError as error:
-        came = f"{_checks.shown(communication)}, which fails for {channels} channels: {error}"
-        raise TypeError(f"{block}: communication must be {_WANTED}, got {came}.") from error
+        got = f"{_checks.shown(communication)}, which fails for {channels} channels: {error}"
+        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}.") from error
     _checks.check_module(block, f"what the factory {communication!r} returns for {channels} channels", built)
     _check_protocol(block, built)
     return _checks.moved(built, device, dtype)
@@ -371,18 +371,18 @@ def build_communication(
 
 def _check_protocol(block: str, channel: nn.Module) -> None:
     """Raise unless the forward of a channel can be called with two maps."""
-    if isinstance(channel, torch.jit.ScriptModule):  # tells no signature, or a wrong one
+    if isinstance(channel, torch.jit.ScriptModule):  # its signature is missing or wrong
         return
     parameters = inspect.signature(channel.forward)
     try:
         parameters.bind(None, None)
     except TypeError as error:
-        came = f"{type(channel).__name__}, whose forward takes {parameters}"
-        raise TypeError(f"{block}: communication must be {_WANTED}, got {came}; {_HINT}.") from error
+        got = f"{type(channel).__name__}, whose forward takes {parameters}"
+        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}; {_HINT}.") from error
 
 
 def works_on_copies(channel: nn.Module) -> bool:
-    """Whether a channel gets copies of the maps: any but those of this library, because it may work in place.
+    """Whether a channel receives copies of the maps. All but those of this library do: they may work in place.
 
     Example:
         >>> from torch import nn

@@ -1,4 +1,4 @@
-"""Double refinement attention communication, with the communication channels of :mod:`sc_blocks.communication`."""
+"""Double refinement attention communication blocks, single and in a chain."""
 
 from __future__ import annotations
 
@@ -39,35 +39,35 @@ class DRACB(nn.Module):
     Args:
         in_channels: Width of the input.
         out_channels: Width of the refined features and of the attention map.
-        communication: How the predecessor's map enters.
+        communication: How the predecessor's map is fused with the block's own.
 
-            - a number: fixed linear, :class:`~sc_blocks.FixedCommunication`;
+            - a number: a fixed weight, :class:`~sc_blocks.FixedCommunication`;
             - a factory ``channels -> module``, such as :class:`~sc_blocks.GatedCommunication`;
-            - a module with ``forward(previous, current) -> fused``, used as it is; it may work in place;
+            - a module with ``forward(previous, current) -> fused``, used as is; it may work in place;
             - ``None``: no communication.
-        gate: Whether the fused map gates itself (with the sigmoid: SiLU); if not, :math:`y_l = F'_l`.
+        gate: Whether the fused map gates itself (SiLU with the default sigmoid); otherwise :math:`y_l = F'_l`.
         relay: Which map is passed on.
 
-            - ``"raw"``: :math:`F_l`, as equation 5 is printed;
-            - ``"fused"``: :math:`F'_l`, which contains the older maps.
+            - ``"raw"``: :math:`F_l`, as in equation 5;
+            - ``"fused"``: :math:`F'_l`, which also carries the maps of earlier blocks.
         gate_layer: Called without arguments to build :math:`\sigma`; the layer may work in place.
         bias: Whether the convolution has a bias.
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Shape:
         - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H, W \ge 1`;
         - previous: the predecessor's map, :math:`(N, C_{out}, H, W)`, or ``None`` for the first block of a chain: the
-          fused map is then the block's own, and parameters of the channel get no gradient;
+          fused map is then the block's own, and the channel's parameters get no gradient;
         - output: the refined features and the attention map, two tensors of :math:`(N, C_{out}, H, W)`.
 
-        Any value range; the outputs are not bounded.
+        Any value range; the outputs are unbounded.
 
     Raises:
-        ValueError: If an argument is out of range, or an input or what the channel returns has the wrong shape.
-        TypeError: If an argument is of another type or an input is not floating-point.
+        ValueError: If an argument is out of range, or an input or the channel's output has the wrong shape.
+        TypeError: If an argument has the wrong type or an input is not floating-point.
 
     Number of parameters:
-        ``out_channels * (in_channels + 1)``, and those of the communication channel; 915 for 60 to 15 channels.
+        ``out_channels * (in_channels + 1)``, plus those of the communication channel; 915 for 60 to 15 channels.
 
     Source:
         Section 3.3, figure 3 and equations 5 and 6 of the MREN paper; variants in tables 2 and 4.
@@ -117,10 +117,10 @@ class DRACB(nn.Module):
             if works_on_copies(self.communication):
                 maps = (previous.clone(), attention_map.clone())
             fused = self.communication(*maps)
-            returned = f"DRACB: what {type(self.communication).__name__} returned"
-            hint = "forward(previous, current) of a communication channel returns a map shaped like current"
-            _checks.check_same_shape(returned, fused, "the attention map", attention_map, hint=hint)
-        # The copies are for channels, layers and callers that work in place: none may change the map that is handed on.
+            output = f"DRACB: the output of {type(self.communication).__name__}"
+            hint = "forward(previous, current) of a communication channel must return a map shaped like current"
+            _checks.check_same_shape(output, fused, "the attention map", attention_map, hint=hint)
+        # Channels, layers and callers may work in place. The clones protect the map that is passed on.
         refined = fused.clone() if self.gate is None else fused * self.gate(fused.clone())
         return refined, (fused if self.relay == "fused" else attention_map)
 
@@ -129,7 +129,7 @@ class DRACB(nn.Module):
 
 
 class DRACBChain(nn.Module):
-    r"""A chain of :class:`DRACB`, one for each stage of a network, along which attention maps are passed on.
+    r"""A chain of :class:`DRACB` modules, one per stage of a network, that passes attention maps from stage to stage.
 
     .. math::
         y_l, F_l = \mathrm{DRACB}_l(x_l, F_{l-1}), \qquad l = 0, 1, \dots
@@ -138,32 +138,32 @@ class DRACBChain(nn.Module):
     refined features of the previous stage, call :meth:`step` for one stage at a time. ``chain.links`` holds the DRACBs.
 
     Args:
-        in_channels: Width of the features, one for all stages or one for each.
-        out_channels: Width of the refined features and of the maps, one for all stages or one for each. Where they
-            differ, the map passes an :class:`~sc_blocks.AdaptedCommunication`.
+        in_channels: Width of the features, one for all stages or one per stage.
+        out_channels: Width of the refined features and of the maps, one for all stages or one per stage. Where two
+            consecutive widths differ, an :class:`~sc_blocks.AdaptedCommunication` adapts the map.
         length: Number of stages; needed only if both widths are single numbers.
         communication: As in :class:`DRACB`. Every DRACB has its own communication channel: a factory is called once for
-            each, a module is copied. The first DRACB has none, unless ``takes_map``.
-        resample: As in :class:`~sc_blocks.AdaptedCommunication`; ``None`` if all stages have one height and width.
-        takes_map: Whether the first stage takes the last map of another chain, as wide as its own map.
-        returns_map: Whether the chain returns the map of its last stage too, for a chain that takes one.
+            each, a module is copied. The first DRACB has none unless ``takes_map`` is set.
+        resample: As in :class:`~sc_blocks.AdaptedCommunication`; ``None`` if all stages share one height and width.
+        takes_map: Whether the first stage takes the last map of another chain, of the same width as its own.
+        returns_map: Whether the chain also returns the map of its last stage, for a chain that takes one.
         gate, relay, gate_layer: As in :class:`DRACB`.
         bias: Whether the convolutions have biases.
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Shape:
         - features: a sequence of ``length`` maps, the :math:`l`-th :math:`(N, C_{in,l}, H_l, W_l)`;
         - previous: with ``takes_map``, and only then, the last map of the previous chain, :math:`(N, C_{out,0}, H, W)`;
         - output: a tuple of ``length`` maps, the :math:`l`-th :math:`(N, C_{out,l}, H_l, W_l)`; with ``returns_map``
-          that tuple and the map of the last stage. Any value range; the outputs are not bounded.
+          that tuple and the map of the last stage. Any value range; the outputs are unbounded.
 
     Raises:
-        ValueError: If a number of widths or features or a shape is wrong, or a map is missing or was not expected.
-        TypeError: If an argument is of another type.
+        ValueError: If the number of widths or features or a shape is wrong, or ``previous`` is missing or unexpected.
+        TypeError: If an argument has the wrong type.
 
     Number of parameters:
-        ``length * out_channels * (in_channels + 1)`` if all stages have the same widths, and those of the communication
-        channels; 3,660 for four from 60 to 15 channels.
+        ``length * out_channels * (in_channels + 1)`` if all stages have the same widths, plus those of the
+        communication channels; 3,660 for four from 60 to 15 channels.
 
     Source:
         Figures 3 and 4 of the MREN paper.
@@ -223,7 +223,7 @@ class DRACBChain(nn.Module):
         attention_map: Any = previous if self.takes_map else None
         refined: list[Tensor] = []
         for number, link in enumerate(self.links):
-            if isinstance(link, DRACB):  # what was put in the place of one checks its input itself
+            if isinstance(link, DRACB):  # a replacement checks its own input
                 width = _checks.width_of(link.distill, "in_channels", self.in_channels[number])
                 _checks.check_feature_map("DRACBChain", features[number], width, name=f"features[{number}]")
             stage_refined, attention_map = link(features[number], attention_map)
@@ -233,15 +233,15 @@ class DRACBChain(nn.Module):
     def step(self, stage: int, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Refine one stage, and return its refined features and the attention map for the next step.
 
-        The chain keeps nothing between steps, so it cannot tell whether a step was skipped.
+        The chain keeps no state between steps, so it cannot detect a skipped step.
 
         Args:
-            stage: Its number, from 0 to ``length - 1``, in order.
-            x: Its features, :math:`(N, C_{in}, H, W)`.
-            previous: The map that the previous step returned; ``None`` at stage 0, unless the chain takes a map.
+            stage: Index of the stage, from 0 to ``length - 1``, in order.
+            x: Features of the stage, :math:`(N, C_{in}, H, W)`.
+            previous: The map that the previous step returned; ``None`` at stage 0 unless the chain takes a map.
 
         Raises:
-            ValueError: If there is no such stage, ``previous`` is missing or was not expected, or a shape is wrong.
+            ValueError: If there is no such stage, ``previous`` is missing or unexpected, or a shape is wrong.
             TypeError: If ``stage`` is not an integer.
 
         Example:
@@ -295,10 +295,10 @@ def _widths_by_stage(
 def _check_features(features: Sequence[Tensor] | Tensor, length: int) -> None:
     if not isinstance(features, (Sequence, Tensor)):
         raise TypeError(f"DRACBChain: features must be a list of {length} tensors, got {type(features).__name__}.")
-    came = "one tensor" if isinstance(features, Tensor) else len(features)
-    if came != length:
+    got = "one tensor" if isinstance(features, Tensor) else len(features)
+    if got != length:
         hint = "to refine one stage at a time use step(stage, x, previous)"
-        raise ValueError(f"DRACBChain: features must be a sequence of {length} tensors, got {came}; {hint}.")
+        raise ValueError(f"DRACBChain: features must be a sequence of {length} tensors, got {got}; {hint}.")
 
 
 # A leaf for torch.fx: a traced chain still checks its features.

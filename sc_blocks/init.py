@@ -1,4 +1,4 @@
-"""Initialisation of networks that are trained from scratch."""
+"""Weight initialisation for training from scratch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sc_blocks.scacb import SCACB
 
 
 def init_weights(module: nn.Module, *, branch_scale: float = 0.3) -> None:
-    r"""Initialise the SCACBs, DRACBs and MREBs of a network that is trained from scratch.
+    r"""Initialise the SCACBs, DRACBs and MREBs of a network for training from scratch.
 
     A convolution with torch's default initialisation scales the standard deviation of its input by about
     :math:`1/\sqrt{3}`, and GELU halves small values. After the layers of an SCACB, little of the variation between
@@ -27,20 +27,20 @@ def init_weights(module: nn.Module, *, branch_scale: float = 0.3) -> None:
         \frac{2}{\mathrm{fan\_in}} \text{ before an activation}, \qquad \frac{1}{\mathrm{fan\_in}} \text{ elsewhere},
 
     and its biases are zero. The branches of SCACBs are then scaled down, so that several in sequence change their
-    input little at first. Other modules keep their weights, those of WSILB, RBWA and learned channels among them.
+    input little at first. Other modules, including WSILB, RBWA and learned communication channels, keep their weights.
 
-    Call it before pretrained weights are loaded, and not on a network that has been trained. It suits activations like
-    ReLU, GELU and SiLU.
+    Call it before loading pretrained weights, never on a trained network. It suits activations such as ReLU, GELU and
+    SiLU.
 
     Args:
-        module: The network, or a block alone; its weights are changed in place.
-        branch_scale: Factor of the last convolution of every SCACB with a shortcut, at least 0; with 0, an SCACB
-            returns its input at first.
+        module: A network or a single block, initialised in place.
+        branch_scale: Factor on the weights of the last convolution of every residual SCACB, at least 0; with 0, these
+            SCACBs are the identity at first.
 
     Raises:
         ValueError: If ``branch_scale`` is negative, not finite or too large for the weights, or a convolution of a
-            block is parametrized, pruned, compiled or replaced; nothing is changed then.
-        TypeError: If an argument is of another type.
+            block is parametrized, pruned, compiled or replaced; the network is then unchanged.
+        TypeError: If an argument has the wrong type.
 
     Source:
         Ours; He et al., *Delving Deep into Rectifiers* (2015), for the variance.
@@ -57,7 +57,7 @@ def init_weights(module: nn.Module, *, branch_scale: float = 0.3) -> None:
     """
     _checks.check_module("init_weights", "module", module)
     scale = _checks.check_number("init_weights", "branch_scale", branch_scale, least=0, hint="0.3 is the default")
-    # All are checked before the first is drawn: an error changes nothing.
+    # Check all before changing any: an error leaves the network unchanged.
     convolutions = [
         (_convolution(block, name, path, gain), gain)
         for path, block in cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
@@ -70,7 +70,7 @@ def init_weights(module: nn.Module, *, branch_scale: float = 0.3) -> None:
 
 
 def _gains(block: nn.Module, branch_scale: float) -> dict[str, float]:
-    """The factor by which each convolution of a block scales the standard deviation of its input."""
+    """Return the gain of each convolution in a block: its weights get a standard deviation of gain / sqrt(fan_in)."""
     if isinstance(block, SCACB):
         parts = {"spatial": block.spatial, "channel": block.channel}
         layers = [
@@ -87,7 +87,7 @@ def _gains(block: nn.Module, branch_scale: float) -> dict[str, float]:
 
 def _convolution(block: nn.Module, name: str, path: str, gain: float) -> nn.Conv2d:
     conv = block.get_submodule(name)
-    # A weight that is computed from others would be computed anew, and lose what was drawn.
+    # A weight computed from other tensors would be recomputed in the next call, and the initialisation lost.
     if not isinstance(conv, nn.Conv2d) or not isinstance(conv.weight, nn.Parameter):
         raise ValueError(
             f"init_weights: {f'{path}.{name}' if path else name} must be a convolution with a weight of its own, got "

@@ -1,4 +1,4 @@
-"""Attention over windows instead of whole maps, switched on and off in a network that is already built."""
+"""Switch the channel statistics of an existing network between windows and whole maps."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def to_local(module: Network, example: Tensor | Sequence[Any] | Mapping[str, Any
     """Switch every WSILB and WSILBV of a network to windowed statistics, in place, and return the network.
 
     This follows the test-time local converter (TLC) of Chu et al.: a network trained on patches has seen statistics of
-    patch-sized areas only. The network runs once, in eval mode, on ``example``, and each :class:`~sc_blocks.WSILB` and
-    :class:`~sc_blocks.WSILBV` gets a window of the size of the map that it saw, times ``factor``. The mode, the buffers
-    and the random number generators do not change; lazy layers take their shapes, as in any first run.
+    patch-sized areas only. The network runs once on ``example`` in eval mode, and the window of each
+    :class:`~sc_blocks.WSILB` and :class:`~sc_blocks.WSILBV` becomes ``factor`` times the size of its map. Train/eval
+    modes, buffers and random number generators do not change; lazy layers are initialised, as in any first run.
 
     Args:
         module: The network.
-        example: Any input as large as the patches that the network was trained on, a sequence of arguments, or a
-            mapping of arguments by keyword.
-        factor: Size of the window divided by the size of the map; Chu et al. use 1.5.
+        example: Any input of the size of the training patches, a sequence of arguments, or a mapping of keyword
+            arguments.
+        factor: Ratio of the window's side to the map's; Chu et al. use 1.5.
 
     Raises:
-        ValueError: If ``factor`` is not positive, the run of ``example`` calls no such block or calls one with maps of
-            several sizes, or the network was folded and an RBWA in it does not call its attention; nothing is changed
-            then.
-        TypeError: If an argument is of another type.
+        ValueError: If ``factor`` is not positive, the run on ``example`` calls no such block or calls one with maps of
+            several sizes, or the network was folded and an RBWA in it does not call its attention; the network is then
+            unchanged.
+        TypeError: If an argument has the wrong type.
 
     Source:
         Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation* (2022).
@@ -44,22 +44,22 @@ def to_local(module: Network, example: Tensor | Sequence[Any] | Mapping[str, Any
         >>> to_local(WSILBV(60), torch.zeros(1, 60, 48, 48)).local
         (72, 72)
     """
-    from sc_blocks.deploy.rbwa import FoldedRBWA  # here only: the blocks load without it
+    from sc_blocks.deploy.rbwa import FoldedRBWA  # here, so that importing the blocks does not import deploy
 
-    factor = _checks.check_number("to_local", "factor", factor, hint="the usual is 1.5")
+    factor = _checks.check_number("to_local", "factor", factor, hint="1.5 is usual")
     if not 0 < factor <= 1e6:
-        raise ValueError(f"to_local: factor must be positive and at most 1e6, got {factor:g}; the usual is 1.5.")
+        raise ValueError(f"to_local: factor must be positive and at most 1e6, got {factor:g}; 1.5 is usual.")
     network = original_module("to_local", "module", module)
     given = arguments("to_local", example)
     windows: dict[WSILB | WSILBV, Window] = {}
 
     def record(block: WSILB | WSILBV, args: tuple[Any, ...], output: Tensor) -> None:
-        # The output has the input's size, however the input was passed.
+        # The output has the input's size; the input may be positional or by keyword.
         height, width = output.shape[2:]
         window = (max(1, round(height * factor)), max(1, round(width * factor)))
         if windows.setdefault(block, window) != window:
-            came = f"windows of {windows[block]} and {window} for one {type(block).__name__}"
-            raise ValueError(f"to_local: each block must be called with maps of one size, got {came}; set its local.")
+            got = f"windows of {windows[block]} and {window} for one {type(block).__name__}"
+            raise ValueError(f"to_local: each block must be called with maps of one size, got {got}; set its local.")
 
     with ExitStack() as hooks:
         for block in network.modules():
@@ -67,8 +67,8 @@ def to_local(module: Network, example: Tensor | Sequence[Any] | Mapping[str, Any
                 hooks.enter_context(block.register_forward_hook(record))
         dry_run(network, *given)
     if any(isinstance(part, FoldedRBWA) and part.attention not in windows for part in network.modules()):
-        came = f"{type(network).__name__} with an RBWA that does not call its attention"
-        raise ValueError(f"to_local: module must not be folded yet, got {came}; call to_local first, then fold.")
+        got = f"{type(network).__name__} with an RBWA that does not call its attention"
+        raise ValueError(f"to_local: module must not be folded yet, got {got}; call to_local first, then fold.")
     if not windows:
         raise ValueError(f"to_local: {type(network).__name__} calls no WSILB or WSILBV on the example.")
     for block, window in windows.items():

@@ -16,7 +16,7 @@ from sc_blocks.wsilb import WSILBV
 
 
 class MREB(nn.Module):
-    r"""Multilevel refinement enhancement block: a sequence of SCACBs whose stages are distilled, refined and fused.
+    r"""Multilevel refinement enhancement block: a sequence of SCACBs whose outputs are distilled, refined and fused.
 
     With :math:`x_0 = x` and :math:`x_l = \mathrm{SCACB}_l(x_{l-1})`, a :class:`~sc_blocks.DRACBChain` refines the input
     and the output of every SCACB. The refined features are fused, reweighted by WSILB-V and added to the input:
@@ -31,27 +31,27 @@ class MREB(nn.Module):
         num_stages: Number :math:`n` of SCACBs; the chain has one more DRACB, for the input.
         communication: As in :class:`~sc_blocks.DRACBChain`.
         takes_map: Whether the block takes the last attention map of the block before it as a second input.
-        returns_map: Whether the block returns its last attention map too, for a block that takes one.
+        returns_map: Whether the block also returns its last attention map, for a block that takes one.
         gate, relay: As in :class:`~sc_blocks.DRACB`.
-        parts, exchange, residual: As in :class:`~sc_blocks.SCACB`. The shortcut of the MREB itself is always on.
+        parts, exchange, residual: As in :class:`~sc_blocks.SCACB`. The MREB's own residual connection is always on.
         act_layer, gate_layer: Called without arguments to build each activation and each gate.
         bias: Whether the convolutions have biases.
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Shape:
         - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`;
         - previous, with ``takes_map``, and the second output, with ``returns_map``: an attention map,
           :math:`(N, C', H, W)` with :math:`C'` = ``distilled_channels``.
 
-        Any value range; the output is not bounded.
+        Any value range; the output is unbounded.
 
     Raises:
-        ValueError: If an argument or a shape is out of range, or ``previous`` is missing or was not expected.
-        TypeError: If an argument is of another type or an input is not floating-point.
+        ValueError: If an argument or a shape is out of range, or ``previous`` is missing or unexpected.
+        TypeError: If an argument has the wrong type or an input is not floating-point.
 
     Number of parameters:
         ``num_stages * scacb + (num_stages + 1) * distilled_channels * (2 * channels + 1) + channels + wsilbv``, with
-        those of an SCACB and a WSILBV, and those of the communication channels; 34,035 at 60 channels.
+        the counts of an SCACB and a WSILBV, plus those of the communication channels; 34,035 at 60 channels.
 
     Source:
         Section 3.4 and figure 4 of the MREN paper.
@@ -91,7 +91,7 @@ class MREB(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        # The least width of SCACB and WSILBV. Their own errors would name a reduction, which an MREB does not take.
+        # The minimum width of SCACB and WSILBV. Their own errors would name a reduction, which an MREB does not take.
         self.channels = _checks.check_int("MREB", "channels", channels, least=6 if parts == "both" else 4)
         self.num_stages = _checks.check_int("MREB", "num_stages", num_stages)
         if distilled_channels is None:

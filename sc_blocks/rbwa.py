@@ -23,20 +23,20 @@ class RBWA(nn.Module):
 
     Args:
         in_channels: Width of the input.
-        out_channels: Width of the output, at least ``reduction``; ``None`` for that of the input.
-        scale_factor: Factor of the height and the width: any ratio of integers up to 1000.
-        reduction, gate_layer: Of the attention, see :class:`~sc_blocks.WSILBV`.
+        out_channels: Width of the output, at least ``reduction``; ``None`` for ``in_channels``.
+        scale_factor: Factor for height and width: any ratio of integers up to 1000.
+        reduction, gate_layer: Options of the attention, see :class:`~sc_blocks.WSILBV`.
         act_layer: Called without arguments to build :math:`\phi` and the activation inside the attention.
         bias: Whether the convolutions have biases.
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Shape:
         - input: :math:`(N, C_{in}, H, W)`, any :math:`N`, :math:`H` and :math:`W` multiples of :attr:`size_multiple`;
-        - output: :math:`(N, C_{out}, sH, sW)`. Any value range; the output is not bounded.
+        - output: :math:`(N, C_{out}, sH, sW)`. Any value range; the output is unbounded.
 
     Raises:
         ValueError: If an argument is out of range or an input has the wrong shape.
-        TypeError: If an argument is of another type or an input is not floating-point.
+        TypeError: If an argument has the wrong type or an input is not floating-point.
 
     Number of parameters:
         With ``width = out_channels // reduction``:
@@ -44,7 +44,7 @@ class RBWA(nn.Module):
         channels, 24,817 for 60 to 30.
 
     Source:
-        Section 3.5 and figure 1 of the MREN paper; the activation stands where the authors' earlier PMDN has it.
+        Section 3.5 and figure 1 of the MREN paper; the activation is placed as in the authors' earlier PMDN.
 
     Example:
         >>> import torch
@@ -72,7 +72,7 @@ class RBWA(nn.Module):
         self.in_channels = _checks.check_int("RBWA", "in_channels", in_channels)
         out_channels = self.in_channels if out_channels is None else out_channels
         self.out_channels = _checks.check_int("RBWA", "out_channels", out_channels)
-        self._ratio = _whole_number_ratio(scale_factor)
+        self._ratio = _integer_ratio(scale_factor)
         self.scale_factor = scale_factor if isinstance(scale_factor, (int, Fraction)) else float(scale_factor)
         bias = _checks.check_flag("RBWA", "bias", bias)
         options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
@@ -88,7 +88,7 @@ class RBWA(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Number that divides height and width of every input: 1 for whole factors, 2 for 1.5."""
+        """Number that must divide the height and width of inputs: 1 for integer factors, 2 for 1.5."""
         return self._ratio.denominator
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,10 +101,10 @@ class RBWA(nn.Module):
         _checks.check_feature_map("RBWA", x, width, size_multiple=self.size_multiple)
 
     def resize(self, x: Tensor) -> Tensor:
-        """The bilinear enlargement alone."""
+        """Resize a map bilinearly, the first step of the block."""
         up, down = self._ratio.numerator, self._ratio.denominator
         if down == 1:
-            # With an integer factor the exported graph needs no arithmetic on sizes.
+            # With an integer factor, the exported graph needs no arithmetic on sizes.
             return F.interpolate(x, scale_factor=up, mode="bilinear", align_corners=False)
         # Integer arithmetic: 0.29 * 100 is 28.999999999999996, which would round down.
         size = (x.shape[2] // down * up, x.shape[3] // down * up)
@@ -114,11 +114,11 @@ class RBWA(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, scale_factor={self.scale_factor}"
 
 
-def _whole_number_ratio(scale_factor: float | Fraction) -> Fraction:
+def _integer_ratio(scale_factor: float | Fraction) -> Fraction:
     hint = "for example 2, 1.5 or 4 / 3"
     exact = Fraction(_checks.check_number("RBWA", "scale_factor", scale_factor, hint=hint))
     ratio = exact.limit_denominator(1000)
     if ratio <= 0 or ratio.numerator > 1000 or abs(ratio - exact) > exact / 10**9:
-        wanted = "a positive ratio of whole numbers up to 1000"
+        wanted = "a positive ratio of integers up to 1000"
         raise ValueError(f"RBWA: scale_factor must be {wanted}, got {float(exact):g}; {hint}.")
     return ratio

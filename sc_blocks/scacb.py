@@ -27,7 +27,7 @@ class SCACB(nn.Module):
         p_3 = \phi(\mathrm{conv}_{3}^{p} z), \quad
         p_5 = \phi(\mathrm{conv}_{3'}^{p} p_3), \qquad p \in \{s, c\},
 
-    exchange them and weight them. A last 1x1 convolution fuses both into a correction of the input:
+    exchange them and weight them. A final 1x1 convolution fuses both parts into a residual:
 
     .. math::
         y = x + W \, [\, \phi(W_s [s_1 + c_1, s_3 + c_3, s_5 + c_5]),\; \phi(W_c [s_1 + c_1, s_3 + c_3, s_5 + c_5]) \,].
@@ -35,27 +35,27 @@ class SCACB(nn.Module):
     Args:
         channels: Width of the input and of the output, at least ``reduction``.
         reduction: Divisor of the width inside the block: each part works on ``channels // reduction`` channels, a
-            part without the other on ``2 * channels // reduction``.
+            single part on ``2 * channels // reduction``.
         parts: Which parts the block has.
 
             - ``"both"``: the block as published;
             - ``"spatial"``: depthwise convolutions only (OSA in table 3), whose levels the last convolution weights;
             - ``"channel"``: ordinary convolutions only (OCA in table 3), likewise.
-        exchange: Where the corresponding levels of the two parts meet, if there are two.
+        exchange: How the two parts exchange levels; ignored if there is only one.
 
             - ``"outputs"``: each part weights the sums of its own levels and the other's;
             - ``"inputs"``: each 3x3 convolution also reads the other part's preceding level: :math:`z + c_1` and
               :math:`s_3 + c_3` in the spatial part, :math:`z + s_1` and :math:`c_3 + s_3` in the channel part;
             - ``None``: each part weights its own levels only (SCNC in table 3).
-        residual: Whether the block adds its result to its input.
+        residual: Whether the block adds its input to its result.
         act_layer: Called without arguments to build each :math:`\phi`.
         bias: Whether the convolutions have biases.
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Shape:
         - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
 
-        Any value range; the output is not bounded.
+        Any value range; the output is unbounded.
 
     Raises:
         ValueError: If ``reduction`` leaves no channel, an option is unknown, or an input has the wrong shape.
@@ -110,7 +110,7 @@ class SCACB(nn.Module):
             layers = {
                 "conv1": conv(width, width, 1, groups=groups),
                 "conv3": conv(width, width, 3, padding=1, groups=groups),
-                "conv5": conv(width, width, 3, padding=1, groups=groups),  # on top of conv3: a field of 5
+                "conv5": conv(width, width, 3, padding=1, groups=groups),  # on top of conv3: a receptive field of 5
             }
             if both:
                 layers["weighing"] = conv(3 * width, 3 * width, 1)
@@ -125,7 +125,7 @@ class SCACB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
         compressed = self.act(self.compress(x))
-        # From here on a list holds one map for each part, the spatial part's first.
+        # From here on, each list holds one map per part, the spatial part's first.
         parts = [part for part in (self.spatial, self.channel) if part is not None]
         read = [compressed] * len(parts)
         level1 = _each("conv1", parts, read)
@@ -152,5 +152,5 @@ class SCACB(nn.Module):
 
 
 def _each(layer: str, parts: list[nn.ModuleDict], maps: list[Tensor]) -> list[Tensor]:
-    """One layer of each part and its activation, on that part's map."""
+    """Apply one layer of each part, and its activation, to that part's map."""
     return [part["act"](part[layer](map_)) for part, map_ in zip(parts, maps, strict=True)]

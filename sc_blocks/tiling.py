@@ -1,7 +1,7 @@
-"""Large images in tiles: a network runs on one tile at a time, and the results are blended.
+"""Tiled inference for large images: a network runs on one tile at a time, and the results are blended.
 
-Near its own border a tile sees the network's padding instead of the image. In the outer thirds of an overlap, only the
-tile whose border is farther away is used; in the middle third, the weights change linearly, which leaves no seam.
+Near the border of a tile, the network sees padding instead of the image. In the outer thirds of an overlap, only the
+tile whose border is farther away is used; in the middle third, the weights change linearly, which avoids seams.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMALLEST_TILE = 16
 
 Network = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], object]
-Spans = list[tuple[int, int, Tensor]]  # of tiles along one axis: first pixel, the one after the last, weights
+Spans = list[tuple[int, int, Tensor]]  # tiles along one axis: start, stop, blending weights
 
 
 def tiled(
@@ -37,24 +37,25 @@ def tiled(
 ) -> Tensor:
     r"""Run an image-to-image network over an image of any size, one tile at a time.
 
-    Input and result stay on the input's device; only the current tile moves to the model's. An image within one tile
-    takes a single plain call. If memory runs out, the run starts again with tiles of half the size, down to twice the
-    overlap. Tiles are blended in float32 or better. No gradient is recorded, and the model's mode does not change.
+    Input and result stay on the input's device; only the current tile moves to the model's. An image that fits into
+    one tile takes a single call. If memory runs out, the run restarts with tiles of half the size, but not below twice
+    the overlap or 16 pixels. Tiles are blended in float32 or higher precision. No gradients are recorded, and the
+    model's train/eval mode does not change.
 
     A network whose output depends on input at most :math:`r` pixels away gives the same result as in one call if
     ``overlap`` is at least :math:`3r`. A network that pools over the whole map, as :class:`~sc_blocks.WSILB` does,
     pools over the tile instead; :func:`~sc_blocks.to_local` makes it nearly independent of the tiles.
 
     Args:
-        model: The network, or any callable; without parameters and buffers it runs on the input's device.
+        model: A network or any callable; without parameters and buffers it runs on the input's device.
         x: The image or batch, of any floating-point values; each tile holds the whole batch.
         scale: Factor by which the model enlarges height and width.
-        tile: Height and width of a tile in input pixels. The last tile of a row or column moves inwards.
-        overlap: Smallest number of input pixels that neighbouring tiles share.
-        size_multiple: Number that heights and widths must be multiples of for the model. The image is padded with
+        tile: Height and width of a tile in input pixels. The last tile of a row or column is shifted inwards to fit.
+        overlap: Minimum number of input pixels that neighbouring tiles share.
+        size_multiple: The model needs heights and widths that are multiples of this number. The image is padded with
             copies of its last row and column, and the result cropped. Every tile starts at a multiple.
-        on_tile: Called after each tile with the number of tiles done and the total, which start again when memory runs
-            out. An exception that it raises ends the run.
+        on_tile: Called after each tile with the number of tiles done and the total; both restart when memory runs out.
+            An exception that it raises ends the run.
 
     Shape:
         - x: :math:`(N, C, H, W)`, any :math:`N`, :math:`H, W \ge 1`;
@@ -62,7 +63,7 @@ def tiled(
 
     Raises:
         ValueError: If an argument is out of range, or the model's result is not ``scale`` times as large as its tile.
-        TypeError: If an argument is of another type.
+        TypeError: If an argument has the wrong type.
 
     Example:
         >>> import torch
@@ -89,9 +90,9 @@ def tiled(
         raise TypeError(f"tiled: on_tile must be callable or None, got {type(on_tile).__name__}.")
 
     tensors = (*model.parameters(), *model.buffers()) if isinstance(model, nn.Module) else ()
-    # Offloaded weights may lie on the meta device, which no tile can move to.
+    # Offloaded weights may be on the meta device, which no tile can move to.
     device = next((tensor.device for tensor in tensors if not tensor.is_meta), x.device)
-    # The first halvings of a tile larger than the image would change nothing.
+    # Halving a tile larger than the image would change nothing at first.
     tile = min(tile, _round_up(max(x.shape[2:]), size_multiple))
     smallest = max(2 * overlap, overlap + size_multiple, SMALLEST_TILE)
     run = partial(_run_tile, model, device=device, scale=scale, size_multiple=size_multiple)
@@ -121,7 +122,7 @@ def _blend(run: Network, x: Tensor, scale: int, rows: Spans, columns: Spans, on_
         else:
             weighted = output.to(torch.promote_types(dtype, torch.float32))
             weights = row_weights.to(weighted.real)[:, None] * column_weights.to(weighted.real)
-            # Not a product alone: 0 times an infinity is NaN, and it may be one only at the border of this tile.
+            # torch.where: 0 times an infinity, which may occur only near this tile's border, would be NaN.
             weighted = torch.where(weights != 0, weighted * weights, 0)
             if done == 1:
                 shape = (*output.shape[:2], x.shape[2] * scale, x.shape[3] * scale)
@@ -130,33 +131,33 @@ def _blend(run: Network, x: Tensor, scale: int, rows: Spans, columns: Spans, on_
         if on_tile is not None:
             on_tile(done, total)
     if total > 1 and not (dtype.is_floating_point or dtype.is_complex):
-        result.round_()  # weights that sum to 1 up to rounding would make 254 of 255
+        result.round_()  # weights sum to 1 only up to rounding, and 254.999 would become 254
     return result.to(dtype)
 
 
 def _run_tile(model: Network, x: Tensor, *, device: torch.device, scale: int, size_multiple: int) -> Tensor:
-    """The model's result for one tile, which is padded to a size that the model takes, and the result cropped."""
+    """Run the model on one tile, padded to a size that the model accepts, and crop the result."""
     height, width = x.shape[2:]
-    below, beside = (_round_up(side, size_multiple) - side for side in (height, width))
-    x = x.to(device, copy=True)  # a network that works in place would change what the next tile shares
-    if below or beside:
-        x = F.pad(x, (0, beside, 0, below), mode="replicate")
+    bottom, right = (_round_up(side, size_multiple) - side for side in (height, width))  # padding
+    x = x.to(device, copy=True)  # an in-place network would change pixels that the next tile shares
+    if bottom or right:
+        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
     output: Any = model(x)
     if not isinstance(output, Tensor):
         raise TypeError(f"tiled: model must return a tensor, got {type(output).__name__}; wrap it to return one.")
     expected = (x.shape[2] * scale, x.shape[3] * scale)
     if output.ndim != 4 or output.shape[0] != x.shape[0] or tuple(output.shape[2:]) != expected:
-        came = f"{tuple(output.shape)} from a tile of {tuple(x.shape)}; it should end in {expected[0]} x {expected[1]}"
-        raise ValueError(f"tiled: scale={scale} must be what the model multiplies height and width by, got {came}.")
+        got = f"{tuple(output.shape)} from a tile of {tuple(x.shape)}; expected {expected[0]} x {expected[1]}"
+        raise ValueError(f"tiled: scale={scale} must be the factor by which the model enlarges, got {got}.")
     return output[:, :, : height * scale, : width * scale]
 
 
 def _weighted_spans(length: int, scale: int, tile: int, overlap: int, size_multiple: int) -> Spans:
-    """The tiles along one axis, with weights of the rows or columns of their results that sum to 1 everywhere."""
+    """Return the tiles along one axis, with weights for their output rows or columns that sum to 1 everywhere."""
     padded = _round_up(length, size_multiple)
     step = max((tile - overlap) // size_multiple, 1) * size_multiple
     starts = [*range(0, padded - tile, step), max(padded - tile, 0)]
-    third = max(overlap * scale / 3, 1e-6)  # any positive number will do without an overlap
+    third = max(overlap * scale / 3, 1e-6)  # without an overlap, any positive number works
     total = torch.zeros(length * scale, dtype=torch.float64, device="cpu")
     spans: Spans = []
     for start in starts:

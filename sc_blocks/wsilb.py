@@ -1,4 +1,4 @@
-"""Weight-sharing information-lossless attention, from statistics of each channel over the map or over windows."""
+"""Weight-sharing information-lossless attention from channel statistics over the whole map or over windows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Window = tuple[int, int]
 
 
 class _ChannelAttention(nn.Module):
-    """Channel attention from two statistics of each channel, which pass through one shared layer."""
+    """Channel attention from two statistics of each channel, passed through one shared layer."""
 
     def __init__(self, channels: int, shared: nn.Module, gate: nn.Module, local: Window | None, eps: float) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class _ChannelAttention(nn.Module):
     def local(self, window: Window | None) -> None:
         name = type(self).__name__
         if window is not None and (not isinstance(window, (tuple, list)) or len(window) != 2):
-            came = f"{_checks.shown(window)}; for example (72, 72)"
-            raise TypeError(f"{name}: local must be (height, width) or None, got {came}.")
+            got = f"{_checks.shown(window)}; for example (72, 72)"
+            raise TypeError(f"{name}: local must be (height, width) or None, got {got}.")
         sides = zip(("height", "width"), window or (), strict=False)
         checked = [_checks.check_int(name, f"local {axis}", side) for axis, side in sides]
         self._local = (checked[0], checked[1]) if checked else None
@@ -69,10 +69,10 @@ class WSILB(_ChannelAttention):
         local: Height and width, in pixels, of a window around each position over which the statistics are computed;
             ``None`` for the whole map. A window as large as the map gives exactly the whole-map result. For a network
             that was trained on patches, :func:`~sc_blocks.to_local` sets it.
-        eps: Added to the variance under the root. With 0 the gradient of a flat channel is NaN.
+        eps: Added to the variance under the square root. With 0, the gradient of a constant channel is NaN.
         gate_layer: Called without arguments to build :math:`\sigma`.
         bias: Whether the convolution has a bias.
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Shape:
         - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
@@ -81,7 +81,7 @@ class WSILB(_ChannelAttention):
 
     Raises:
         ValueError: If an argument or the shape of an input is out of range.
-        TypeError: If an argument is of another type or an input is not floating-point.
+        TypeError: If an argument has the wrong type or an input is not floating-point.
 
     Number of parameters:
         ``channels * (channels + 1)``; 3,660 at 60 channels.
@@ -130,7 +130,7 @@ class WSILBV(_ChannelAttention):
         local, eps, gate_layer: As in :class:`WSILB`.
         act_layer: Called without arguments to build :math:`\phi`.
         bias: Whether the convolutions have biases.
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Shape:
         - input, output: :math:`(N, C, H, W)` with :math:`C` = ``channels``, any :math:`N`, :math:`H, W \ge 1`.
@@ -139,7 +139,7 @@ class WSILBV(_ChannelAttention):
 
     Raises:
         ValueError: If an argument or the shape of an input is out of range.
-        TypeError: If an argument is of another type or an input is not floating-point.
+        TypeError: If an argument has the wrong type or an input is not floating-point.
 
     Number of parameters:
         With ``width = channels // reduction``: ``channels + width * (2 * channels + 1)``; 1,875 at 60 channels.
@@ -202,12 +202,12 @@ def map_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _window_statistics(x: Tensor, window: Window, eps: float) -> tuple[Tensor, Tensor]:
-    """Contrast and peak of the window around each position; near a border, of the nearest window inside the map."""
+    """Contrast and peak of the window around each position; near a border, of the closest window inside the map."""
     if window[0] >= x.shape[2] and window[1] >= x.shape[3]:
         return map_statistics(x, eps)
     exact = _at_least_float32(x)
-    # E[x^2] - E[x]^2 of values shifted towards zero, which takes most of the cancellation out of the difference. The
-    # result does not depend on the shift, and so neither does the gradient.
+    # E[x^2] - E[x]^2 of values shifted to zero mean, which avoids most of the cancellation. The result does not depend
+    # on the shift, so no gradient needs to flow through it.
     shift = exact.detach().mean((2, 3), keepdim=True)
     centred = exact - shift
     count = min(window[0], x.shape[2]) * min(window[1], x.shape[3])
@@ -218,8 +218,8 @@ def _window_statistics(x: Tensor, window: Window, eps: float) -> tuple[Tensor, T
 
 
 def _over_windows(combine: Callable[..., Tensor], whole: Callable[..., Tensor], x: Tensor, window: Window) -> Tensor:
-    """Sums or maxima of windows, by the operation that combines two values and the one that reduces a dimension."""
-    margins: list[int] = []  # as F.pad takes them: the last dimension first
+    """Sums or maxima over windows: ``combine`` takes two tensors, ``whole`` reduces an entire dimension."""
+    margins: list[int] = []  # in the order of F.pad: last dimension first
     for dim, side in ((2, window[0]), (3, window[1])):
         if side >= x.shape[dim]:
             side = x.shape[dim]
@@ -231,7 +231,7 @@ def _over_windows(combine: Callable[..., Tensor], whole: Callable[..., Tensor], 
 
 
 def _along(combine: Callable[..., Tensor], x: Tensor, side: int, dim: int) -> Tensor:
-    """Windows along one dimension, combined from windows of 1, 2, 4, ... values whose lengths add up to ``side``."""
+    """Reduce windows of ``side`` values along a dimension by combining windows of 1, 2, 4, ... values."""
     count = x.shape[dim] - side + 1
     result, start, width = None, 0, 1
     while start < side:
@@ -250,6 +250,6 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-# Leaves for torch.fx, because what they do depends on the size and the type of the map.
+# Leaves for torch.fx, because they branch on the size and dtype of the map.
 torch.fx.wrap("_window_statistics")
 torch.fx.wrap("_at_least_float32")

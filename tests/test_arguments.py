@@ -330,8 +330,12 @@ WRONG_ARGUMENTS = [
     (lambda: MREN(2.0), TypeError, r"MREN: scale must be a positive integer, got 2.0 \(float\)"),
     (lambda: SCACB(True), TypeError, r"got True \(bool\)"),
     (lambda: SCACB("12"), TypeError, r"got '12' \(str\)"),
-    (lambda: SCACB(5), ValueError, r"reduction=6 leaves no channel of channels=5; use reduction <= 5 or channels >= 6"),
-    (lambda: SCACB(2, parts="spatial"), ValueError, r"reduction=6 leaves no channel of channels=2; .*channels >= 3"),
+    (
+        lambda: SCACB(5),
+        ValueError,
+        r"reduction=6 leaves no channels for channels=5; use reduction <= 5 or channels >= 6",
+    ),
+    (lambda: SCACB(2, parts="spatial"), ValueError, r"reduction=6 leaves no channels for channels=2; .*channels >= 3"),
     (lambda: SCACB(12, reduction=-1), ValueError, r"reduction must be at least 1, got -1"),
     (lambda: SCACB(12, reduction=2.5), TypeError, r"reduction must be a positive integer, got 2.5"),
     (lambda: DRACB(0, 4), ValueError, r"DRACB: in_channels must be at least 1"),
@@ -341,12 +345,12 @@ WRONG_ARGUMENTS = [
     (
         lambda: WSILBV(3),
         ValueError,
-        r"WSILBV: reduction=4 leaves no channel of channels=3; use reduction <= 3 or channels",
+        r"WSILBV: reduction=4 leaves no channels for channels=3; use reduction <= 3 or channels",
     ),
     (lambda: WSILBV(8, reduction=0), ValueError, r"WSILBV: reduction must be at least 1"),
     (lambda: RBWA(0), ValueError, r"RBWA: in_channels must be at least 1"),
     (lambda: RBWA(8, 0), ValueError, r"RBWA: out_channels must be at least 1"),
-    (lambda: RBWA(8, 3), ValueError, r"^RBWA: reduction=4 leaves no channel of out_channels=3; .* out_channels >= 4"),
+    (lambda: RBWA(8, 3), ValueError, r"^RBWA: reduction=4 leaves no channels for out_channels=3; .* out_channels >= 4"),
     (lambda: RBWA(8, reduction=0.5), TypeError, r"^RBWA: reduction must be a positive integer, got 0.5"),
     (lambda: MREB(5), ValueError, r"MREB: channels must be at least 6, got 5"),
     (lambda: MREB(3, parts="spatial"), ValueError, r"MREB: channels must be at least 4, got 3"),
@@ -365,7 +369,11 @@ WRONG_ARGUMENTS = [
         TypeError,
         r"SCACB: act_layer must be a class .*, got <class .*, which fails: .*num_features",
     ),
-    (lambda: WSILB(12, gate_layer=lambda: None), TypeError, r"WSILB: what gate_layer builds must be .*, got NoneType"),
+    (
+        lambda: WSILB(12, gate_layer=lambda: None),
+        TypeError,
+        r"WSILB: the result of gate_layer\(\) must be .*, got NoneType",
+    ),
     (lambda: MREN(4, num_blocks="6"), TypeError, r"MREN: num_blocks must be a positive integer, got '6' \(str\)"),
     # choices
     (lambda: SCACB(12, parts="all"), ValueError, r"parts must be one of 'both', 'spatial', 'channel'; got 'all'"),
@@ -400,9 +408,9 @@ WRONG_ARGUMENTS = [
     (lambda: RBWA(8, scale_factor=-2), ValueError, r"scale_factor must be a positive ratio .*, got -2"),
     (lambda: RBWA(8, scale_factor=float("inf")), ValueError, r"scale_factor must be finite, got inf; for example 2"),
     (lambda: RBWA(8, scale_factor=float("nan")), ValueError, r"scale_factor must be finite, got nan"),
-    (lambda: RBWA(8, scale_factor=2.71828), ValueError, r"ratio of whole numbers up to 1000, got 2.71828; .*4 / 3"),
-    (lambda: RBWA(8, scale_factor=0.71828), ValueError, r"ratio of whole numbers up to 1000, got 0.71828"),
-    (lambda: RBWA(8, scale_factor=5000), ValueError, r"ratio of whole numbers up to 1000, got 5000"),
+    (lambda: RBWA(8, scale_factor=2.71828), ValueError, r"ratio of integers up to 1000, got 2.71828; .*4 / 3"),
+    (lambda: RBWA(8, scale_factor=0.71828), ValueError, r"ratio of integers up to 1000, got 0.71828"),
+    (lambda: RBWA(8, scale_factor=5000), ValueError, r"ratio of integers up to 1000, got 5000"),
     (lambda: RBWA(8, scale_factor=(2, 2)), TypeError, r"scale_factor must be a number, got \(2, 2\) \(tuple\)"),
     (lambda: RBWA(8, scale_factor=True), TypeError, r"scale_factor must be a number, got True \(bool\)"),
     # windows
@@ -422,7 +430,7 @@ WRONG_ARGUMENTS = [
     (
         lambda: to_local(WSILB(4), torch.zeros(1, 4, 3, 3), factor=0),
         ValueError,
-        r"to_local: factor must be positive .*, got 0; the usual is 1.5",
+        r"to_local: factor must be positive .*, got 0; 1.5 is usual",
     ),
     (lambda: to_local(WSILB, torch.zeros(1)), TypeError, r"to_local: module must be a torch.nn.Module, got type"),
     (
@@ -492,9 +500,9 @@ def test_words_about_arguments(call, error: type, words: str) -> None:
 def test_the_map_is_the_second_of_what_a_block_returns() -> None:
     block, x = DRACB(12, 4), torch.rand(1, 12, 5, 5)
     results = block(x)
-    with pytest.raises(TypeError, match=r"previous must be a tensor, got tuple; .*: pass the second"):
+    with pytest.raises(TypeError, match=r"previous must be a tensor, got tuple; .*, pass the second"):
         block(x, results)
-    with pytest.raises(TypeError, match=r"x must be a tensor, got tuple; .*: pass the first"):
+    with pytest.raises(TypeError, match=r"x must be a tensor, got tuple; .*, pass the first"):
         DRACB(4, 4)(results)
     block(x, results[1])
 
@@ -513,7 +521,7 @@ def test_words_about_a_channel_that_returns_no_tensor() -> None:
 
     x = torch.rand(1, 12, 6, 8)
     with pytest.raises(
-        TypeError, match=r"DRACB: what Silent returned must be a tensor, got NoneType; forward\(previous"
+        TypeError, match=r"DRACB: the output of Silent must be a tensor, got NoneType; forward\(previous"
     ):
         DRACB(12, 4, communication=Silent())(x, x[:, :4])
 
@@ -548,7 +556,7 @@ TAKES_MAPS = [SCACB(12), DRACB(12, 4), WSILB(12), WSILBV(12), RBWA(12), MREB(12)
         ),
         (
             (2, 5, 12, 6, 8),
-            r"\(2, 5, 12, 6, 8\); for frames pass x.flatten\(0, 1\), and unflatten the result",
+            r"\(2, 5, 12, 6, 8\); for video frames pass x.flatten\(0, 1\) and unflatten the result",
         ),
         ((12,), r"x must have 4 dimensions \(batch, 12, height, width\), got shape \(12,\)\.$"),
         ((2, 6, 8, 12), r"12 channels in dimension 1 \(NCHW\), got 6 .*looks like NHWC: pass x.permute\(0, 3, 1, 2\)"),
@@ -573,7 +581,7 @@ def test_words_about_dtypes(block: nn.Module) -> None:
 
 
 def test_words_about_sizes_that_do_not_scale() -> None:
-    words = r"RBWA: .*multiples of 2, so that the result has a whole size, got 5 x 8; pad to 6 x 8 and crop the result"
+    words = r"RBWA: .*multiples of 2, so that the output size is an integer, got 5 x 8; pad to 6 x 8 and crop"
     with pytest.raises(ValueError, match=words):
         RBWA(4, scale_factor=1.5)(torch.zeros(1, 4, 5, 8))
     with pytest.raises(ValueError, match=r"multiples of 2, .*, got 6 x 5; pad to 6 x 6"):
@@ -740,7 +748,7 @@ def test_channel_that_returns_another_shape() -> None:
     block = DRACB(12, 4, communication=Shrinking())
     with pytest.raises(
         ValueError,
-        match=r"DRACB: what Shrinking returned must have the shape of the attention map, \(1, 4, 6, 8\), got "
+        match=r"DRACB: the output of Shrinking must have the shape of the attention map, \(1, 4, 6, 8\), got "
         r"\(1, 1, 6, 8\); forward\(previous, current\)",
     ):
         block(torch.zeros(1, 12, 6, 8), torch.zeros(1, 4, 6, 8))
@@ -761,7 +769,7 @@ def test_chain_misused() -> None:
             lambda: chain.step(1, x),
             r"previous must be the map that step\(0, ...\) returned, got None; call step\(1, x, prev",
         ),
-        (lambda: chain.step(0, x, map_), r"takes no previous attention map, got one; leave previous out"),
+        (lambda: chain.step(0, x, map_), r"takes no previous attention map, got one; omit previous"),
         (lambda: chain.step(0, map_), r"DRACB: x must have 12 channels .*got 4"),
         (lambda: chain.step(1, x, x), r"previous must have the shape of current"),
     ]:
@@ -856,7 +864,7 @@ def test_the_width_of_the_network_is_an_integer(channels: object) -> None:
 def test_what_is_no_tensor_is_named() -> None:
     with pytest.raises(
         TypeError,
-        match=r"SCACB: x must be a tensor, got tuple; a block that returns \(refined, attention_map\): pass the first",
+        match=r"SCACB: x must be a tensor, got tuple; if a block returned \(refined, attention_map\), pass the first",
     ):
         nn.Sequential(DRACB(8, 8), SCACB(8))(torch.rand(1, 8, 4, 4))
     with pytest.raises(

@@ -104,7 +104,7 @@ def test_initialisers_that_go_by_names_pass_over_the_channels() -> None:
 
 
 def test_the_name_of_a_channel_in_0_1_0_is_known() -> None:
-    with pytest.warns(DeprecationWarning, match="is called FixedCommunication"):
+    with pytest.warns(DeprecationWarning, match="renamed to FixedCommunication"):
         from sc_blocks import LinearCommunication
     assert (
         LinearCommunication is sc_blocks.communication.LinearCommunication is FixedCommunication

@@ -689,7 +689,7 @@ def test_an_example_by_keyword() -> None:
     folded = fold(Named(), example={"x": x})
     assert to_local(folded, {"x": x}).block.local == (60, 9)
     assert torch.equal(x, before)
-    with pytest.raises(TypeError, match="example must be a tensor, a list of arguments, or a mapping of them"):
+    with pytest.raises(TypeError, match="example must be a tensor, a list of arguments, or a mapping of keyword"):
         fold(Named(), example="x")
 
 

@@ -445,12 +445,12 @@ class Both(nn.Module):
     ],
 )
 def test_words_about_a_channel_that_returns_the_wrong_shape(channel: type, error: type, words: str) -> None:
-    with pytest.raises(error, match=f"DRACB: what {channel.__name__} returned must {words}"):
+    with pytest.raises(error, match=f"DRACB: the output of {channel.__name__} must {words}"):
         DistillationNet(channels=12, num_blocks=1, distill=partial(DRACBChain, communication=channel()))(image())
 
 
 def test_words_about_a_host_that_is_too_narrow() -> None:
-    with pytest.raises(ValueError, match=r"SCACB: reduction=6 leaves no channel of channels=5"):
+    with pytest.raises(ValueError, match=r"SCACB: reduction=6 leaves no channels for channels=5"):
         DistillationNet(channels=5)
-    with pytest.raises(ValueError, match=r"WSILBV: reduction=4 leaves no channel of channels=3"):
+    with pytest.raises(ValueError, match=r"WSILBV: reduction=4 leaves no channels for channels=3"):
         create_attn(WSILBV, 3)

@@ -83,7 +83,7 @@ def test_capturing_changes_nothing(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [case for case in CASES if not has_attention(case)], ids=lambda case: case.name)
 def test_words_about_a_model_without_attention(case: Case) -> None:
-    words = r"must contain a DRACB, WSILB, WSILBV or .*, got SCACB without; there is nothing to capture"
+    words = r"must contain a DRACB, WSILB, WSILBV or .*, got SCACB, which has none; there is nothing to capture"
     with pytest.raises(ValueError, match=words), capture_attention(case.build()):
         pass
 
@@ -188,10 +188,10 @@ def test_a_name_that_reads_like_a_pattern_is_a_name() -> None:
         (
             ["body.0.atention.gate"],
             ValueError,
-            r"names must .* MREN, got 'body.0.atention.gate'; close are 'body.0.att",
+            r"names must .* MREN, got 'body.0.atention.gate'; close matches are 'body.0.att",
         ),
-        (["*.gate", "*.mask"], ValueError, r"got '\*.mask'; of 27 there are 'body.0.refine.links.0.map', "),
-        (["body.0.refine.links.0.GATE"], ValueError, r"close are 'body.0.refine.links.0"),
+        (["*.gate", "*.mask"], ValueError, r"got '\*.mask'; there are 27, such as 'body.0.refine.links.0.map', "),
+        (["body.0.refine.links.0.GATE"], ValueError, r"close matches are 'body.0.refine.links.0"),
         ("*.gate", TypeError, r"capture_attention: names must be a sequence .*such as \['\*.gate'\], got '\*.gate'"),
         ([0], TypeError, r"names must be a sequence of names or patterns, .*got \[0\]"),
         pytest.param(iter(["*.gate"]), TypeError, r"names must be a sequence .*got <list_iterator", id="iterator"),
@@ -784,7 +784,7 @@ def test_a_wrapper_for_several_devices_costs_nothing() -> None:
 )
 def test_torchscript_is_named(function, name: str) -> None:
     script = torch.jit.trace(WSILBV(8), torch.rand(1, 8, 4, 4))
-    with pytest.raises(TypeError, match=f"^{name} must be made of modules of Python, got TorchScript; pass the"):
+    with pytest.raises(TypeError, match=f"^{name} must consist of Python modules, got TorchScript; pass the"):
         function(script)
 
 

@@ -404,7 +404,7 @@ IMAGE = torch.rand(1, 1, 40, 40)
         ({"size_multiple": 0}, ValueError, "size_multiple must be at least 1, got 0"),
         ({"size_multiple": 6}, ValueError, "tile must be a multiple of size_multiple=6, got 16; use 18"),
         ({"on_tile": 3}, TypeError, "on_tile must be callable or None, got int"),
-        ({"scale": 2}, ValueError, r"scale=2 must be what the model .* got \(1, 1, 16, 16\) .* end in 32 x 32"),
+        ({"scale": 2}, ValueError, r"scale=2 must be the factor .* got \(1, 1, 16, 16\) .* expected 32 x 32"),
         ({"model": lambda x: (x, x)}, TypeError, "model must return a tensor, got tuple"),
         ({"model": lambda x: torch.cat([x, x])}, ValueError, r"scale=1 must be .* got \(2, 1, 16, 16\) from a tile"),
     ],
