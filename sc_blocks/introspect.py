@@ -1,4 +1,4 @@
-"""Attention maps and costs of a network, read by hooks that do not change it."""
+"""Inspect the attention maps and the computational cost of a network without changing it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from sc_blocks._dry_run import dry_run, original_module, placement, refuse_scrip
 
 __all__ = ["Complexity", "Cost", "InputSize", "capture_attention", "complexity"]
 
-# A run exchanges the buffers of the network and the switches of attention, which all threads see.
+# A run swaps the network's buffers and global attention settings, which all threads share.
 _counting_lock = RLock()
 
-#: What :func:`complexity` takes: a shape, or a sequence or mapping with shapes or a tensor for each argument.
+#: Input of :func:`complexity`: a shape, or a sequence or mapping with shapes or a tensor for each argument.
 InputSize = Sequence[int] | Sequence[Sequence[Any] | Tensor] | Mapping[str, Sequence[Any] | Tensor]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a module costs, including everything inside it.
+    """Cost of a module, including its submodules.
 
     Example:
         >>> from sc_blocks import SCACB
@@ -40,7 +40,7 @@ class Cost:
     """
 
     parameters: int
-    """Number of parameters, trainable and frozen; a shared one counts once."""
+    """Number of parameters, trainable and frozen; shared ones count once."""
     macs: int
     """Multiply-accumulates of convolutions and matrix products. Activations, sums and resizing do not count."""
 
@@ -52,7 +52,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Complexity(Cost):
-    """What a network costs for one input size, in total and by module. Prints as a table.
+    """Cost of a network for one input size, in total and by module. Prints as a table.
 
     Example:
         >>> from sc_blocks import DRACB
@@ -62,14 +62,14 @@ class Complexity(Cost):
     """
 
     input_sizes: tuple[tuple[int, ...], ...]
-    """Shape of each input tensor that ``macs`` were counted for."""
+    """Shape of each input tensor for which ``macs`` were counted."""
     output_sizes: tuple[tuple[int, ...], ...]
     """Shape of each output tensor; most networks have one."""
     modules: dict[str, Cost] = field(hash=False, repr=False)
-    """Every module by its qualified name, or the first of several; the network itself by ``""``."""
+    """Cost of every module by its first qualified name; the network itself has the name ``""``."""
 
     def table(self, depth: int | None = 2) -> str:
-        """Format the costs as text, one line for each module that costs something.
+        """Format the costs as text, one line for each module with parameters or multiply-accumulates.
 
         Args:
             depth: Levels to show: 1 for the network's children, 2 for their children as well; ``None`` for all.
@@ -92,20 +92,20 @@ class Complexity(Cost):
 def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
     """Count the parameters and multiply-accumulates of a network and of each of its modules.
 
-    Papers often print multiply-accumulates under the name FLOPs, for a 1280 x 720 *output*: a network that enlarges by
-    4 is then counted with ``input_size=(1, 3, 180, 320)``.
+    Papers often report multiply-accumulates as FLOPs, for a 1280 x 720 *output*: for a network that enlarges by 4, use
+    ``input_size=(1, 3, 180, 320)``.
 
     Args:
-        model: The network. It runs once on zeros, in eval mode, on the device of its parameters; modes, buffers and
-            random generators do not change, but lazy layers take their shapes, as in any first run. On the ``meta``
-            device the run takes no time and memory, recurrent layers are counted, which other devices may miss, and
-            folded blocks count as they did before :func:`~sc_blocks.deploy.fold`.
-        input_size: What the network takes.
+        model: The network. It runs once on zeros, in eval mode, on the device of its parameters. Modes, buffers and
+            random number generators do not change, but lazy layers are initialised, as in any first run. On the
+            ``meta`` device, the run takes no time and memory, recurrent layers are counted, which other devices may
+            miss, and folded blocks count as before :func:`~sc_blocks.deploy.fold`.
+        input_size: Input of the network.
 
             - a shape, such as ``(1, 60, 180, 320)``, for a network of one input;
             - a sequence with an entry for each argument: a shape, a list of shapes for a list of tensors, or, where
-              zeros would not do, a tensor, such as integers for an embedding;
-            - a mapping of names to such entries, for arguments by keyword.
+              zeros do not work, a tensor, such as integers for an embedding;
+            - a mapping of names to such entries, for keyword arguments.
 
     Raises:
         TypeError: If ``model`` is not a module or holds TorchScript, or ``input_size`` is none of the above.
@@ -127,7 +127,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         2073600
     """
     network = original_module("complexity", "model", model)
-    # Lazy parameters, which have no elements yet, have a device and a type, too.
+    # Lazy parameters have no elements yet, but a device and a dtype.
     first = next((each for each in network.parameters() if each.is_floating_point()), torch.empty(0))
     device, dtype = placement(network) or (first.device, first.dtype)
     args, kwargs = _zeros(input_size, like=torch.empty(0, device=device, dtype=dtype))
@@ -140,7 +140,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
     counted = 0
 
     def count_for_running_module() -> None:
-        # The innermost one. The counter's own totals by module lack shared and directly called ones.
+        # The innermost one. The counter's own totals by module miss shared and directly called modules.
         nonlocal counted
         total = counter.get_total_flops()
         if running:
@@ -156,7 +156,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
         running.pop()
 
     with _counting_lock, ExitStack() as stack:
-        # As matrix products: torch knows no count of attention that a CPU computes at once.
+        # Attention as matrix products: torch cannot count fused attention on a CPU.
         stack.enter_context(cast(AbstractContextManager[object], sdpa_kernel(SDPBackend.MATH)))  # torch is untyped
         stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
         mha.set_fastpath_enabled(False)
@@ -168,7 +168,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
 
     for name, tensor in network.named_parameters():
         parameters[name.rpartition(".")[0]] += tensor.numel()
-    for name in reversed(list(names.values())):  # children stand behind their parents
+    for name in reversed(list(names.values())):  # children come after their parents
         if name:
             parent = name.rpartition(".")[0]
             parameters[parent] += parameters[name]
@@ -183,7 +183,7 @@ def complexity(model: nn.Module, input_size: InputSize) -> Complexity:
 
 
 def _zeros(input_size: InputSize, like: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
-    """Zeros of the given sizes, on the device and in the type of ``like``: positional arguments and keywords."""
+    """Return zeros of the given sizes, with device and dtype of ``like``, as positional and keyword arguments."""
 
     def fill(size: Any) -> Any:
         if isinstance(size, Tensor):

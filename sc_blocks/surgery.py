@@ -1,4 +1,4 @@
-"""Replace modules inside a network that is already built, all of them or none, and put them back.
+"""Replace modules inside an existing network, all of them or none, and restore them.
 
 Where a network's constructor takes a block, as timm's ResNets do with ``attn_layer``, use that instead.
 """
@@ -26,7 +26,7 @@ Old = TypeVar("Old", bound=nn.Module)
 
 @dataclass(frozen=True, eq=False)
 class Swap:
-    """One module that was replaced.
+    """A module that was replaced.
 
     Example:
         >>> from torch import nn
@@ -39,7 +39,7 @@ class Swap:
     """
 
     names: tuple[str, ...]
-    """Its qualified names in the network; several if it is shared."""
+    """Qualified names of the module in the network; several if it is shared."""
     old: nn.Module
     """The module that was there."""
     new: nn.Module
@@ -56,7 +56,7 @@ class Swap:
 
 @dataclass(eq=False)
 class SwapReport:
-    """What :func:`replace_modules` did to a network. Prints as a list, and can undo it.
+    """The changes that :func:`replace_modules` made to a network. Prints as a list, and can undo them.
 
     Example:
         >>> from torch import nn
@@ -74,34 +74,35 @@ class SwapReport:
     swaps: tuple[Swap, ...]
     """The modules that were replaced, in the network's order."""
     parameters_before: int
-    """Number of parameters of the whole network before the swap; a shared one counts once."""
+    """Number of parameters of the whole network before the swap; shared ones count once."""
     parameters_after: int
     """Number of parameters of the whole network after the swap."""
     _states: tuple[tuple[Placement | None, bool], ...] = field(repr=False)  # placement and mode of the new modules
     _undone: bool = field(default=False, init=False, repr=False)
 
     def undo(self) -> None:
-        """Put the old modules back, the same objects.
+        """Put the old module objects back.
 
         If the network has since been moved, cast or switched between train and eval mode, the old modules follow.
 
         Raises:
-            RuntimeError: If ``undo`` was called before, or a new module is not where it was put; nothing changes then.
+            RuntimeError: If ``undo`` was called before, or a new module is no longer where it was put; nothing is
+                changed then.
         """
         if self._undone:
             raise RuntimeError("SwapReport: undo has been called already; to replace again, call replace_modules.")
         places = [(name, swap) for swap in self.swaps for name in swap.names]
         present = dict(_named(self.model))
         for name, swap in places:
-            there = present.get(name)
-            if there is not swap.new:
-                came = "nothing" if there is None else f"another module, {type(there).__name__}"
+            current = present.get(name)
+            if current is not swap.new:
+                got = "nothing" if current is None else f"another module, {type(current).__name__}"
                 needed = f"still hold the {type(swap.new).__name__} put there"
-                raise RuntimeError(f"SwapReport: {name!r} must {needed}, got {came}; undo later changes first.")
+                raise RuntimeError(f"SwapReport: {name!r} must {needed}, got {got}; undo later changes first.")
         for swap, (before, training) in zip(self.swaps, self._states, strict=True):
             now = _placement(self.model, swap.names[0])
             if now is not None and before is not None:
-                # Only what has changed: a cast would give one type to a module that has several.
+                # Only what has changed: casting a module of mixed types would give it a single one.
                 device = now[0] if now[0] != before[0] else None
                 _place(swap.old, device, now[1] if now[1] != before[1] else None)
             if swap.new.training != training:
@@ -123,28 +124,28 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[Any, str], n
 def replace_modules(model: nn.Module, where: Where, make: Callable[[Any, str], nn.Module]) -> SwapReport:
     """Replace modules inside a network, in place, and return a report that can undo it.
 
-    Each new module takes the mode, train or eval, of the old one, and the device and floating-point type of most of the
-    elements there or, if there are none, in the nearest enclosing module that has some. Modules of the network that
-    ``make`` reuses, such as the old one inside a wrapper, stay as they are. If an error is raised, the network is as it
-    was. New parameters are trainable, even in place of frozen ones; create optimizers afterwards. A network that also
-    keeps the old module elsewhere, as in a list of Python, goes on calling it there.
+    Each new module gets the train/eval mode of the old one, and the device and floating-point dtype of most of its
+    elements; if it has none, those of the nearest enclosing module that has some. Modules of the network that ``make``
+    reuses, such as the old one inside a wrapper, are not moved or cast. If an error is raised, the network is
+    unchanged. New parameters are trainable, even in place of frozen ones; create optimizers afterwards. References to
+    the old module outside the module tree, such as in a Python list, are not replaced.
 
-    Where a selected module contains another selected one, only the outer is replaced. A module with several names is
-    selected if any of them is, and one new module replaces it everywhere.
+    If a selected module contains another one, only the outer is replaced. A module with several names is selected if
+    any of them is, and the same new module replaces it everywhere.
 
     Args:
         model: The network. It cannot be selected itself.
         where: Which modules to replace.
 
             - a type, or a tuple of types: all instances;
-            - a string: all whose qualified name, as in ``model.named_modules()``, matches this shell-style pattern, in
-              which ``*`` also matches dots;
+            - a string: all whose qualified name, as in ``model.named_modules()``, matches this shell-style pattern;
+              ``*`` also matches dots;
             - a predicate ``(name, module) -> bool``.
         make: Called with each old module and its name, once for a shared one. Returns its replacement or a wrapper.
 
     Raises:
         ValueError: If ``where`` selects nothing or the network itself, or ``make`` returns the old module.
-        TypeError: If an argument is of another type, or ``make`` does not return a module.
+        TypeError: If an argument has the wrong type, or ``make`` does not return a module.
 
     Example:
         >>> from torch import nn
@@ -167,14 +168,14 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[Any, str], n
         try:
             new: Any = make(old, name)
         except TypeError as error:
-            came = f"{shown(make)}, which fails for {name!r}: {error}"
-            raise TypeError(f"replace_modules: make must be {wanted}, got {came}.") from error
+            got = f"{shown(make)}, which fails for {name!r}: {error}"
+            raise TypeError(f"replace_modules: make must be {wanted}, got {got}.") from error
         if not isinstance(new, nn.Module):
-            came = f"the class {new.__name__}; call it" if isinstance(new, type) else f"{new!r} ({type(new).__name__})"
-            raise TypeError(f"replace_modules: make must return a torch.nn.Module for {name!r}, got {came}.")
+            got = f"the class {new.__name__}; call it" if isinstance(new, type) else f"{new!r} ({type(new).__name__})"
+            raise TypeError(f"replace_modules: make must return a torch.nn.Module for {name!r}, got {got}.")
         if new is old:
-            came = f"the old {type(old).__name__}; to keep it, do not select it"
-            raise ValueError(f"replace_modules: make must return another module for {name!r}, got {came}.")
+            got = f"the old {type(old).__name__}; to keep it, do not select it"
+            raise ValueError(f"replace_modules: make must return another module for {name!r}, got {got}.")
         _move(new, _placement(model, name), old.training, own)
         swaps.append(Swap(names, old, new, _count(old), _count(new)))
     placed: list[tuple[str, nn.Module]] = []
@@ -183,7 +184,7 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[Any, str], n
             for name in swap.names:
                 _put(model, name, swap.new)
                 placed.append((name, swap.old))
-    except BaseException:  # a parent that keeps its modules, such as one of TorchScript
+    except BaseException:  # a parent may refuse to change its modules, as TorchScript does
         for name, old in placed:
             _put(model, name, old)
         raise
@@ -192,16 +193,16 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[Any, str], n
 
 
 def _select(model: nn.Module, where: Where) -> dict[nn.Module, tuple[tuple[str, ...], str]]:
-    """Each module to replace, with all its names and the one that ``make`` gets."""
+    """Return each module to replace, with all its names and the one passed to ``make``."""
     named, selects = _named(model), _predicate(where)
     matching = {name: module for name, module in named if selects(name, module)}
     if "" in matching:
-        came = f"{_describe(where)}, which selects the {type(model).__name__} itself"
+        got = f"{_describe(where)}, which selects the {type(model).__name__} itself"
         hint = 'exclude it with a predicate such as lambda name, module: name != "" and ...'
-        raise ValueError(f"replace_modules: where must select modules inside model, got {came}; {hint}.")
+        raise ValueError(f"replace_modules: where must select modules inside model, got {got}; {hint}.")
     if not matching:
-        came = f"{_describe(where)}, which selects none; {_alternatives(where, named[1:])}"
-        raise ValueError(f"replace_modules: where must select a module inside {type(model).__name__}, got {came}.")
+        got = f"{_describe(where)}, which selects none; {_alternatives(where, named[1:])}"
+        raise ValueError(f"replace_modules: where must select a module inside {type(model).__name__}, got {got}.")
     selected: dict[nn.Module, tuple[tuple[str, ...], str]] = {}
     for name, module in _outermost(named, set(matching.values())):
         names, given = selected.get(module, ((), name))
@@ -210,7 +211,7 @@ def _select(model: nn.Module, where: Where) -> dict[nn.Module, tuple[tuple[str, 
 
 
 def _predicate(where: Any) -> Callable[[str, nn.Module], bool]:
-    came = f"{'a module' if isinstance(where, nn.Module) else shown(where)} ({type(where).__name__})"
+    got = f"{'a module' if isinstance(where, nn.Module) else shown(where)} ({type(where).__name__})"
     is_predicate = callable(where) and not isinstance(where, nn.Module)
     types = cast(tuple[Any, ...], where if isinstance(where, tuple) else (where,))
     if all(isinstance(each, type) for each in types):
@@ -222,19 +223,19 @@ def _predicate(where: Any) -> Callable[[str, nn.Module], bool]:
         return cast(Callable[[str, nn.Module], bool], where)
     wanted = "a type, a tuple of types, a name pattern or a predicate (name, module) -> bool"
     hint = "for example torch.nn.ReLU, 'body.*.act' or, for one module, lambda name, module: module is that_one"
-    raise TypeError(f"replace_modules: where must be {wanted}, got {came}; {hint}.")
+    raise TypeError(f"replace_modules: where must be {wanted}, got {got}; {hint}.")
 
 
 def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[nn.Module]) -> None:
-    """Bring ``new`` to a device, type and mode, except for modules that belong to the network already."""
+    """Give ``new`` a device, dtype and mode, except for submodules that already belong to the network."""
     if new in own:
         return
-    # Reused modules are taken out meanwhile, because moves and .train() reach everything inside.
+    # Reused modules are taken out meanwhile, because .to() and .train() recurse into submodules.
     reused = list(_outermost(_named(new), own))
     for name, _ in reused:
         _put(new, name, nn.Identity())
     try:
-        new.train(training)  # not chained: one that is overridden, to freeze a part, may return None
+        new.train(training)  # not chained: an overridden train() may return None
         _place(new, *(placement or (None, None)))
     finally:
         for name, module in reused:
@@ -249,7 +250,7 @@ def _place(module: nn.Module, device: torch.device | None, dtype: torch.dtype | 
 
 
 def _placement(model: nn.Module, name: str) -> Placement | None:
-    """Device and type of most elements of a module, or of the nearest enclosing module that has some."""
+    """Return device and dtype of most elements of a module, or of the nearest enclosing module that has some."""
     while True:
         found = placement(model.get_submodule(name))
         if found is not None or not name:
@@ -263,12 +264,12 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules by all their names, parents before their children."""
+    """Return all modules under all their names, parents before children."""
     return list(cast(Iterator[tuple[str, nn.Module]], model.named_modules(remove_duplicate=False)))  # torch is untyped
 
 
 def _outermost(named: list[tuple[str, nn.Module]], wanted: Collection[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """The wanted modules by all their names, except inside one another."""
+    """Yield the wanted modules under all their names, except those inside another wanted one."""
     outer = "."
     for name, module in named:
         if module in wanted and not name.startswith(outer):

@@ -622,7 +622,7 @@ def test_report() -> None:
     report = fold_report(net)
     assert report.rewritten.keys() == {"0", "1.attention", "2.attention", "3", "3.attention", "4"}
     assert report.left["1.stages.0"] == "spatial.conv5.padding_mode is 'reflect', not 'zeros'"
-    assert report.left["2"].startswith("project has other forward hooks than its class")
+    assert report.left["2"].startswith("project differs from its class in forward hooks")
     for name in (*report.rewritten, *report.left):
         assert f"  {name}: " in str(report)
     assert str(fold_report(nn.ReLU())) == "nothing to rewrite"
@@ -645,7 +645,7 @@ def test_an_example_is_run_and_compared() -> None:
     x = torch.randn(2, 24, 20, 6, dtype=torch.float64)
     folded = fold(net, example=x, tolerance=1e-12)
     assert not any({"strip_values", "least_values"} & vars(module).keys() for module in folded.modules())
-    with pytest.raises(ValueError, match=r"fold: the folded network is .* away from the network for the example"):
+    with pytest.raises(ValueError, match=r"fold: the folded network differs from the original by .* on the example"):
         fold(net, example=x, tolerance=1e-30)
 
     class Many(nn.Module):
@@ -657,7 +657,7 @@ def test_an_example_is_run_and_compared() -> None:
             return {"sum": self.block(x) + y, "both": (self.block(x), [y]), "mask": y > 0.5, "count": 2}
 
     fold(Many(), example=(torch.rand(1, 24, 40, 6), torch.rand(1, 24, 80, 12)))
-    with pytest.raises(ValueError, match="fold: the folded network is"):
+    with pytest.raises(ValueError, match="fold: the folded network differs"):
         fold(Many().double(), example=(x, x.repeat(1, 1, 2, 2)), tolerance=1e-30)
 
     class InPlace(nn.Module):
@@ -760,7 +760,7 @@ def test_results_of_every_type_are_compared() -> None:
     x = torch.rand(1, 24, 40, 6)
     for function in (torch.fft.rfft2, lambda y: (255 * y).round().to(torch.uint8)):
         fold(Finally(function), example=x)
-    with pytest.raises(ValueError, match="fold: the folded network is"):
+    with pytest.raises(ValueError, match="fold: the folded network differs"):
         fold(nn.Sequential(RBWA(24), Finally(torch.fft.rfft2)), example=x, tolerance=1e-30)
     with pytest.raises(ValueError, match="fold: results for the example must be finite, got infinities or NaN"):
         fold(Finally(torch.log), example=torch.zeros(1, 24, 40, 6))
@@ -779,7 +779,7 @@ def test_a_result_of_one_value_is_compared_by_its_size() -> None:
 def test_the_tolerance_is_a_share_of_the_range_of_the_result() -> None:
     x = torch.rand(1, 24, 24, 6)
     fold(nn.Sequential(RBWA(24), Finally(lambda y: 1e6 * y)), example=x)
-    with pytest.raises(ValueError, match="fold: the folded network is"):
+    with pytest.raises(ValueError, match="fold: the folded network differs"):
         fold(nn.Sequential(RBWA(24), Finally(lambda y: 1e-6 * y)), example=x, tolerance=1e-9)
 
 
@@ -795,7 +795,7 @@ def test_rewritten_blocks_that_compute_something_else_are_noticed(
 
     dry_run = folding.dry_run
     monkeypatch.setattr(folding, "dry_run", second_one_changed)
-    with pytest.raises(ValueError, match=r"fold: the folded network is .* away from the network for the example"):
+    with pytest.raises(ValueError, match=r"fold: the folded network differs from the original by .* on the example"):
         fold(WSILBV(24), example=torch.rand(1, 24, 24, 6))
 
 

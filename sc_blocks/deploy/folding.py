@@ -1,4 +1,4 @@
-"""Folding a network: which of its modules are rewritten, and the check that nothing else changed."""
+"""Fold a network: choose the modules to rewrite, and check that the results stay the same."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sc_blocks.wsilb import WSILBV
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What :func:`fold` does to a network, returned by :func:`fold_report`. Prints as a list."""
+    """Changes that :func:`fold` makes to a network, as :func:`fold_report` returns them. Prints as a list."""
 
     rewritten: dict[str, str]
-    """How a module is rewritten, by its qualified name."""
+    """How each rewritten module changes, by its qualified name."""
     left: dict[str, str]
-    """Why a module that might have been rewritten is left as it is, by its qualified name."""
+    """Why each other candidate is left unchanged, by its qualified name."""
 
     def __str__(self) -> str:
         lines: list[str] = []
@@ -42,26 +42,26 @@ class FoldReport:
 def fold(
     module: Network, *, example: Tensor | Sequence[Any] | Mapping[str, Any] | None = None, tolerance: float = 1e-4
 ) -> Network:
-    r"""Copy a network for inference, with its blocks rewritten to compute the same function in less time and memory.
+    r"""Copy a network for inference, with blocks rewritten to compute the same function in less time and memory.
 
-    :mod:`sc_blocks.deploy` says what is rewritten. A block is rewritten only if it is exactly what its class builds: of
-    that type and no subclass, with 3x3 convolutions that pad with zeros, with elementwise activations of torch, and
-    without hooks, parametrizations, leftovers of pruning or methods of its own.
+    :mod:`sc_blocks.deploy` lists the rewrites. A block is rewritten only if it is exactly what its class builds: not a
+    subclass, with zero-padded 3x3 convolutions and elementwise torch activations, and without hooks, parametrizations,
+    pruning or overridden methods.
 
     Args:
-        module: A block, or any network with blocks in it. It is not changed, and stays trainable.
-        example: An input, a sequence of arguments or a mapping of arguments by keyword, for which the copy's results
-            before and after the rewriting are compared, with the same random numbers.
-        tolerance: Largest difference allowed, divided by the range of the first result, or by its size if that is a
-            single value. Half precision needs more.
+        module: A block, or any network that contains blocks. It is not changed, and stays trainable.
+        example: An input, a sequence of arguments or a mapping of keyword arguments, for which the copy's results
+            before and after rewriting are compared, with the same random numbers.
+        tolerance: Largest allowed difference, relative to the range of the original result, or to its magnitude if it
+            is constant. Half precision needs more.
 
     Returns:
-        A copy in eval mode, without gradients for its parameters. Modules keep their places, names, attributes and
-        entries in the state dict, and other weights may be loaded. Fold last: hooks that are added later see each strip
-        but no merged module, and a layer that is replaced later is not checked again.
+        A copy in eval mode whose parameters do not require gradients. Modules keep their places, names, attributes and
+        state-dict entries, and other weights may be loaded. Fold last: hooks added later run for each strip but not for
+        merged modules, and layers replaced later are not checked.
 
     Raises:
-        TypeError: If an argument is of another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the results for the ``example`` differ by more than ``tolerance`` or are not finite, or
             ``tolerance`` is negative.
 
@@ -77,18 +77,18 @@ def fold(
     """
     check_module("fold", "module", module)
     refuse_script("fold", "module", module)
-    tolerance = check_number("fold", "tolerance", tolerance, least=0, hint="the usual is 1e-4")
+    tolerance = check_number("fold", "tolerance", tolerance, least=0, hint="1e-4 is usual")
     folded = _copied(module)
-    folded.eval()  # not chained: a train() that is overridden, to freeze a part, may return None
+    folded.eval()  # not chained: an overridden train() may return None
     folded.requires_grad_(False)
     changes, _ = _plan(folded)
     given = None if example is None else arguments("fold", example)
     expected = None if given is None else dry_run(folded, *given)
-    for part, cls in changes.items():  # only its class: all that a module holds stays
+    for part, cls in changes.items():  # only the class changes, no attributes
         part.__class__ = cls
     if given is not None:
         rewritten = [part for part in changes if isinstance(part, (FoldedRBWA, StripSCACB, StripWSILBV))]
-        for part in rewritten:  # as on a large map, however small the example is
+        for part in rewritten:  # in strips even if the example is small
             part.strip_values = part.least_values = 1
         _check_same(dry_run(folded, *given), expected, tolerance)
         for part in rewritten:
@@ -97,10 +97,10 @@ def fold(
 
 
 def fold_report(module: nn.Module) -> FoldReport:
-    """Report what :func:`fold` rewrites in a network, what it leaves and why.
+    """Report what :func:`fold` rewrites in a network, what it leaves, and why.
 
     Args:
-        module: As for :func:`fold`.
+        module: As in :func:`fold`.
 
     Raises:
         TypeError: If ``module`` is not a module.
@@ -124,7 +124,7 @@ def fold_report(module: nn.Module) -> FoldReport:
 
 
 def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldReport]:
-    """The class that each module to rewrite gets, and what to say about it."""
+    """Return the new class of each module to rewrite, and the report."""
     changes: dict[nn.Module, type[nn.Module]] = {}
     report = FoldReport({}, {})
     names = {module: name for name, module in cast("Iterator[tuple[str, nn.Module]]", network.named_modules())}
@@ -149,20 +149,20 @@ def _plan(network: nn.Module) -> tuple[dict[nn.Module, type[nn.Module]], FoldRep
         elif isinstance(module, RBWA):
             first = "convolves before it enlarges, and " if module.scale_factor in FACTORS else ""
             consider(module, FoldedRBWA, f"{first}in strips", why_not(module, RBWA))
-    for row in names:
-        if not isinstance(row, nn.Sequential):
+    for container in names:
+        if not isinstance(container, nn.Sequential):
             continue
-        for block, tail in pairwise(row):
+        for block, tail in pairwise(container):
             if isinstance(block, RBWA) and changes.get(block) is FoldedRBWA and isinstance(tail, nn.Conv2d):
-                reason = why_not_called_in_order(row) or why_not(tail, nn.Conv2d) or why_not_merged(block, tail)
+                reason = why_not_called_in_order(container) or why_not(tail, nn.Conv2d) or why_not_merged(block, tail)
                 consider(tail, NarrowConv, f"merged with the last convolution of {names[block]}", reason)
                 if reason is None:
-                    changes[row] = FoldedSequential
+                    changes[container] = FoldedSequential
     return changes, report
 
 
 def _copied(module: Network) -> Network:
-    # A weight that a hook computes, as in pruning, is part of the graph of the last run, which cannot be copied.
+    # A weight computed by a hook, as in pruning, belongs to the last run's autograd graph and cannot be copied.
     held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     memo = {id(value): value.detach().clone() for value in held if not value.is_leaf}
     with torch.inference_mode(False):  # so that the copy can be trained or given other weights later
@@ -179,15 +179,15 @@ def _check_same(actual: Any, expected: Any, tolerance: float) -> None:
         if not theirs.numel():
             continue
         if not theirs.isfinite().all():
-            came = "infinities or NaN from the network as it was"
-            raise ValueError(f"fold: results for the example must be finite, got {came}; pass another example.")
+            got = "infinities or NaN from the original network"
+            raise ValueError(f"fold: results for the example must be finite, got {got}; pass another example.")
         if theirs.is_complex():
             ours, theirs = torch.view_as_real(ours), torch.view_as_real(theirs)
-        ours, theirs = (each.to("cpu", torch.float64) for each in (ours, theirs))  # nothing overflows
+        ours, theirs = (each.to("cpu", torch.float64) for each in (ours, theirs))  # avoids overflow
         span = (theirs.amax() - theirs.amin()).item() or theirs.abs().amax().item()  # one value has no range
         difference = (ours - theirs).abs().amax().item()
         if not difference <= tolerance * span:  # not "greater": NaN must not pass
             allowed = f"tolerance={tolerance:g} allows {tolerance * span:.3g} in a range of {span:.3g}"
-            hint = "if that is rounding, as in half precision, pass a greater tolerance"
-            apart = f"is {difference:.3g} away from the network for the example"
+            hint = "if that is rounding, as in half precision, pass a larger tolerance"
+            apart = f"differs from the original by {difference:.3g} on the example"
             raise ValueError(f"fold: the folded network {apart}; {allowed}; {hint}.")

@@ -1,7 +1,7 @@
-"""Proof that a module has the form that a rewriting knows.
+"""Check that a module computes what its class defines, so that it can be rewritten.
 
-A module that agrees with one freshly built from the same arguments in everything but the values of parameters, without
-hooks, patched methods and the like, computes what its class says.
+This holds if it has no hooks, patched methods and the like, and differs from a module freshly built from the same
+arguments only in the values of its parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sc_blocks.rbwa import RBWA
 from sc_blocks.scacb import SCACB
 from sc_blocks.wsilb import WSILBV
 
-# Without parameters, and the same for every value: they may be applied to a part of a map.
+# Elementwise and without parameters: they may be applied to a part of a map.
 # fmt: off
 ELEMENTWISE = frozenset({
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.LogSigmoid,
@@ -25,11 +25,11 @@ ELEMENTWISE = frozenset({
 
 
 class _Activation(nn.Identity):
-    """In a freshly built block, the place of any elementwise activation."""
+    """Placeholder for any elementwise activation in a freshly built block."""
 
 
 def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
-    """Why a module is not what a class builds, or ``None``. An ``nn.Conv2d`` must be 3x3 with a padding of 1."""
+    """Return why a module is not what its class builds, or ``None``. ``nn.Conv2d`` must be 3x3 with a padding of 1."""
     if type(module) is not cls:
         return f"is {type(module).__module__}.{type(module).__qualname__}, not {cls.__name__}"
     try:
@@ -39,12 +39,12 @@ def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     return _difference(module, fresh, "")
 
 
-def why_not_called_in_order(row: nn.Sequential) -> str | None:
-    """Why a container does not just call its modules in order, or ``None`` if it does."""
-    if type(row) is not nn.Sequential:
-        return f"stands in a {type(row).__name__}, not in an nn.Sequential"
-    changed = "forward" in vars(row) or _patched_method(nn.Sequential)
-    return "stands in a Sequential whose forward or class was changed" if changed else None
+def why_not_called_in_order(container: nn.Sequential) -> str | None:
+    """Return why a container does not just call its modules in order, or ``None`` if it does."""
+    if type(container) is not nn.Sequential:
+        return f"is in a {type(container).__name__}, not in an nn.Sequential"
+    changed = "forward" in vars(container) or _patched_method(nn.Sequential)
+    return "is in a Sequential whose forward or class was changed" if changed else None
 
 
 def _freshly_built(module: Any) -> nn.Module:
@@ -85,9 +85,9 @@ def _difference(module: nn.Module, fresh: nn.Module, name: str) -> str | None:
     ours, theirs = vars(module), vars(fresh)
     for key in sorted(ours.keys() | theirs.keys()):
         if key == "training" or (key not in theirs and not hasattr(type(module), key)):
-            continue  # a class does not read what it does not know
+            continue  # the class does not use an attribute that it does not define
         if key == "_compiled_call_impl":
-            continue  # no copy has it: torch leaves it out, and fold rewrites copies
+            continue  # fold rewrites copies, and torch does not copy it
         if any_options and key in theirs and not isinstance(theirs[key], dict):
             continue  # such as a slope
         if key not in ours or key not in theirs:
@@ -103,7 +103,7 @@ def _difference_of_values(ours: Any, theirs: Any, name: str, key: str) -> str | 
         values, fresh = cast("dict[Any, Any]", ours), cast("dict[Any, Any]", theirs)
         if values.keys() != fresh.keys():
             changed = ", ".join(sorted(map(str, values.keys() ^ fresh.keys())))
-            return f"{name or 'it'} has other {_readable(key)} than its class: {changed}"
+            return f"{name or 'it'} differs from its class in {_readable(key)}: {changed}"
         for each, value in values.items():
             if found := _difference_of_values(value, fresh[each], f"{name}.{each}".lstrip("."), each):
                 return found
@@ -119,7 +119,7 @@ def _difference_of_values(ours: Any, theirs: Any, name: str, key: str) -> str | 
 
 
 def _patched_method(cls: type[nn.Module]) -> str | None:
-    """A method of a class that was replaced from outside the module that defines the class, or ``None``."""
+    """Return a method that was replaced from outside the module that defines the class, or ``None``."""
     for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
         home = vars(sys.modules[base.__module__])
         for name, value in vars(base).items():

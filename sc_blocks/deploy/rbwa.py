@@ -1,14 +1,14 @@
-r"""RBWA rewritten: the enlargement after the convolution, and the last two convolutions as one.
+r"""Rewritten RBWA: upsampling after the convolution, and the last two convolutions merged.
 
-- **Bilinear enlargement by a whole factor and the 3x3 convolution behind it** are both convolutions, of the input with
-  zeros put between its pixels, so they commute: a transposed convolution at low resolution, then a fixed blur of each
-  channel. At a factor of 2 that takes a quarter of the multiplications.
-- **Two 3x3 convolutions without an activation between them** are one of 5x5, the convolution of their kernels. It is
-  faster if the second has few channels. It computes a square of pixels at once, as channels, because a few channels
-  would leave most of a processor's vector unit idle.
+- **Bilinear upsampling by an integer factor and the 3x3 convolution behind it** are both convolutions of the input with
+  zeros inserted between its pixels, so they commute: a transposed convolution at low resolution, then a fixed blur of
+  each channel. At a factor of 2 that takes a quarter of the multiplications.
+- **Two 3x3 convolutions without an activation between them** are one 5x5 convolution with the convolution of their
+  kernels. It is faster if the second has few channels. It computes a square of pixels at once, as channels, because a
+  few channels would leave most of a processor's vector unit idle.
 
-Neither holds for the outermost pixels, where the convolutions read zeros: they are computed as the block is written,
-from narrow bands of the map. Each call computes the kernels anew, so other weights may be loaded.
+Neither holds for the outermost pixels, where the convolutions read zero padding. They are computed in the original
+order, from narrow bands of the map. Each call recomputes the kernels, so other weights may be loaded.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from sc_blocks.rbwa import RBWA
 
 # Blurs of larger factors would cost more than they save.
 FACTORS = (2, 3, 4, 5)
-# The fastest order of memory for transposed and depthwise convolutions on a CPU.
+# The fastest memory format for transposed and depthwise convolutions on a CPU.
 NHWC = torch.channels_last
 
 
 class FoldedRBWA(RBWA):
-    """An RBWA that computes the same in another order, together with the narrow convolution behind it if given one."""
+    """An RBWA that computes the same in another order, optionally merged with a narrow convolution behind it."""
 
     strip_values = strips.STRIP_VALUES
-    # The outermost pixels of smaller inputs cost more time than the others save.
+    # On smaller inputs, the outermost pixels cost more time than the others save.
     least_values = 1 << 18
 
     def forward(self, x: Tensor, tail: nn.Conv2d | None = None) -> Tensor:
         self._check_input(x)
         on_cpu = runs_on_cpu(x)
-        # On a GPU the resizing is cheap, and the blur and the frame take longer than what they save.
+        # On a GPU, resizing is cheap, and the blur and the frame take longer than they save.
         plain = not strips.is_on_cpu(x) or (on_cpu and x.numel() < self.least_values)
         if plain or strips.any_offloaded(self.expand, self.project, tail):
             y = super().forward(x)
@@ -45,7 +45,7 @@ class FoldedRBWA(RBWA):
         expanded, layout = self._expanded(x), strips.memory_format(x) if on_cpu else None
         if not on_cpu or self.attention.local is not None:
             return self._last(self.act(self.attention(expanded)), tail, lambda rows: rows, layout)
-        # The gated map would be as large again; it is made a strip at a time.
+        # Gated strip by strip: the whole gated map would need as much memory again.
         gate = strips.gate_in_strips(self.attention, expanded, self.strip_values)
         return self._last(expanded, tail, lambda rows: self.act(rows * gate), layout)
 
@@ -94,9 +94,9 @@ class FoldedRBWA(RBWA):
         return self.with_frame(inner, x, lambda band: tail(projected(band)), 3)
 
     def with_frame(self, inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
-        """Give a fresh map the outermost pixels that ``plain`` makes of the ``band`` outermost pixels of ``x``."""
-        # An exported program remembers that these slices were smaller than the map, and refuses maps of two rows or
-        # columns. Indexing would avoid that, but OpenVINO would take a fifth longer.
+        """Overwrite the outermost pixels of ``inner`` by applying ``plain`` to the outer ``band`` pixels of ``x``."""
+        # Export records that these slices are smaller than the map, so that the program rejects maps of two rows or
+        # columns. Indexing would avoid that, but take a fifth longer in OpenVINO.
         top, bottom = plain(x[:, :, :band])[:, :, :1], plain(x[:, :, -band:])[:, :, -1:]
         left, right = plain(x[..., :band])[..., :1], plain(x[..., -band:])[..., -1:]
         if runs_on_cpu(x):
@@ -105,8 +105,8 @@ class FoldedRBWA(RBWA):
         return self.place_frame(inner, top, bottom, left, right)
 
     def place_frame(self, inner: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Replace the outermost pixels of a map in a graph."""
-        # By index: an inference engine writes all of them in one pass, where it would copy the map for each slice.
+        """Replace the outermost pixels of a map out of place."""
+        # By scatter: inference engines write all of them in one pass, but would copy the map for each slice.
         height, width = inner.shape[2:]
         row = torch.arange(width, device=inner.device)
         column = torch.arange(height, device=inner.device)[1:-1] * width
@@ -117,11 +117,11 @@ class FoldedRBWA(RBWA):
 
 
 class NarrowConv(nn.Conv2d):
-    """A 3x3 convolution directly behind a :class:`FoldedRBWA`, with whose last one it may be merged."""
+    """A 3x3 convolution directly behind a :class:`FoldedRBWA`, which may be merged with the last one of that."""
 
 
 class FoldedSequential(nn.Sequential):
-    """A row of modules in which an RBWA is called together with the narrow convolution behind it."""
+    """A Sequential that calls an RBWA together with the narrow convolution behind it."""
 
     def forward(self, input: Tensor) -> Tensor:
         x, modules = input, list(self)
@@ -136,32 +136,32 @@ class FoldedSequential(nn.Sequential):
 
 
 def merged_side(block: RBWA) -> int:
-    """Side of the squares of pixels to compute at once, which divides the size of every result; 0 if none does."""
+    """Side of the pixel squares to compute at once, a divisor of every output size; 0 if there is none."""
     numerator = round(block.scale_factor * block.size_multiple)
-    enlarges = block.scale_factor > 1  # the frame of a result must be narrower than half of it
+    enlarges = block.scale_factor > 1  # the output must be larger than its frame
     return next((side for side in (2, 3, 5) if numerator % side == 0), 0) if enlarges else 0
 
 
 def why_not_merged(block: RBWA, tail: nn.Conv2d) -> str | None:
-    """Why a convolution is not merged with the last one of an RBWA, or ``None``."""
+    """Return why a convolution is not merged with the last one of an RBWA, or ``None`` if it is."""
     side, width = merged_side(block), block.out_channels
     if side == 0:
         return f"no square of pixels fits scale_factor={block.scale_factor}"
-    # Multiplications for each pixel; the same number takes longer in a larger kernel.
+    # Multiplications per pixel; the same number takes longer in a larger kernel.
     together, apart = (side + 4) ** 2 * width * tail.out_channels, 9 * width * (width + tail.out_channels)
     return None if 3 * together < 2 * apart else f"{tail.out_channels} channels are too many to save time"
 
 
 def _bilinear_line(factor: int) -> tuple[list[float], int]:
-    """The kernel of bilinear enlargement along one axis, for pixels with zeros between them, and its padding."""
-    # By the distance from the first of the pixels that an input pixel becomes.
+    """1-D kernel of bilinear upsampling, for pixels with zeros inserted between them, and its padding."""
+    # Keyed by the distance from the first output pixel of an input pixel.
     weights = {d: 1 - abs(d + (factor - 1) / 2) / factor for d in range(-2 * factor, factor + 1)}
     reached = [d for d in weights if weights[d] > 0]
     return [weights[d] for d in reached], factor + 1 + reached[0]
 
 
 def _merged(first: nn.Conv2d, second: nn.Conv2d, side: int) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution of stride ``side`` that computes the pixels of a square as channels."""
+    """Weight and bias of the merged convolution, of stride ``side``, with the pixels of a square as channels."""
     exact = torch.promote_types(first.weight.dtype, torch.float32)
     weight, then = first.weight.to(exact), second.weight.to(exact)
     kernel = F.conv2d(weight.transpose(0, 1), then.flip(2, 3), padding=2).transpose(0, 1)
@@ -171,7 +171,7 @@ def _merged(first: nn.Conv2d, second: nn.Conv2d, side: int) -> tuple[Tensor, Ten
     bias = then.new_zeros(second.out_channels) if second.bias is None else second.bias.to(exact)
     if first.bias is not None:
         bias = bias + then.sum((2, 3)) @ first.bias.to(exact)
-    # Plain numbers: the TorchScript exporter to ONNX needs to know the shape of a kernel.
+    # Plain ints: the TorchScript-based ONNX exporter needs static kernel shapes.
     shape = (second.out_channels * side**2, first.in_channels, side + 4, side + 4)
     merged = torch.stack(squares, dim=1).reshape(shape)
     return merged.to(first.weight.dtype), bias.repeat_interleave(side * side).to(first.weight.dtype)

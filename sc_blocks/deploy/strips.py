@@ -1,4 +1,4 @@
-"""Large maps on a CPU, a few rows at a time: what is computed of a strip stays in the processor's caches."""
+"""Process large maps on a CPU in strips of rows, so that intermediate results stay in the caches."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from sc_blocks.wsilb import WSILBV
 
 MapFunction = Callable[[Tensor], Tensor]
 
-# Values in a strip for each thread: 2.5 MB in float32. More leave the caches, and of fewer too many belong to halos.
+# Values per strip and thread: 2.5 MB in float32. Larger strips exceed the caches, smaller ones spend more on halos.
 STRIP_VALUES = 5 << 17
 
 
 def is_on_cpu(x: Tensor) -> bool:
-    """Whether a map lies on a CPU, which is not known while torch.fx traces."""
+    """Whether a map is on a CPU; false while torch.fx traces, which does not know."""
     return not isinstance(x, torch.fx.Proxy) and x.device.type == "cpu"
 
 
 def runs_on_cpu(x: Tensor) -> bool:
-    """Whether the arithmetic on a map runs now, on a CPU, rather than being recorded for a graph or differentiated."""
+    """Whether operations on a map run now, on a CPU, and are neither traced nor differentiated."""
     if not is_on_cpu(x) or torch.compiler.is_compiling() or not isinstance(x.shape[2], int):
         return False
     return not (torch.is_grad_enabled() and x.requires_grad) and not has_tangent(x)
 
 
 def has_tangent(x: Tensor) -> bool:
-    """Whether a map may carry a tangent, the derivative of forward-mode differentiation."""
+    """Whether a map may carry a tangent of forward-mode differentiation."""
     try:
         return forward_ad.unpack_dual(x).tangent is not None
-    except RuntimeError:  # under vmap, torch does not tell
+    except RuntimeError:  # under vmap, torch cannot tell
         return True
 
 
 def any_offloaded(*layers: nn.Module | None) -> bool:
-    """Whether the weights of a layer are offloaded: only a hook on its call puts them in place."""
+    """Whether the weights of any layer are offloaded, so that only a hook on its call loads them."""
     return any(layer is not None and cast(Tensor, layer.weight).is_meta for layer in layers)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """How a map lies in memory, as NHWC or as NCHW; NCHW if both are the same."""
+    """Memory format of a map: NHWC or NCHW; NCHW if both coincide."""
     return torch.channels_last if x.stride(1) == 1 and not x.is_contiguous() else torch.contiguous_format
 
 
 def to_layout(x: Tensor, layout: torch.memory_format | None) -> Tensor:
-    """A map in a memory format; ``None`` leaves it as it is."""
+    """Convert a map to a memory format; ``None`` leaves it unchanged."""
     if layout == torch.channels_last:
         return x.movedim(1, 3).contiguous().movedim(3, 1)  # vmap has no contiguous(memory_format=...)
     return x if layout is None else x.contiguous()
@@ -68,9 +68,9 @@ def in_strips(
 ) -> Tensor:
     """Compute ``function(x)`` in strips of rows that hold about ``values`` values of the result for each thread.
 
-    ``function`` makes maps ``scale`` times as high and wide; a row of its result depends on the ``halo`` rows around
-    its own at most. Each strip comes with ``halo`` more rows on either side. Their results are cut off, because the
-    function reads zeros beyond them. The first row of each strip is a multiple of ``halo``.
+    ``function`` enlarges maps by ``scale``, and a row of its result depends on at most ``halo`` rows on either side.
+    Each strip is extended by ``halo`` rows on either side, whose results are cut off, because the function reads zeros
+    beyond them. The first row of each strip is a multiple of ``halo``.
     """
     if not runs_on_cpu(x):
         return function(x)
@@ -85,7 +85,7 @@ def in_strips(
         above, below = max(0, first - halo), min(height, last + halo)
         strip = function(x[:, :, above:below])
         if first == 0:
-            # By the strip: it may be batched by vmap, of a subclass, or on another device than the default one.
+            # Allocated like the strip, which may be batched by vmap, a tensor subclass, or not on the default device.
             channels, size = strip.shape[1], (scale * height, scale * width)
             if layout == torch.channels_last:
                 result = strip.new_empty(batch, *size, channels).movedim(3, 1)
@@ -96,10 +96,10 @@ def in_strips(
 
 
 class StripSCACB(SCACB):
-    """An SCACB that works in strips where the map is large. Its two 3x3 convolutions in a row reach two rows far."""
+    """An SCACB that processes large maps in strips. Its two consecutive 3x3 convolutions need a halo of two rows."""
 
     strip_values = STRIP_VALUES
-    # 32 MiB in float32. The memory of larger maps goes back to the system after each use, and clearing it anew takes
+    # 32 MiB in float32. The memory of larger maps returns to the system after each use, and zeroing new pages takes
     # longer than the arithmetic. The memory of smaller maps is reused, and strips would only add their halos.
     least_values = 8 << 20
 
@@ -110,12 +110,12 @@ class StripSCACB(SCACB):
         return in_strips(self.whole, x, memory_format(x), halo=2, values=self.strip_values)
 
     def whole(self, x: Tensor) -> Tensor:
-        """The result for a map, or for a strip of one, in one go."""
+        """Compute the result for a whole map, or for one strip."""
         return super().forward(x)
 
 
 class MergedSCACB(StripSCACB):
-    """A StripSCACB whose parts weigh the same map, the sum of their levels: the two convolutions that do it are one."""
+    """A StripSCACB with its two weighing convolutions merged: both read the same map, the sum of the levels."""
 
     def whole(self, x: Tensor) -> Tensor:
         spatial, channel = self.spatial, self.channel
@@ -137,7 +137,7 @@ class MergedSCACB(StripSCACB):
 
 
 class StripWSILBV(WSILBV):
-    """A WSILBV that takes the statistics of a large map in strips, without maps in between."""
+    """A WSILBV that computes the statistics of large maps in strips, without intermediate maps."""
 
     strip_values, least_values = STRIP_VALUES, 0
 
@@ -149,9 +149,9 @@ class StripWSILBV(WSILBV):
 
 
 def gate_in_strips(attention: WSILBV, x: Tensor, values: int) -> Tensor:
-    """The gate of a WSILBV without windows.
+    """Compute the gate of a WSILBV without windows.
 
-    Means and variances of strips are joined as in Chan, Golub and LeVeque (1979), without loss by cancellation.
+    Means and variances of strips are combined as in Chan, Golub and LeVeque (1979), which avoids cancellation.
     """
     strips: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     nhwc = memory_format(x) == torch.channels_last
@@ -159,7 +159,8 @@ def gate_in_strips(attention: WSILBV, x: Tensor, values: int) -> Tensor:
         exact = rows.to(torch.promote_types(x.dtype, torch.float32))
         mean = _over_pixels(torch.mean, exact, nhwc)
         deviation = exact - mean
-        variance = _over_pixels(torch.mean, deviation * deviation, nhwc)  # in place, torch's forward-mode AD is wrong
+        # Not in place: torch's forward-mode AD would be wrong.
+        variance = _over_pixels(torch.mean, deviation * deviation, nhwc)
         fraction = torch.full_like(mean, rows.shape[2] / x.shape[2])
         strips.append((fraction, mean, variance, _over_pixels(torch.amax, rows, nhwc)))
     fraction, each, variances, peaks = map(torch.stack, zip(*strips, strict=True))
@@ -172,6 +173,6 @@ def gate_in_strips(attention: WSILBV, x: Tensor, values: int) -> Tensor:
 def _over_pixels(reduce: Callable[..., Tensor], rows: Tensor, nhwc: bool) -> Tensor:
     if not nhwc:
         return reduce(rows, (2, 3), keepdim=True)
-    # Rows first: a line of many pixels fills the vector unit, the channels of one pixel do not.
+    # Rows first: a row of many pixels fills the vector unit, the channels of one pixel do not.
     lines = reduce(rearrange(rows, "n c h w -> n h (w c)"), 1)
     return rearrange(reduce(rearrange(lines, "n (w c) -> n w c", c=rows.shape[1]), 1), "n c -> n c 1 1")
