@@ -1,1 +1,1 @@
-"""How fast the blocks and MREN run, beside others of their kind; ``README.md`` says how it is measured."""
+"""Benchmarks of the blocks and MREN against others of their kind; ``README.md`` describes the method."""

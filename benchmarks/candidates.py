@@ -1,4 +1,4 @@
-"""What is measured: networks, blocks, and the forms in which a network can run. Each new one is a line here."""
+"""Networks and blocks to measure, and the forms in which they run. To add one, add a line here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Call = Callable[[Tensor], object]
 Step = Callable[[nn.Module, Tensor], tuple[Call, Tensor]]
 
 
-class Unavailable(RuntimeError):  # noqa: N818 (it is no error of the program)
+class Unavailable(RuntimeError):  # noqa: N818 (not a program error)
     """A candidate cannot run here; the message says why and goes into the results."""
 
 
@@ -43,7 +43,7 @@ class Net:
 
 
 def peer(module: str, name: str, **arguments: object) -> Callable[[], nn.Module]:
-    """A constructor of a network of a package that may not be installed."""
+    """Return a constructor for a network from an optional package."""
 
     def make() -> nn.Module:
         try:
@@ -148,12 +148,12 @@ class SharedInputChain(nn.Module):
 
 
 def make(name: str, size: tuple[int, int], *, seed: int = 0, num_blocks: int | None = None) -> tuple[nn.Module, Tensor]:
-    """A network with an image, or a block with a map of 60 channels; on the CPU, with random numbers.
+    """Build a network with a random image, or a block with a random map of 60 channels, on the CPU.
 
     Args:
-        name: Of :data:`NETS` or :data:`BLOCKS`.
+        name: Name in :data:`NETS` or :data:`BLOCKS`.
         size: Height and width of the input.
-        seed: Of the weights and the input.
+        seed: Random seed of the weights and the input.
         num_blocks: Depth of MREN, for quick runs.
 
     Raises:
@@ -189,7 +189,7 @@ def _compiled_blocks(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
 def _run_once(call: Call, x: Tensor) -> Call:
     try:
         # The same blocks are compiled for many sizes and types in one process; by default torch gives up after eight.
-        torch._dynamo.config.cache_size_limit = 256  # its name in torch 2.6, and since then an alias
+        torch._dynamo.config.cache_size_limit = 256  # the name in torch 2.6, an alias since then
         with torch.inference_mode():
             call(x)
     except Exception as error:
@@ -199,19 +199,19 @@ def _run_once(call: Call, x: Tensor) -> Call:
 
 @functools.cache
 def _graph_pool() -> Any:
-    # One for all: dozens of graphs with memory of their own would fill the device. They never run at the same time, and
+    # Shared, because dozens of graphs with their own memory would fill the device. They never run at the same time, and
     # no result is read after another graph has been replayed.
     return torch.cuda.graph_pool_handle()
 
 
 def _cuda_graph(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
-    """Capture a forward in a CUDA graph, and replay it. Input and result keep the memory that was captured."""
+    """Capture a forward pass in a CUDA graph and return its replay. Input and result keep the captured memory."""
     if x.device.type != "cuda":
         raise Unavailable("CUDA graphs need --device cuda")
     stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(stream)
     with torch.inference_mode(), torch.cuda.stream(side):
-        for _ in range(3):  # allocations, choices of algorithms and autotuning cannot be recorded
+        for _ in range(3):  # allocations, algorithm selection and autotuning cannot be captured
             net(x)
     stream.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -228,7 +228,7 @@ def _cuda_graph(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
 
 
 def runtime(name: Runtime, *, calibration: Sequence[Tensor] = (), **options: str) -> Step:
-    """An engine of :mod:`examples.mren.engines`, opened with options of its own; in int8 if calibrated on images."""
+    """Return a step that converts to an engine of :mod:`examples.mren.engines`; to int8 with calibration images."""
 
     def step(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
         if x.device.type != "cpu":
@@ -250,8 +250,8 @@ def runtime(name: Runtime, *, calibration: Sequence[Tensor] = (), **options: str
     return step
 
 
-NOISE = (torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0)),)  # as fast as any calibration
-# Each takes a network and an example of its input, and returns a function of that input, and the input.
+NOISE = (torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0)),)  # the images do not affect speed
+# Each takes a network and an example input, and returns a callable and its input.
 ENGINES: dict[str, Step] = {
     "eager": lambda net, x: (net, x),
     "compiled": _compiled,
@@ -262,7 +262,7 @@ ENGINES: dict[str, Step] = {
     "openvino int8": runtime("openvino", calibration=NOISE),
     "ncnn": runtime("ncnn"),
 }
-# ncnn computes in an order of its own, and folding makes it slower. No transposed convolution is quantised.
+# ncnn has its own order of computation and is slower folded; transposed convolutions are not quantised.
 UNFOLDED_ENGINES = frozenset({"ncnn", "onnx int8", "openvino int8"})
 
 STEPS: dict[str, Step] = {
@@ -270,7 +270,7 @@ STEPS: dict[str, Step] = {
     "channels_last": _channels_last,
     "bf16": lambda net, x: (net.bfloat16(), x.bfloat16()),
     "fp16": lambda net, x: (net.half(), x.half()),
-    # The windows of a network that was trained on patches of 48 × 48.
+    # The windows of a network trained on patches of 48 × 48.
     "local": lambda net, x: (to_local(net, x.new_zeros(1, 3, 48, 48)), x),
     "padded": lambda net, x: (pad_widths(net) if isinstance(net, MREN) else net, x),
     "folded": _folded,
@@ -280,25 +280,25 @@ STEPS: dict[str, Step] = {
 
 
 def merge_branches(net: nn.Module, x: Tensor) -> nn.Module:
-    """Replace each multi-branch convolution of SPAN by the convolution that it is at inference, in place.
+    """Replace each multi-branch convolution of SPAN by its merged convolution for inference, in place.
 
     SPAN merges its branches in every call and writes the result into its own parameters, which no exporter can trace.
-    ``x`` is an input of it.
+    ``x`` is an example input.
     """
     branched = {type(module) for module in net.modules() if hasattr(module, "eval_conv")}
     if branched:
-        with torch.no_grad():  # not inference_mode: the weights that this writes go into exporters
+        with torch.no_grad():  # not inference_mode: exporters read the weights that this writes
             net(x)
         replace_modules(net, tuple(branched), lambda old, name: old.eval_conv)
     return net
 
 
 def prepare(net: nn.Module, x: Tensor, form: str) -> tuple[Call, Tensor]:
-    """Bring a network and its input into a form, such as ``"folded, channels_last, compiled"``.
+    """Convert a network and its input to a form, such as ``"folded, channels_last, compiled"``.
 
     Raises:
         ValueError: If there is no such step.
-        Unavailable: If a step cannot be done here.
+        Unavailable: If a step cannot run here.
     """
     call: Call = merge_branches(net.eval(), x)
     for step in form.split(", "):
@@ -314,6 +314,6 @@ def prepare(net: nn.Module, x: Tensor, form: str) -> tuple[Call, Tensor]:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, without the folders of this machine."""
+    """Return the first line of an error without paths of this machine."""
     first = next((line for line in str(error).splitlines() if line.strip()), "no message")
     return f"{type(error).__name__}: {re.sub(r'/[^ ]*/', '', first)}"[:200]

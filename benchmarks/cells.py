@@ -1,4 +1,4 @@
-"""The text of one cell of the tables of the benchmarks, from one measured row."""
+"""Format measured rows as cells of the benchmark tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from examples.timing import Summary, ratio
 
 
 def arithmetic_rate(row: Row, suite: Suite) -> Summary | None:
-    """MACs per second beside those of a plain convolution in the same rounds; MACs of the network as it was written."""
+    """MACs per second relative to a plain convolution in the same rounds, with the MACs of the original network."""
     plain = suite.best(CONVOLUTION)
     if plain is None or not row.get("macs") or "rounds" not in row or row["name"] == CONVOLUTION:
         return None
@@ -21,7 +21,7 @@ def arithmetic_rate(row: Row, suite: Suite) -> Summary | None:
 
 
 def shown_code(code: str) -> str:
-    """Which code a row ran, as a reader knows it."""
+    """Display name of the code that a row ran."""
     return "earlier code" if code.startswith("code of") else code
 
 
@@ -60,7 +60,7 @@ def parameters(row: Row) -> str:
 
 
 def gmacs(row: Row, decimals: int | None = None) -> str:
-    """Thousands of millions of multiply-accumulates."""
+    """Billions of multiply-accumulates."""
     if not row.get("macs"):
         return ""
     return digits(row["macs"] / 1e9) if decimals is None else f"{row['macs'] / 1e9:.{decimals}f}"
@@ -77,7 +77,7 @@ def milliseconds(row: Row) -> str:
 
 
 def spread_milliseconds(row: Row) -> str:
-    """Milliseconds, or why there are none."""
+    """Milliseconds with quartiles, or why there are none."""
     return spread(row["seconds"], 1000) if "seconds" in row else skip_reason(row)
 
 
@@ -104,7 +104,7 @@ def times(row: Row | None, other: Row | None) -> str:
 
 
 def backward(row: Row, suite: Suite) -> Row:
-    """The row that times the backward pass of the same block, too."""
+    """The row that times the same block with its backward pass."""
     return suite.row(row["name"], row["form"], BACKWARD) or {}
 
 
@@ -115,16 +115,16 @@ def memory_ratio(row: Row, suite: Suite) -> str:
 
 
 def number_of(key: str) -> Callable[[Row, Suite], str]:
-    """A column with the number that rows have under ``key``."""
+    """A column with the number under ``key``."""
     return lambda row, _: digits(row[key]) if key in row else ""
 
 
 def small(number: float) -> str:
-    """A number below 10 with two digits, or three decimals."""
+    """A small number with two decimals, or three if it is below 0.1."""
     return "< 0.001" if 0 < number < 0.001 else f"{number:.2f}" if number >= 0.1 else f"{number:.3f}"
 
 
 def times_reference(row: Row, suite: Suite) -> str:
-    """Times the reference in the same engine: eager or compiled torch, or OpenVINO."""
+    """Time relative to the reference network in the same engine: eager or compiled torch, or OpenVINO."""
     engine = next((step for step in ("openvino", "compiled") if step in row["form"].split(", ")), None)
     return times(row, suite.row(REFERENCE_NET, engine)) if engine else ratio_median(row)

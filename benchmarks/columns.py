@@ -1,4 +1,4 @@
-"""The columns of the tables that have a line for each row of a suite."""
+"""Columns of the tables that have a line for each row of a suite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COUNTED: dict[str, Column] = {
     "GMACs": lambda row, _: cells.gmacs(row),
 }
 MS: dict[str, Column] = {"ms": lambda row, _: cells.spread_milliseconds(row)}
-# By suite, each column with the text of its cells. Measurements come first: a phone shows only the first columns.
+# By suite: column headings and the text of cells. Measurements come first: a phone shows only the first columns.
 COLUMNS: dict[str, Mapping[str, Column]] = {
     "blocks": FORM
     | {

@@ -1,4 +1,4 @@
-"""Our networks and blocks beside others, in the rounds of one run."""
+"""Comparisons of our networks and blocks with others, within the rounds of one run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BLOCK_PAIRS = (
 )
 
 Comparison = tuple[str, str, Summary]
-"""Two things, of which the first is ours, the machine, and the ratio of their times or memory."""
+"""The two candidates, ours first; the machine; and the ratio of their times or memory."""
 
 
 def comparisons(results: Results) -> Iterator[Comparison]:
-    """How long, and how much memory, ours takes beside something else; suite by suite."""
+    """Yield the time and memory of ours relative to something else, suite by suite."""
     for suite in results.get("nets", []):
         best, theirs = suite.best(OURS), suite.best(REFERENCE_NET)
         for form in ("eager", "channels_last", "compiled", "channels_last, compiled"):
@@ -74,7 +74,7 @@ def _compare(suite: Suite, mine: Row | None, other: Row | None) -> Iterator[Comp
 
 
 def to_reference(row: Row, suite: Suite) -> Iterator[Comparison]:
-    """A row of ours beside its own reference; nothing for the reference itself, and for other code."""
+    """Yield a row of ours relative to its reference; nothing for the reference itself or for other code."""
     times = dict(row.get("ratio", {"to": "", "q1": 1, "q3": 1}))
     to = ", ".join(map(cells.shown_code, times.pop("to").split(" | ")[:2]))
     if not times["q1"] == times["q3"] == 1 and row.get("code", "this code") == "this code":
@@ -83,5 +83,5 @@ def to_reference(row: Row, suite: Suite) -> Iterator[Comparison]:
 
 
 def is_worse(comparison: Comparison) -> bool:
-    """Whether ours takes more, by more than noise."""
+    """Whether ours takes more time or memory, beyond noise."""
     return comparison[2].q1 > NOISE

@@ -1,4 +1,4 @@
-"""Networks and blocks of other papers, rewritten from the papers, to be measured beside ours and for nothing else."""
+"""Networks and blocks of other papers, reimplemented from the papers for comparison only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CCA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(dim=(2, 3), keepdim=True)
         variance = (x - mean).square().mean(dim=(2, 3), keepdim=True)
-        contrast = (variance + 1e-6).sqrt()  # a root has no gradient at 0, where a map is flat
+        contrast = (variance + 1e-6).sqrt()  # sqrt has no finite gradient at 0, where a map is constant
         return x * self.gate(contrast + mean)
 
 
@@ -72,7 +72,7 @@ class IMDN(nn.Module):
 
 
 class ESA(nn.Module):
-    """Enhanced spatial attention of RFANet (Liu et al., 2020), in the width that RFDN gives it."""
+    """Enhanced spatial attention of RFANet (Liu et al., 2020), with the width used in RFDN."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class PreUpsampling(nn.Module):
 
 
 def srcnn() -> PreUpsampling:
-    """SRCNN ×4 (Dong et al., 2016) in its form 9-5-5 with 57K parameters."""
+    """SRCNN ×4 (Dong et al., 2016) in its 9-5-5 form with 57K parameters."""
     convs = [nn.Conv2d(1, 64, 9, padding=4), nn.Conv2d(64, 32, 5, padding=2), nn.Conv2d(32, 1, 5, padding=2)]
     relu = nn.ReLU(inplace=True)
     return PreUpsampling(4, nn.Sequential(convs[0], relu, convs[1], relu, convs[2]), residual=False)

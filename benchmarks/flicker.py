@@ -1,14 +1,14 @@
-"""How much an upscaled video flickers: a pan over photographs, upscaled frame by frame.
+"""Measure how much upscaled video flickers: a pan over photographs, upscaled frame by frame.
 
     python -m benchmarks.flicker
 
-Each frame is cut from a photograph some pixels further to the right than the one before, and shrunk by the scale.
-The table in ``docs/results/engines`` says how far neighbouring results differ where they show the same: the RMS of
-8-bit levels, away from the borders.
+Each frame is cut from a photograph some pixels to the right of the previous one and downscaled. The table in
+``docs/results/engines`` lists the RMS difference of consecutive results, in 8-bit levels, where they show the same
+content, away from the borders.
 
-With steps of a multiple of the scale, both frames have the same low-resolution pixels. Bicubic then gives the same, and
-so does a network that looks only at what is near: what differs comes from statistics of the whole frame. With other
-steps each frame samples other points, so that everything differs, the more so the sharper a result is.
+If the step is a multiple of the scale, both frames contain the same low-resolution pixels. Bicubic results and those of
+a network with a limited receptive field are then equal; differences come from statistics of the whole frame. With other
+steps, each frame samples the scene at other points, and all results differ, sharper ones more.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def pan(name: str, step: int) -> list[Tensor]:
 
 
 def flicker(upscale: Callable[[Tensor], Tensor], frames: Sequence[Tensor], step: int) -> float:
-    """RMS difference in levels between neighbouring results where they show the same, away from the borders."""
+    """RMS difference of consecutive results, in 8-bit levels, where they show the same, away from the borders."""
     with torch.inference_mode():
         results = [upscale(frame.float()[None] / 255).clamp(0, 1)[0] * 255 for frame in frames]
     squares: list[float] = []
@@ -61,7 +61,7 @@ def flicker(upscale: Callable[[Tensor], Tensor], frames: Sequence[Tensor], step:
 
 
 def methods() -> dict[str, Callable[[Tensor], Tensor]]:
-    """What is compared."""
+    """The upscaling methods to compare."""
     net, local = fold_mren(load_mren(SCALE)), load_mren(SCALE)
     to_local(local, torch.zeros(1, 3, 48, 48))
     return {
@@ -73,7 +73,7 @@ def methods() -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def run(_: argparse.Namespace) -> None:
-    """Run the command: write a table of Markdown."""
+    """Run the command: write a Markdown table."""
     pans = {(name, step): pan(name, step) for step in STEPS for name in PHOTOGRAPHS}
     head = ["", *(f"{name}, steps of {step}" for name, step in pans)]
     rows = [

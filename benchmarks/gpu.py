@@ -1,4 +1,4 @@
-"""Frames and training steps per second on a GPU, and which fraction of the device's limits that is."""
+"""Frames and training steps per second on a GPU, and the fraction of the device's limits that they reach."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ DATA_SHEETS = {
 
 
 def gpu(settings: Settings) -> list[Row]:
-    """Networks to 1280 × 720, training steps, and a matrix product and a copy as limits, all in the same rounds.
+    """Time networks with 1280 × 720 output, training steps, and a matrix product and a copy as limits, in turn.
 
-    The candidates are listed by importance: where time is short, the last ones are skipped. None is folded, because
-    folding rewrites nothing on a GPU. A fraction is that of the least time that the device needs, which is the longer
-    one of two: for the multiply-accumulates, and for the bytes of a run in which every convolution reads its input and
-    writes its result once and all other operations are fused with it. A network that fuses convolutions can beat that.
-    The rates of the device are those measured for the matrix product and the copy, and those of its data sheet.
+    Candidates are listed by importance: if time is short, the last ones are skipped. None is folded, because folding
+    has no effect on a GPU. A fraction is the minimum time that the device needs over the measured time. The minimum is
+    the longer of two: the time of the multiply-accumulates, and that of the memory traffic if every convolution reads
+    its input and writes its result once, with all other operations fused into it. A network that fuses convolutions can
+    exceed it. The device's rates are those measured for the matrix product and the copy, and those of its data sheet.
     """
     candidates: dict[str, Candidate] = {}
     ready: dict[tuple[str, str, int], tuple[Call, Tensor]] = {}
@@ -82,7 +82,7 @@ def gpu(settings: Settings) -> list[Row]:
 
 
 def _limits(settings: Settings) -> dict[str, Candidate]:
-    """A large matrix product and a large copy: the rates that can be had in practice."""
+    """A large matrix product and a large copy: the rates achievable in practice."""
     side, count = (64, 2**12) if settings.quick else (8192, 2**29)
 
     def product(row: Row) -> Callable[[], float]:
@@ -105,7 +105,7 @@ def _limits(settings: Settings) -> dict[str, Candidate]:
 def _frames(
     key: tuple[str, str, int], ready: dict[tuple[str, str, int], tuple[Call, Tensor]], settings: Settings
 ) -> Callable[[Row], Callable[[], float]]:
-    """Builds a network in a form; a CUDA graph is recorded of the same network that runs without one."""
+    """Return a builder for a network in a form; a CUDA graph records the network that also runs without one."""
     name, form, batch = key
     plain = (name, form.removesuffix(f", {GRAPH}"), batch)
 
@@ -127,7 +127,7 @@ def _frames(
 def _training(
     name: str, form: str, patches: tuple[int, int], settings: Settings
 ) -> Callable[[Row], Callable[[], float]]:
-    """Builds a training step: L1, Adam, mixed precision, as :mod:`examples.mren.training.trainer` makes it on a GPU."""
+    """Return a builder for a training step: L1, Adam, mixed precision, as in :mod:`examples.mren.training.trainer`."""
 
     def build(row: Row) -> Callable[[], float]:
         number, side = patches
@@ -158,7 +158,7 @@ def _training(
 
 
 def _add_fractions(rows: list[Row], settings: Settings) -> None:
-    """Frames and steps per second, and how much of the device's limits they reach."""
+    """Add frames and steps per second, and the fraction of the device's limits that they reach."""
     limits = {row["name"]: row for row in rows if "rounds" in row and row["name"] in ("matrix product", "copy")}
     rates: dict[str, tuple[float, float]] = {}
     if len(limits) == 2:
@@ -169,7 +169,7 @@ def _add_fractions(rows: list[Row], settings: Settings) -> None:
         )
     gpu_name = torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else ""
     for name, (operations, bytes_) in DATA_SHEETS.items():
-        if f" {name}" in gpu_name:  # a GH200 is another
+        if f" {name}" in gpu_name:  # with the space: a GH200 must not match
             rates["fraction_of_data_sheet"] = (operations / 2, bytes_)
             break
     for row in rows:
@@ -187,9 +187,9 @@ def _add_fractions(rows: list[Row], settings: Settings) -> None:
 
 @functools.cache
 def convolutions(name: str, size: tuple[int, int], num_blocks: int | None = None) -> tuple[int, int]:
-    """Multiply-accumulates of all convolutions of a network, and the bytes that they read and write in 16 bits.
+    """Count the multiply-accumulates of all convolutions of a network, and the bytes they read and write in 16 bits.
 
-    Each tensor counts once for each convolution that takes or makes it. Other operations count nothing.
+    Each tensor counts once for each convolution that reads or writes it. Other operations do not count.
     """
     net, x = make(name, size, num_blocks=num_blocks)
     macs = numbers = 0

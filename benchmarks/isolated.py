@@ -1,4 +1,4 @@
-"""Latency and peak memory of one network or block, in a process of its own, in which no other one has left memory.
+"""Measure latency and peak memory of one network or block in its own process, free of memory left by others.
 
 :mod:`benchmarks.suites` starts it as ``python -m benchmarks.isolated REQUEST``, with JSON in and out.
 """
@@ -29,7 +29,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Request:
-    """What is measured."""
+    """A measurement."""
 
     net: str
     """Name in :data:`benchmarks.candidates.NETS` or ``BLOCKS``."""
@@ -40,14 +40,14 @@ class Request:
     device: str = "cpu"
     threads: int = 1
     repeats: int = 0
-    """Forwards to time; 0 measures memory alone."""
+    """Forward passes to time; 0 measures memory only."""
     tile: int | None = None
     """Side of the tiles in which it runs."""
     num_blocks: int | None = None
     """Depth of MREN, for quick runs."""
     keep_freed: bool = False
-    """Leave the allocator at its defaults, with which it may keep freed memory, and look at the first forward.
-    Otherwise freed memory is returned at once, and the number is the memory of a forward's tensors."""
+    """Leave the allocator at its defaults, with which it may keep freed memory, and measure the first forward pass.
+    Otherwise freed memory is returned at once, and the result is the memory of the tensors of a forward pass."""
 
 
 def measure(request: Request, timeout: float | None = None) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def measure(request: Request, timeout: float | None = None) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "benchmarks.isolated", json.dumps(asdict(request))]
     environment = os.environ | {"OMP_NUM_THREADS": str(request.threads), "PYTHONPATH": str(ROOT)}
-    if not request.keep_freed:  # settings of glibc: every block of 64 KiB and more is a mapping of its own
+    if not request.keep_freed:  # glibc: map every block of 64 KiB or more separately
         environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=timeout)
@@ -74,7 +74,7 @@ def measure(request: Request, timeout: float | None = None) -> dict[str, Any]:
 
 
 def main(request: Request) -> dict[str, Any]:
-    """Answer a request, in the process of its own."""
+    """Run a measurement, in the separate process."""
     torch.set_num_threads(request.threads)
     device, tile = torch.device(request.device), request.tile
     found: dict[str, Any] = {}
@@ -95,7 +95,7 @@ def main(request: Request) -> dict[str, Any]:
         run = forward(in_tiles, x)
     found["peak_bytes"] = peak(run, device)
     if request.repeats:
-        # A single forward is timed only where it takes so long that another warm-up would be a waste.
+        # A single forward pass is timed only if it is so slow that another warm-up would be a waste.
         turn = stopwatch(run, device) if request.repeats > 1 else partial(elapsed, run, device)
         found["rounds"] = [significant(turn(), 5) for _ in range(request.repeats)]
     return found
@@ -108,7 +108,7 @@ def resident(key: str) -> int:
 
 
 def peak(call: Callable[[], object], device: torch.device) -> int | None:
-    """Most memory that one call holds above what was held before it; its result counts, weights and input do not."""
+    """Peak memory of one call above what was held before it; its result counts, weights and input do not."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

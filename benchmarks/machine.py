@@ -1,4 +1,4 @@
-"""The machine and the versions that numbers were measured on."""
+"""Describe the machine and the software versions of a measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "timm", "spandrel", "torchsr", "onnxruntime", "openvino", "
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Machine, versions and commit of the code, for the JSON; nothing that names a user or a folder."""
+    """Return machine, versions and commit of the code for the JSON, without names of users or folders."""
     return {
         "cpu": _cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -25,7 +25,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "system": f"{platform.system()} {platform.machine()}",
-        # More than the threads in use: something else ran.
+        # If this exceeds the threads in use, something else was running.
         "load": round(psutil.getloadavg()[0], 1),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
@@ -34,7 +34,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def revision(folder: Path) -> str | None:
-    """Short commit of a checkout, with ``+`` if its code has changed since; ``None`` if it is no checkout."""
+    """Return the short commit of a checkout, with ``+`` for uncommitted changes; ``None`` if it is no checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

@@ -26,15 +26,15 @@ class Point(NamedTuple):
     cost: float
     psnr: float
     shipped: bool
-    """Whether the PSNR is that of our weights, and not the paper's."""
+    """Whether the PSNR is that of our weights rather than the paper's."""
 
 
 def points(suite: Suite, over: str) -> list[Point]:
-    """Every network whose PSNR is known.
+    """Return a point for every network whose PSNR is known.
 
     Args:
         suite: Results of ``nets``.
-        over: ``"seconds"`` or ``"macs"``, which is given for a result of 1280 × 720.
+        over: ``"seconds"``, or ``"macs"`` for a result of 1280 × 720.
     """
     printed = {row["method"]: row[f"{DATASET}_psnr"] for row in published(4)}
     psnr = {method: float(value) for method, value in printed.items() if value}
@@ -78,8 +78,8 @@ def _psnr_over(over: str, label: str, results: Results, target: Path) -> None:
 
 
 def _write_names(axes: Axes, found: list[Point]) -> None:
-    """Write each name by its point, where it overlaps no point and no other name; a line leads to a distant one."""
-    axes.figure.draw_without_rendering()  # settles the layout, and with it where the points are
+    """Label each point without overlapping points or other labels; a line connects a distant label."""
+    axes.figure.draw_without_rendering()  # fixes the layout, and with it the positions of the points
     marks = axes.transData.transform([(point.cost, point.psnr) for point in found])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in marks]
     for point in found:

@@ -1,9 +1,9 @@
-"""The errors of MREN in lower precisions, compared with float64: ``python -m benchmarks.precision``.
+"""Measure the errors of MREN in lower precisions, relative to float64: ``python -m benchmarks.precision``.
 
-The shipped weights enlarge photographs that scikit-image ships, shrunk as for scoring. With ``--calibrate FOLDER`` they
-do so in other engines, too, in int8 with the ranges of the images in that folder; without it, the rows of these engines
-stay as they are, unless they were measured with other weights. The results go to a CSV file beside those of the other
-benchmarks, with the checksum of the weights; :mod:`benchmarks.report` makes the tables. Nothing is timed.
+The shipped weights upscale photographs from scikit-image, downscaled as for scoring. ``--calibrate FOLDER`` also
+measures other engines, with int8 calibrated on the images in that folder; without it, the rows of these engines are
+kept unless they were measured with other weights. The results go to a CSV file beside those of the other benchmarks,
+with the checksum of the weights; :mod:`benchmarks.report` makes the tables. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_current(file: Path = FILE) -> list[dict[str, str]]:
 
 
 def cast(net: nn.Module, dtype: torch.dtype) -> Form:
-    """A copy of the network whose weights are of a lower type."""
+    """Return a copy of the network in a lower precision."""
     converted = copy.deepcopy(net).to(dtype)
     return lambda x: converted(x.to(dtype))
 
@@ -69,7 +69,7 @@ def forms(net: MREN) -> dict[str, Form]:
 
 def engine_forms(net: MREN, calibrate: Path) -> dict[str, Form]:
     """The forms of other engines, under their names in :data:`benchmarks.candidates.ENGINES`."""
-    from examples.mren.quantize import calibration_images  # here only: the forms of PyTorch need no engine
+    from examples.mren.quantize import calibration_images  # here, because the PyTorch forms need no engine
 
     images = calibration_images(calibrate, net.scale)
     steps = {
@@ -82,7 +82,7 @@ def engine_forms(net: MREN, calibrate: Path) -> dict[str, Form]:
 
 @torch.inference_mode()
 def measure(net: MREN, photos: Sequence[Tensor], forms: dict[str, Form]) -> list[list[str]]:
-    """A row for each form, over all photographs: its name and numbers, as in :data:`HEADER`; errors in 1/255."""
+    """Return a row per form over all photographs: its name and numbers, as in :data:`HEADER`; errors in 1/255."""
     exact = copy.deepcopy(net).double()
     originals = [mod_crop(photo, 4) for photo in photos]
     inputs = [imresize(original, 1 / 4)[None].double() / 255 for original in originals]
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks.precision", description=__doc__.partition("\n")[0])
-    parser.add_argument("--calibrate", type=path_name, help="folder of images such as those of the training")
+    parser.add_argument("--calibrate", type=path_name, help="folder of images like those used for training")
     return run_command(run, parser.parse_args, argv)
 
 

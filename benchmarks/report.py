@@ -1,8 +1,8 @@
 """Write the tables and plots of the documentation from the committed results: ``python -m benchmarks.report``.
 
 It reads ``benchmarks/results`` and writes ``docs/results/benchmarks/*.md`` and ``*.svg``, tables of
-``docs/results/engines``, and the one in ``README.md``. Ratios are taken within the rounds here, too. A table of several
-machines has one part for each.
+``docs/results/engines``, and the one in ``README.md``. Ratios are computed within rounds. A table of several machines
+has one part for each.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ README = ROOT / "README.md"
 COMMAND = "benchmarks.report"
 NOT_MEASURED = "Not measured.\n"
 MODES = (FORWARD, BACKWARD)
-# Columns of words; all others hold numbers.
+# Text columns; all others hold numbers.
 table = partial(markdown.table, text=("", "form", "code", "machine", "engine", "pass"))
 
-# What a user chooses between: network, form, and its name in the table.
+# The choices of a user: network, form, and name in the table.
 CHOICES = (
     (OURS, "eager", "MREN ×4"),
     (OURS, "folded", "MREN ×4, folded"),
@@ -54,17 +54,17 @@ CHOICES = (
 
 
 def comparison_table(found: Iterable[Comparison]) -> str:
-    """Comparisons in a table, each once: the best forms may be of the same kind."""
+    """Format comparisons as a table without duplicates: the best form may also be compared by name."""
     lines = [[what, place, spread(vars(times))] for what, place, times in dict.fromkeys(found)]
     return table(["", "machine", "times"], lines) or NOT_MEASURED
 
 
 def choices_table(results: Results, *, memory: bool = True) -> str:
-    """What a user chooses between, in milliseconds, times IMDN in the same engine, and memory; on the first machine."""
+    """Time, ratio to IMDN in the same engine, and memory of what a user chooses between, on the first machine."""
     suite = next(iter(results.get("nets", [])), None)
     if suite is None:
         return NOT_MEASURED
-    # OpenVINO runs in the suite of the engines, at the same size.
+    # OpenVINO is timed in the engines suite, at the same size.
     suites = [suite, *(each for each in results.get("engines", []) if each.place == suite.place)]
     peaks = {(row["name"], row["form"]): row.get("peak_bytes") for row in _rows(results, "memory", suite.place)}
     lines = [
@@ -86,7 +86,7 @@ def choices_table(results: Results, *, memory: bool = True) -> str:
 
 
 def costs_table(suite: Suite, results: Results) -> str:
-    """Each block beside the convolution: what it computes and keeps, and how long it takes."""
+    """Time of each block relative to a plain convolution, with saved memory, parameters and MACs."""
     counts = {row["name"]: row for row in _rows(results, "counts") if "skipped" not in row}
     lines = []
     for row in suite.rows:
@@ -107,7 +107,7 @@ def costs_table(suite: Suite, results: Results) -> str:
 
 
 def forms_tables(results: Results) -> str:
-    """How long each form takes beside the same network or block as it is written: MREN first, then the blocks."""
+    """Time of each form relative to the same network or block in eager mode: MREN first, then the blocks."""
     parts = []
     for suite in results.get("nets", []):
         if (eager := suite.row(OURS, "eager")) is None:
@@ -138,7 +138,7 @@ def forms_tables(results: Results) -> str:
 
 
 def fold_table(suite: Suite, _: Results) -> str:
-    """Folded and unfolded, and whether anything folded is slower."""
+    """Folded against unfolded, and whether anything folded is slower."""
     found = [each for row in suite.rows for each in to_reference(row, suite)]
     slower = sum(map(is_worse, found))
     text = f"**{f'{slower} of {len(found)}' if slower else 'Nothing'} folded is slower**"
@@ -158,7 +158,7 @@ def fold_table(suite: Suite, _: Results) -> str:
 
 
 def precision_table() -> str:
-    """How far each precision of PyTorch is from float64."""
+    """Errors of each PyTorch precision relative to float64."""
     rows = [row for row in read_precision() if row["network"] == OURS and row["form"] not in ENGINES]
     lines = [
         [row["form"], *(cells.small(float(row[key])) for key in ("largest", "rms")),
@@ -169,10 +169,10 @@ def precision_table() -> str:
 
 
 def engine_precision_table(results: Results) -> str:
-    """What each precision of another engine loses, and how long it takes."""
+    """PSNR loss and time of each precision in other engines."""
     rows = read_precision()
     exact = {row["network"]: float(row["psnr"]) for row in rows if row["form"] == "float64"}
-    # All times are of one run, so that they can be compared.
+    # All times come from one run, so they are comparable.
     timed = next((suite.rows for suite in results.get("engines", []) if suite.row(OURS, "openvino int8")), [])
     times = {(row["name"], row["engine"]): cells.milliseconds(row) for row in timed if "seconds" in row}
     lines = []
@@ -184,7 +184,7 @@ def engine_precision_table(results: Results) -> str:
 
 
 def pivot_table(suite: Suite, rows: Iterable[Row], column: str) -> str:
-    """Milliseconds of networks, one column each, in lines by a value of their rows."""
+    """Milliseconds of networks, one table column each, with a line for each value of ``column`` in their rows."""
     found = {(row["name"], row[column]): cells.milliseconds(row) for row in rows if "seconds" in row}
     if not found:
         return f"{suite.title}\n\n{NOT_MEASURED}"
@@ -194,18 +194,18 @@ def pivot_table(suite: Suite, rows: Iterable[Row], column: str) -> str:
 
 
 def engine_tables(results: Results) -> dict[str, str]:
-    """The tables of the pages of engines; those of times where these were measured."""
+    """The tables of the engine pages; those with times only if they were measured."""
     texts = {"precision.md": engine_precision_table(results)}
     for suite in results.get("engines", [])[:1]:
-        texts["times.md"] = pivot_table(suite, filter(_is_as_upscaling_runs_it, suite.rows), "engine")
+        texts["times.md"] = pivot_table(suite, filter(_is_upscale_form, suite.rows), "engine")
         if all(suite.row(OURS, form) for form in CONVERTED):
             ours = [row for row in suite.rows if row["name"].startswith("MREN") and row["engine"] in CONVERTED]
             texts["folded.md"] = pivot_table(suite, ours, "form")
     return texts
 
 
-def _is_as_upscaling_runs_it(row: Row) -> bool:
-    """Whether a row is of a form that ``upscale --engine`` runs; of two such rows, a table keeps the last."""
+def _is_upscale_form(row: Row) -> bool:
+    """Whether ``upscale --engine`` runs a row's form; of two such rows, a table keeps the last."""
     return row["engine"] != "onnx" or "folded" not in row["form"].split(", ")
 
 
@@ -214,14 +214,14 @@ def _rows(results: Results, suite: str, place: str | None = None) -> list[Row]:
 
 
 def rows_table(name: str, suite: Suite, _: Results) -> str:
-    """The table of :data:`~benchmarks.columns.COLUMNS` for a suite of that name."""
+    """The table of a suite with the columns of :data:`~benchmarks.columns.COLUMNS`."""
     columns = COLUMNS[name]
     rows = [row for row in suite.rows if row.get("mode") != BACKWARD]
     return table(list(columns), [[cell(row, suite) for cell in columns.values()] for row in rows])
 
 
 def gpu_table(suite: Suite, results: Results) -> str:
-    """The rows that ran on a GPU, and how many did not, for lack of time or of a package."""
+    """The rows that ran on a GPU, and the number that did not, for lack of time or of a package."""
     ran = replace(suite, rows=[row for row in suite.rows if "rounds" in row])
     budget = suite.settings.get("budget")  # not in older files
     late = f" did not fit into the {budget:g} seconds" if budget else " did not fit into the time"
@@ -233,7 +233,7 @@ def gpu_table(suite: Suite, results: Results) -> str:
 
 
 def tables(results: Results) -> dict[str, str]:
-    """Every generated Markdown file: its name and its text."""
+    """Name and text of every generated Markdown file."""
     texts = {
         "choices.md": choices_table(results),
         "losses.md": comparison_table(filter(is_worse, comparisons(results))),
@@ -250,7 +250,7 @@ def tables(results: Results) -> dict[str, str]:
 
 
 def pages(results: Results) -> dict[Path, str]:
-    """Every file of Markdown that is written, in whole or in part, with its text."""
+    """Path and text of every Markdown file that is written, in whole or in part."""
     return {
         **{DOCS / name: text for name, text in tables(results).items()},
         **{DOCS.parent / "engines" / name: text for name, text in engine_tables(results).items()},

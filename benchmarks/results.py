@@ -33,7 +33,7 @@ class Suite:
     def best(self, name: str, *, onnx: bool = False) -> Row | None:
         """The fastest form of a network in single precision, in PyTorch or in ONNX Runtime.
 
-        Local statistics are another function, so that no form of them counts.
+        Forms with local statistics compute another function and do not count.
         """
         ran = [
             row
@@ -45,13 +45,13 @@ class Suite:
 
     @property
     def place(self) -> str:
-        """Where it ran, in a few words."""
+        """Where the suite ran, in a few words."""
         threads = self.settings["threads"]
         return self.machine["gpu"] or f"{threads} thread{'s' if threads > 1 else ''}, {self.machine['instructions']}"
 
     @property
     def title(self) -> str:
-        """Where it ran, in a line."""
+        """Where the suite ran, in one line."""
         rounds = max((len(row["rounds"]) for row in self.rows if "rounds" in row), default=0)
         count = f", {rounds} round{'s' if rounds > 1 else ''}" if rounds else ""
         cpu = "" if self.machine["gpu"] else f" of {self.machine['cpu']}"
@@ -63,10 +63,10 @@ Results = dict[str, list[Suite]]
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The contents of a file of results, or those of a new one.
+    """Return the contents of a results file, or of a new one.
 
     Raises:
-        ValueError: If it is another kind of file.
+        ValueError: If it is not a results file.
     """
     if not file.exists():
         return {"format": FORMAT, "suites": {}}
@@ -77,7 +77,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def dumps(found: dict[str, Any]) -> str:
-    """JSON with a line for each row, so that two runs can be compared by ``diff``."""
+    """Format results as JSON with one line per row, so that ``diff`` can compare two runs."""
     text = ['{\n "format": ' + json.dumps(found["format"]) + ',\n "suites": {']
     for number, (name, suite) in enumerate(found["suites"].items()):
         head = {key: value for key, value in suite.items() if key != "rows"}
@@ -89,10 +89,10 @@ def dumps(found: dict[str, Any]) -> str:
 
 
 def load(folder: Path = FOLDER) -> Results:
-    """All suites of all files of a folder.
+    """Load all suites of all files in a folder.
 
     Raises:
-        ValueError: If a file is not one of results, or was made with ``--quick``.
+        ValueError: If a file is not a results file, or was made with ``--quick``.
     """
     found: Results = {}
     for file in sorted(folder.glob("*.json")):

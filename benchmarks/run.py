@@ -1,4 +1,4 @@
-"""Measure, and write the numbers to a JSON file: ``python -m benchmarks.run``.
+"""Run benchmarks and write the results to a JSON file: ``python -m benchmarks.run``.
 
 benchmarks/README.md describes the method; benchmarks.report makes tables and plots of the files.
 """
@@ -26,8 +26,8 @@ from examples.mren.data import usable_cores
 from examples.mren.files import write_text
 
 CUDA_SECONDS = 75.0
-AS_GIVEN = ("threads", "repeats", "seed", "quick")  # options that are settings, and stand in the results
-WRITE_SECONDS = 4.0  # seconds that are kept for writing the results and ending
+AS_GIVEN = ("threads", "repeats", "seed", "quick")  # options that go into the settings and the results
+WRITE_SECONDS = 4.0  # reserved for writing the results and exiting
 # Share of the time that a suite gets; 1 for the others. On a GPU, "nets" repeats a part of "gpu" at another size.
 WEIGHTS = {"gpu": 12, "blocks": 8}
 
@@ -37,25 +37,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("benchmarks.run", __doc__)
     names = ", ".join(SUITES)
     parser.add_argument("--suite", nargs="+", default=["blocks", "nets", "memory"], choices=list(SUITES),
-                        metavar="NAME", help=f"of {names}; default: blocks nets memory")  # fmt: skip
+                        metavar="NAME", help=f"one or more of {names}; default: blocks nets memory")  # fmt: skip
     parser.add_argument("--threads", type=_threads, default=1, help="a number, or 'all'; default: 1")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=whole_number(1), default=15, help="rounds; default: 15")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and the order within a round")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, inputs and the order within a round")
     parser.add_argument(
         "--limit", type=positive_number, default=math.inf, help="minutes for the rounds of each suite; default: none"
     )
     parser.add_argument("--budget", type=positive_number, metavar="SECONDS",
-                        help="for everything, from the start of the process; what does not fit is named; "
+                        help="time for everything, from the start of the process; what does not fit is listed; "
                         f"default: {CUDA_SECONDS:g} on cuda, none on a CPU")  # fmt: skip
     parser.add_argument("--against", type=path_name, help="a checkout whose training step is timed in the same rounds")
     parser.add_argument("--without", nargs="+", default=[], choices=[step for step in STEPS if step != "eager"],
-                        metavar="STEP", help="leave out forms that take this step, such as compiled")  # fmt: skip
+                        metavar="STEP", help="leave out forms that use this step, such as compiled")  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], choices=[*NETS, *BLOCKS], metavar="NAME",
                         help="networks and blocks to measure; default: all of a suite")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that everything runs, measures nothing")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: check that everything runs, measure nothing")
     parser.add_argument("-o", "--output", type=path_name, metavar="FILE.json",
-                        help="written after every suite; suites in it that are not run now stay; "
+                        help="written after every suite; its other suites are kept; "
                         "default on cuda: benchmarks/results/cuda.json")  # fmt: skip
     return parser
 
@@ -76,7 +76,7 @@ def settings_from(given: argparse.Namespace) -> Settings:
         raise ValueError("--suite gpu needs --device cuda; with --quick it runs on a CPU, too.")
     if given.against is not None:
         if "training" not in given.suite:
-            raise ValueError("--against is for --suite training, which was not asked for.")
+            raise ValueError("--against needs --suite training.")
         if not (given.against / "sc_blocks" / "__init__.py").is_file():
             raise ValueError(f"--against {given.against}: there is no sc_blocks in it; name the root of a checkout.")
     if given.output is None and (given.device != "cuda" or given.quick):
@@ -105,7 +105,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         given.settings = settings_from(given)
         given.output = given.output or results.FOLDER / "cuda.json"
         check_target(given.output, overwrite=True)
-        results.read(given.output)  # found out before hours of work: it may be another file
+        results.read(given.output)  # fail before hours of work if it is another kind of file
     except ValueError as error:
         parser.error(str(error))
     return given
@@ -115,7 +115,7 @@ def run(given: argparse.Namespace) -> None:
     """Run the command."""
     settings, output = given.settings, given.output
     torch.set_num_threads(settings.threads)
-    torch.backends.cudnn.benchmark = True  # as in the examples: the sizes of a candidate do not change
+    torch.backends.cudnn.benchmark = True  # as in the examples: a candidate's sizes do not change
     suites = list(dict.fromkeys(given.suite))
     for number, name in enumerate(suites):
         print(f"{name}, {settings.threads} thread(s)", flush=True)
@@ -123,7 +123,7 @@ def run(given: argparse.Namespace) -> None:
         suite_settings = replace(settings, deadline=deadline_of(suites[number:], settings.deadline))
         rows = SUITES[name](suite_settings)
         if not rows:
-            raise ValueError(f"--suite {name} has nothing that --only and --without leave; name what it measures.")
+            raise ValueError(f"--only and --without leave nothing of --suite {name}; name something it measures.")
         found = results.read(output)  # only now: another run may have added to it
         found["suites"][name] = {
             "machine": about,
@@ -148,14 +148,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def deadline_of(suites: Sequence[str], end: float) -> float:
-    """When the first of the suites that are left must end, so that each has its share of the time."""
+    """Return the deadline of the first remaining suite, so that each has its share of the time."""
     now = time.monotonic()
     weights = [WEIGHTS.get(name, 1) for name in suites]
     return now + (end - now) * weights[0] / sum(weights)
 
 
 def describe(row: Row) -> str:
-    """A row for the terminal."""
+    """Format a row for the terminal."""
     parts = [", ".join(str(row[key]) for key in ("name", "form", "mode", "code", "tile", "engine") if row.get(key))]
     if "skipped" in row:
         return f"{parts[0]}: skipped, {row['skipped']}"

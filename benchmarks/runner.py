@@ -20,7 +20,7 @@ from examples.timing import OutOfTime, interleave, ratio, significant, stopwatch
 from sc_blocks.introspect import Complexity, complexity
 
 FORWARD, BACKWARD = "forward", "forward+backward"
-MIN_ROUNDS = 3  # for which time is kept when candidates are prepared
+MIN_ROUNDS = 3  # time for these is reserved while candidates are prepared
 
 
 @dataclass(frozen=True)
@@ -36,31 +36,31 @@ class Settings:
     deadline: float = math.inf
     """When the suite must end, preparation included, on the clock of ``time.monotonic``."""
     quick: bool = False
-    """Tiny sizes and few candidates: shows that everything runs, measures nothing."""
+    """Tiny sizes and few candidates: checks that everything runs, measures nothing."""
     without: frozenset[str] = frozenset()
-    """Steps, such as ``compiled``: no form that takes one is measured."""
+    """Steps, such as ``compiled``; forms that use one are not measured."""
     only: frozenset[str] = frozenset()
-    """Networks and blocks that are measured; all if empty."""
+    """Networks and blocks to measure; all if empty."""
     against: Path | None = None
     """Another checkout whose training step is timed as well."""
     log: Callable[[str], object] = print
 
     @property
     def num_blocks(self) -> int | None:
-        """Depth of MREN, where it is not that of the network."""
+        """Depth of MREN; ``None`` for the network's own."""
         return 1 if self.quick else None
 
     def allows(self, form: str) -> bool:
-        """Whether a form takes no step that was excluded. Quick runs compile and export nothing."""
+        """Whether a form uses no excluded step. Quick runs do not compile or export."""
         slow = {*ENGINES, "compiled blocks"} - {"eager"} if self.quick else set()
         return not (self.without | slow) & set(form.split(", "))
 
     def chosen(self, names: Iterable[str]) -> list[str]:
-        """Those of the networks or blocks of a suite that are measured."""
+        """Return the networks or blocks of a suite that are measured."""
         return [name for name in names if not self.only or name in self.only]
 
     def make(self, name: str, size: tuple[int, int]) -> tuple[nn.Module, Tensor]:
-        """A candidate of that name with its input, on the device."""
+        """Build a network or block and its input on the device."""
         net, x = make(name, size, seed=self.seed, num_blocks=self.num_blocks)
         return net.to(self.device), x.to(self.device)
 
@@ -70,20 +70,20 @@ class Candidate:
     """Something to time."""
 
     row: Row
-    """Its entry in the results. It names the candidate; preparing and timing add to it."""
+    """Its entry in the results, with its name; preparing and timing add to it."""
     build: Callable[[Row], Callable[[], float]]
-    """Prepares it, and returns a function that times one turn of it."""
+    """Prepares the candidate and returns a function that times one turn of it."""
     reference: str | None = None
     """Key of the candidate that its time is compared with."""
     late: bool = False
-    """Whether it takes long to prepare, and is therefore prepared after the others."""
+    """Whether it is slow to prepare, and therefore prepared after the others."""
 
 
 def measure(candidates: Mapping[str, Candidate], settings: Settings) -> list[Row]:
     """Prepare candidates, time them in turn, and return their rows.
 
-    Before a deadline, a candidate may take half of the time that is left to be prepared, the last one all of it;
-    time for some rounds is kept. A candidate that does not fit is skipped, and its row says so.
+    With a deadline, preparing a candidate may take half of the remaining time, the last one all of it; time for some
+    rounds is reserved. A candidate that does not fit is skipped, and its row says so.
     """
     turns: dict[str, Callable[[], float]] = {}
     waiting = sorted(candidates, key=lambda key: candidates[key].late)
@@ -106,7 +106,7 @@ def measure(candidates: Mapping[str, Candidate], settings: Settings) -> list[Row
             candidate.row["skipped"] = str(error)
         except OutOfTime:
             candidate.row["skipped"] = f"not prepared within {allowed:.1f} s"
-        except Exception as error:  # one candidate must not end a run of many
+        except Exception as error:  # one candidate must not end the whole run
             candidate.row["skipped"] = reason(error)
         settings.log(f"  ready: {key}{skipped(candidate.row)}")
     limit = min(settings.limit, settings.deadline - time.monotonic())
@@ -127,7 +127,7 @@ def measure(candidates: Mapping[str, Candidate], settings: Settings) -> list[Row
 
 
 def _guarded(turn: Callable[[], float], row: Row) -> Callable[[], float]:
-    """A turn that fails once is skipped from then on, and its row says why: it must not end a run of many."""
+    """Wrap a turn so that a failure does not end the run: it is skipped from then on, and its row says why."""
 
     def run() -> float:
         if "skipped" not in row:
@@ -141,14 +141,14 @@ def _guarded(turn: Callable[[], float], row: Row) -> Callable[[], float]:
 
 
 def entry(name: str, form: str, size: tuple[int, int], **more: object) -> Row:
-    """A row of a network or block, before anything is known about it."""
+    """Return the initial row of a network or block."""
     return {"name": name, "form": form, **more, "size": [1, 3 if name in NETS else 60, *size]}
 
 
 def timed_form(
     name: str, form: str, size: tuple[int, int], settings: Settings, reference: str, **more: object
 ) -> Candidate:
-    """A candidate that is a network or block in a form; ``more`` goes into its row, ``mode=BACKWARD`` among it."""
+    """Return a candidate for a network or block in a form; ``more``, such as ``mode=BACKWARD``, goes into its row."""
 
     def build(row: Row) -> Callable[[], float]:
         net, x = settings.make(name, size)
@@ -161,7 +161,7 @@ def timed_form(
 
 
 def forward(call: Call, x: Tensor) -> Callable[[], object]:
-    """A call for inference."""
+    """Return a function that runs inference."""
 
     def run() -> object:
         with torch.inference_mode():
@@ -171,7 +171,7 @@ def forward(call: Call, x: Tensor) -> Callable[[], object]:
 
 
 def backward(call: Call, x: Tensor) -> Callable[[], object]:
-    """A forward and a backward pass, with gradients of the input and of the parameters."""
+    """Return a function that runs forward and backward, with gradients for the input and the parameters."""
     x = x.detach().requires_grad_()
 
     def run() -> None:
@@ -187,7 +187,7 @@ def backward(call: Call, x: Tensor) -> Callable[[], object]:
 
 @functools.cache
 def cost(name: str, size: tuple[int, int], num_blocks: int | None = None) -> Row:
-    """Parameters and multiply-accumulates of a network as it was written, whatever form it is about to take."""
+    """Count the parameters and multiply-accumulates of a network in its original form."""
     net, x = make(name, size, num_blocks=num_blocks)
     counted: Complexity | None = None
     try:

@@ -1,8 +1,9 @@
-"""Training steps of one checkout, on request, so that old and new code are timed in turn in one run.
+"""Run training steps of one checkout on request, so that old and new code are timed in turn in one run.
 
 :mod:`benchmarks.suites` starts one process for each candidate, by the path of this file and with the packages of a
 checkout on ``PYTHONPATH``. The process imports nothing of ``benchmarks``, which that checkout need not have. It answers
-on standard output, a line of JSON each: first what it is, then for each line on standard input the seconds of a step.
+on standard output in lines of JSON: first its package and loss, then the seconds of a step for each line on standard
+input.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Request:
-    """A training step."""
+    """Settings of a training step."""
 
     form: str
     """``"eager"``, ``"channels_last"``, ``"compiled"`` or several, separated by ``", "``."""
     device: str = "cpu"
     threads: int = 1
     batch_size: int = 4
-    """Patches a step."""
+    """Patches per step."""
     patch_size: int = 24
     """Side of the low-resolution patches."""
     num_blocks: int = 6
@@ -36,18 +37,18 @@ class Request:
 
 
 class Worker:
-    """The process that makes the steps, seen from outside.
+    """Handle of the process that runs the steps.
 
     Args:
         checkout: Folder whose ``sc_blocks`` and ``examples`` are timed.
-        request: The step.
+        request: Settings of the step.
 
     Raises:
         RuntimeError: If the process fails before its first step; the message holds its last line.
     """
 
     def __init__(self, checkout: Path, request: Request) -> None:
-        # Not a pipe, which fills up while nobody reads it; open for as long as the process runs.
+        # Not a pipe, which would fill up while nobody reads it; open as long as the process runs.
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__)), json.dumps(asdict(request))],
@@ -61,15 +62,15 @@ class Worker:
         try:
             first = self._answer()
             if Path(first["package"]).resolve() != (checkout / "sc_blocks").resolve():
-                raise RuntimeError(f"the steps of {checkout.name} would have been those of another sc_blocks.")
-        except BaseException:  # also when the time is up
+                raise RuntimeError(f"the steps of {checkout.name} would have run another sc_blocks.")
+        except BaseException:  # including a timeout
             self.process.kill()
             self.close()
             raise
         self.loss: float = first["loss"]
 
     def step(self) -> float:
-        """Seconds of one training step."""
+        """Run one training step and return its seconds."""
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
         return self._answer()["seconds"]
@@ -89,7 +90,7 @@ class Worker:
 
 
 def own_optimizer(net: Any, lr: float) -> Any:
-    """The optimizer of the checkout's own training; Adam, if that has no function for it."""
+    """Return the optimizer of the checkout's own training, or Adam if it has no function for it."""
     for name in ("examples.mren.training.recipes", "examples.mren.recipes"):  # the second before 0.2.0
         try:
             return import_module(name).make_optimizer(net, lr)
@@ -101,10 +102,10 @@ def own_optimizer(net: Any, lr: float) -> Any:
 
 
 def main(request: Request) -> None:
-    """Answer requests, in the process."""
+    """Answer requests in the worker process."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # compilers and libraries print to standard output, too
-    sys.path.pop(0)  # the folder of this file, whose modules are not the checkout's
+    sys.path.pop(0)  # this file's folder, which does not belong to the checkout
 
     import torch
     import torch.nn.functional as F

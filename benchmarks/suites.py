@@ -36,13 +36,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def blocks(settings: Settings) -> list[Row]:
-    """Each block on a map of 60 channels, forward and with backward, beside a plain convolution."""
+    """Time each block on a map of 60 channels, forward and with backward, against a plain convolution."""
     size = (12, 16) if settings.quick else (180, 320)
     names = [CONVOLUTION, "SCACB", "CCA of IMDN"] if settings.quick else settings.chosen(BLOCKS)
     layouts = ("eager", "channels_last") if settings.device.type == "cpu" else ("eager", "channels_last, bf16")
     candidates: dict[str, Candidate] = {}
     for name in names:
-        # Folding rewrites nothing on a GPU.
+        # Folding has no effect on a GPU.
         folded = ["folded"] if name in FOLDED_BLOCKS and settings.device.type == "cpu" else []
         for form in filter(settings.allows, (*layouts, *folded)):
             for mode in (FORWARD,) if form == "folded" else (FORWARD, BACKWARD):
@@ -53,7 +53,7 @@ def blocks(settings: Settings) -> list[Row]:
 
 
 def nets(settings: Settings) -> list[Row]:
-    """Latency of whole networks in the forms in which they can run, and of a plain convolution for the rate."""
+    """Time whole networks in all their forms, and a plain convolution as a reference for the rate."""
     size, wide = ((12, 16), (12, 16)) if settings.quick else ((120, 160), (180, 320))
     wanted = [(CONVOLUTION, form, wide) for form in ("eager", "channels_last")]
     wanted += [(name, form, size) for name in _nets(settings) for form in NETS[name].forms if settings.allows(form)]
@@ -64,15 +64,15 @@ def nets(settings: Settings) -> list[Row]:
     return measure(candidates, settings)
 
 
-# The networks that are compared by the same engine.
+# Engines that run converted files, and the networks compared in each engine.
 CONVERTED = ("onnx", "openvino")
 IN_ENGINES = ("MREN ×4", "MREN-S ×4", "IMDN ×4", "SAFMN ×4", "SPAN ×4")
 
 
 def engines(settings: Settings) -> list[Row]:
-    """Each network by each engine, MREN folded, beside IMDN by the same engine; in converted files unfolded, too.
+    """Time each network in each engine, relative to IMDN in the same engine.
 
-    Folded for OpenVINO, its widths are padded.
+    MREN is folded, for OpenVINO with padded widths; in converted files it is timed unfolded as well.
     """
     size = (12, 16) if settings.quick else (120, 160)
     candidates: dict[str, Candidate] = {}
@@ -91,18 +91,18 @@ def engines(settings: Settings) -> list[Row]:
 
 FOLDING = (*FOLDED_BLOCKS, "DRACBChain of 4", "MREN ×2", "MREN ×4", "MREN-S ×4")
 FOLDING_SIZES = ((12, 12), (24, 24), (48, 48), (120, 160), (180, 320), (270, 480))
-FOLDING_MEMORY = 120 * 160  # pixels from which memory is measured: that of less is noise of the allocator
+FOLDING_MEMORY = 120 * 160  # pixels from which memory is measured: below, it is allocator noise
 
 
 def fold(settings: Settings) -> list[Row]:
-    """Blocks and networks as written and folded, at small and large sizes: time of the two in turn, and peak memory."""
+    """Time blocks and networks unfolded and folded in turn, at small and large sizes, and measure peak memory."""
     rows: list[Row] = []
     names, sizes = (("SCACB", "MREN ×4"), ((12, 16),)) if settings.quick else (settings.chosen(FOLDING), FOLDING_SIZES)
     sides = len(names) * sum(math.sqrt(math.prod(size)) for size in sizes)
     for name in names:
         for size in sizes:
             limited = replace(settings, limit=settings.limit * math.sqrt(math.prod(size)) / sides)
-            # Each pair on its own: the two stand close together, and small sizes do not wait for large ones.
+            # Pair by pair: the two run close together, and small sizes do not wait for large ones.
             pair = {form: timed_form(name, form, size, settings, "eager") for form in ("eager", "folded")}
             for row in measure(pair, limited):
                 if math.prod(size) >= FOLDING_MEMORY or settings.quick:
@@ -112,13 +112,13 @@ def fold(settings: Settings) -> list[Row]:
 
 
 def memory(settings: Settings) -> list[Row]:
-    """Peak memory of one forward, each candidate in a process of its own."""
+    """Measure the peak memory of one forward pass, each candidate in its own process."""
     size = (12, 16) if settings.quick else (180, 320)
     rows = []
     for name in _nets(settings):
         for form in list(filter(settings.allows, NETS[name].memory_forms))[: 1 if settings.quick else None]:
             row = entry(name, form, size) | _isolated(name, form, size, settings)
-            # After compilation so much memory is held that a first forward says nothing.
+            # Compilation holds so much memory that a first forward pass tells nothing.
             if "skipped" not in row and "compiled" not in form and settings.device.type == "cpu":
                 kept = _isolated(name, form, size, settings, keep_freed=True)
                 row["peak_bytes_with_default_allocator"] = kept.get("peak_bytes")
@@ -133,9 +133,9 @@ TILE = 256
 
 
 def growth(settings: Settings) -> list[Row]:
-    """Latency and peak memory from 64 × 64 to 1080p input, whole and in tiles; not in turn, a process for each.
+    """Measure latency and peak memory from 64 × 64 to 1080p input, whole and in tiles, each in its own process.
 
-    Small sizes come first, so that a limit of time leaves out the same large ones for all.
+    Small sizes come first, so that a time limit leaves out the same large ones for all.
     """
     sizes = ((12, 12), (16, 24)) if settings.quick else GROWTH_SIZES
     tile = 16 if settings.quick else TILE
@@ -165,14 +165,14 @@ def growth(settings: Settings) -> list[Row]:
 
 
 def training(settings: Settings) -> list[Row]:
-    """One training step of MREN ×4, and the same step of another checkout in the same rounds."""
+    """Time one training step of MREN ×4, and the same step of another checkout in the same rounds."""
     forms = ("eager", "channels_last") if settings.quick else ("eager", "channels_last", "compiled")
     # Patches per step and their side, of the recipe for a CPU and of the paper's.
     batches = {(1, 8): forms} if settings.quick else {(4, 24): forms, (16, 48): ("eager",)}
     checkouts = {"this code": ROOT}
     if settings.against is not None:
         checkouts[f"code of {machine.revision(settings.against) or 'another checkout'}"] = settings.against
-    # The last checkout is the one to compare with: this one where there is no other.
+    # The last checkout is the one to compare with; it is this one if there is no other.
     last = list(checkouts)[-1]
     workers: list[Worker] = []
 
@@ -206,7 +206,7 @@ def training(settings: Settings) -> list[Row]:
 
 
 def counts(settings: Settings) -> list[Row]:
-    """Parameters, multiply-accumulates and bytes kept for the backward pass of each block: counted, not measured."""
+    """Count parameters, multiply-accumulates and bytes kept for the backward pass of each block."""
     rows = []
     for name in settings.chosen(BLOCKS):
         row = entry(name, "eager", (180, 320))
@@ -220,12 +220,12 @@ def counts(settings: Settings) -> list[Row]:
 
 
 def kept_for_backward(block: nn.Module, size: Sequence[int]) -> int:
-    """Bytes that a training step holds between forward and backward: what autograd saves, without parameters.
+    """Count the bytes that a training step holds between forward and backward: what autograd saves, without parameters.
 
-    Each piece of memory is counted once, on the ``meta`` device. A block's own input counts where it is saved.
+    Each storage is counted once, on the ``meta`` device. The block's input counts if it is saved.
     """
     block = block.to("meta")
-    # The storages themselves are kept: torch gives one object for each as long as it lives, and no id is used twice.
+    # Keeping the storages alive makes their ids unique: torch returns the same object for each as long as it lives.
     ours = {id(storage): storage for storage in (parameter.untyped_storage() for parameter in block.parameters())}
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -270,7 +270,7 @@ def _isolated(name: str, form: str, size: tuple[int, int], settings: Settings, *
 
 
 def _too_large(done: list[Row], size: tuple[int, int], tiled: int | None, end: float) -> str | None:
-    """Why the next size is not tried, by the time and memory of the last one."""
+    """Return why the next size is not tried, estimated from the time and memory of the last one."""
     if not done:
         return None
     last = done[-1]

@@ -345,7 +345,7 @@ def test_a_worker_of_something_else_is_refused(tmp_path: Path) -> None:
         (["--limit", "0"], "--limit: must be a number above 0, got 0"),
         (["--budget", "0"], "--budget: must be a number above 0, got 0"),
         (["--suite", "gpu"], "--suite gpu needs --device cuda"),
-        (["--against", "."], "--against is for --suite training"),
+        (["--against", "."], "--against needs --suite training"),
         (["--suite", "training", "--against", "docs"], "there is no sc_blocks in it"),
         (["--suite", "speed"], "invalid choice: 'speed'"),
         (["-o", "results.csv"], r"--output must be a \.json file, got results\.csv"),
@@ -542,7 +542,7 @@ def test_a_suite_of_which_nothing_is_left_replaces_no_results(
 ) -> None:
     file = tmp_path / "mine.json"
     assert run.main(["--suite", "blocks", "--only", "MREN ×4", "-o", str(file)]) == 1
-    assert "--suite blocks has nothing that --only and --without leave" in capsys.readouterr().err
+    assert "--only and --without leave nothing of --suite blocks" in capsys.readouterr().err
     assert not file.exists()
 
 
