@@ -1,4 +1,4 @@
-"""How the documentation is built."""
+"""Sphinx configuration of the documentation."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 HERE = Path(__file__).parent
-# Sphinx runs this file by itself; what is imported here and documented is that of this checkout.
+# Sphinx runs this file on its own; import and document the modules of this checkout.
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
 from sphinx.util.inspect import TypeAliasForwardRef  # noqa: E402
@@ -43,11 +43,11 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "browser", "results/*.md", "results/*/*.md"]  # the latter are parts of pages
+exclude_patterns = ["_build", "browser", "results/*.md", "results/*/*.md"]  # the results are included in pages
 
 html_theme = "furo"
 html_title = f"sc_blocks {release}"
-pygments_dark_style = "a11y-high-contrast-dark"  # the pair of the theme's light one; its default underlines modules
+pygments_dark_style = "a11y-high-contrast-dark"  # matches the theme's light style; the default underlines modules
 html_favicon = html_logo = "images/logo.svg"
 templates_path = ["_templates"]
 html_static_path = ["_static", "images/mren_sample.png"]
@@ -80,7 +80,7 @@ if html_baseurl:
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-# By name in signatures, with a place in the reference, and not spelled out.
+# Shown by name in signatures, with a link to the reference, instead of spelled out.
 autodoc_type_aliases = {
     "CommunicationLike": "sc_blocks.communication.CommunicationLike",
     "Exchange": "sc_blocks.scacb.Exchange",
@@ -98,7 +98,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Number of parameters", "Shape", "Source"]
 
-# Names of other projects are linked without a network: docs/inventories lists those that are needed.
+# Names of other projects are linked offline: docs/inventories lists those that are needed.
 intersphinx_mapping = {
     project: (address, write_inventory(HERE / "inventories" / f"{project}.txt", HERE / "_build" / f"{project}.inv"))
     for project, address in {
@@ -107,8 +107,8 @@ intersphinx_mapping = {
     }.items()
 }
 nitpicky = True
-# Not in the reference: a command, whose options are on a page of their own, a class that only fold_mren builds, and the
-# types of a network that comes back as it was given, and of a module that is replaced.
+# Not in the reference: a command, whose options have their own page; a class that only fold_mren builds; and type
+# variables.
 nitpick_ignore = [
     ("py:mod", "examples.mren.train"),
     ("py:class", "examples.mren.fold.FoldedMREN"),

@@ -16,12 +16,12 @@ from examples.mren.ablate import TABLES
 from examples.mren.report import RESULTS as ABLATIONS
 
 CONVOLUTION = "3×3 convolution"
-UNCOMPARED = "Not compared in a network so far."
+UNCOMPARED = "Not compared in a network yet."
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says of a block, besides the numbers."""
+    """Text of a block's card, besides the numbers."""
 
     title: str
     figure: str
@@ -29,7 +29,7 @@ class Card:
     purpose: str
     shape: str
     counted: str
-    """Its name in the committed counts and times."""
+    """Name of the block in the committed counts and times."""
     verdict: Callable[[], str] = lambda: UNCOMPARED
 
 
@@ -43,15 +43,15 @@ def compared(
     among: Callable[[str], bool] = lambda name: True,
     datasets: Sequence[str] = ("Set5",),
 ) -> Callable[[], str]:
-    """A sentence on the differences of two rows, with their 95 % confidence intervals.
+    """Return a function that writes a sentence on the difference of two rows, with 95 % confidence intervals.
 
     Args:
         file: The runs of a comparison.
         base: The row to compare with.
         row: The row of the block.
         what: The network, for the sentence.
-        against: What ``base`` has in the place of the block.
-        among: Whether a row of this name is one of those that tell what is chance.
+        against: What ``base`` has in place of the block.
+        among: Whether a row of this name counts for the estimate of the random variation.
         datasets: The test sets.
     """
 
@@ -81,7 +81,7 @@ def in_table_4(name: str) -> bool:
 
 
 def attention(row: str) -> Callable[[], str]:
-    """What a channel attention with local statistics brings to the U-Net."""
+    """Gain of a channel attention with local statistics in the U-Net."""
     return compared(
         HOSTS / "unet_denoise.csv",
         PLAIN,

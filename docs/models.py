@@ -1,6 +1,6 @@
-"""The tables of the page of models, made from the committed weights, scores and times while the site is built.
+"""The tables of the models page, made from the committed weights, scores and times while the site is built.
 
-A weight file that is put into ``examples/mren/weights`` with its scores is on the page without further ado.
+A weight file that is added to ``examples/mren/weights`` with its scores appears on the page automatically.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from examples.records import read_rows
 from sc_blocks.introspect import complexity
 
 DOCS = Path(__file__).parent
-WIDTH, HEIGHT = 1280, 720  # of the result that multiply-accumulates are counted for
+WIDTH, HEIGHT = 1280, 720  # output size for which multiply-accumulates are counted
 DASH = "–"
 
 Scores = dict[str, tuple[float, float]]
@@ -31,18 +31,18 @@ Scores = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Weights:
-    """One weight file, and what the committed files beside it say about it."""
+    """One weight file, with the committed data about it."""
 
     file: Path
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """Those of the constructor, from the metadata of the file."""
+        """Constructor arguments, from the metadata of the file."""
         return read_weights(self.file)[0]
 
     @property
     def scale(self) -> int:
-        """What height and width are multiplied by."""
+        """Factor for height and width."""
         return self.arguments["scale"]
 
     @property
@@ -50,7 +50,7 @@ class Weights:
         """``"mren"``, ``"mren_s"`` or ``"mren_l"``."""
         variant = variant_of(self.arguments)
         if variant is None:
-            raise ValueError(f"{self.file}: is of none of the variants {', '.join(VARIANTS)}.")
+            raise ValueError(f"{self.file}: is none of the variants {', '.join(VARIANTS)}.")
         return variant
 
     @property
@@ -70,7 +70,7 @@ class Weights:
 
     @property
     def call(self) -> str:
-        """How the weights are loaded."""
+        """The call that loads the weights."""
         arguments = [str(self.scale)]
         arguments += [f'"{self.variant}"'] * (self.variant != "mren") + [f'path="{self.kind}"'] * bool(self.kind)
         return f"load_mren({', '.join(arguments)})"
@@ -84,11 +84,11 @@ class Weights:
 
     @property
     def method(self) -> str:
-        """The name that these weights are scored under."""
+        """The name under which these weights are scored."""
         return self.file.stem if self.kind else self.variant
 
     def scores(self, method: str) -> Scores:
-        """Means over each test set: of these weights, or of ``"bicubic"``; none if they were not scored there."""
+        """Mean scores on each test set, of these weights or of ``"bicubic"``; without the sets that were not scored."""
         file = self.file.with_suffix(".scores.csv")
         rows = [row for row in read_rows(file) if row["method"] == method] if file.exists() else []
         own = {name: [row for row in rows if row["dataset"] == name] for name in DATASETS}
@@ -100,13 +100,13 @@ class Weights:
 
     @property
     def images(self) -> str:
-        """What the card says about the images of the training."""
+        """The training images, as the model card describes them."""
         section = (self.file.parent / "README.md").read_text(encoding="utf-8").partition(f"\n## {self.file.stem}\n")[2]
         found = re.search(r"^\| images \| (.*) \|$", section.partition("\n## ")[0], re.MULTILINE)
         return found[1] if found else ""
 
     def seconds(self, suite: results.Suite, form: str) -> float | None:
-        """Time for a megapixel of the result, if it was measured."""
+        """Time per megapixel of the result, if it was measured."""
         row = suite.row(self.network, form)
         if row is None:
             return None
@@ -122,7 +122,7 @@ def shipped(folder: Path = WEIGHTS) -> list[Weights]:
 
 
 def timed() -> results.Suite:
-    """The committed times of the most shipped networks on one machine."""
+    """The committed times of the machine with the most shipped networks."""
     names = {weights.network for weights in shipped()}
     return max(results.load()["nets"], key=lambda suite: sum(suite.row(name, "folded") is not None for name in names))
 
@@ -153,19 +153,19 @@ def summary(found: list[Weights], suite: results.Suite) -> str:
         )
     head = ["weights", "PSNR", "over bicubic", "parameters", "GMACs", "s / MP", "MB"]
     note = (
-        f"PSNR on Set14 in dB; multiply-accumulates for a result of {WIDTH} × {HEIGHT}; seconds for a megapixel of the "
+        f"PSNR on Set14 in dB; multiply-accumulates for a result of {WIDTH} × {HEIGHT}; seconds per megapixel of the "
         f"result on {suite.place} of {suite.machine['cpu']}, torch {suite.machine['versions']['torch']}, folded. "
-        f"{DASH}: not measured; the weights for photographs have [scores of their own](how-to/photographs.md).\n"
+        f"{DASH}: not measured; the weights for photographs have [separate scores](how-to/photographs.md).\n"
     )
     return f"{table(head, rows, text=('weights',))}\n{note}"
 
 
 def section(weights: Weights, suite: results.Suite) -> str:
-    """All that is known of a file, under a heading of its own."""
+    """All data on a file, under its own heading."""
     parameters, macs = weights.cost
     path = Path(os.path.relpath(weights.file, DOCS)).as_posix()
     download = f"{{download}}`{weights.file.name} <{path}>`, {weights.file.stat().st_size / 1e6:.2f} MB"
-    terms = "allow commercial use, some with attribution" if weights.kind == FREE else "have terms of their own"
+    terms = "allow commercial use, some with attribution" if weights.kind == FREE else "have their own terms"
     facts = {
         "load": f"`{weights.call}`",
         "scale": f"×{weights.scale}",
@@ -189,13 +189,13 @@ def _times(weights: Weights, suite: results.Suite) -> str:
     forms = {"not folded": "eager", "folded": "folded", "folded, in ONNX Runtime": "folded, onnx"}
     times = {words: weights.seconds(suite, form) for words, form in forms.items()}
     parts = [f"{seconds:.2f} s {words}" for words, seconds in times.items() if seconds]
-    return f"{'; '.join(parts)}; for a megapixel of the result, {suite.place}" if parts else ""
+    return f"{'; '.join(parts)}; per megapixel of the result, {suite.place}" if parts else ""
 
 
 def _scores(weights: Weights) -> str:
     ours, bicubic = weights.scores(weights.method), weights.scores("bicubic")
     if not ours:
-        return "What it gains on JPEGs and on noise: [JPEGs and real photographs](how-to/photographs.md).\n"
+        return "For the gains on JPEGs and noise, see [JPEGs and real photographs](how-to/photographs.md).\n"
     rows = [
         [name, *(f"{of[name][0]:.2f}" for of in (ours, bicubic)), *(f"{of[name][1]:.4f}" for of in (ours, bicubic))]
         for name in ours

@@ -33,16 +33,16 @@ def test_a_sound_site_has_no_faults(site: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("element", "fault"),
     [
-        ('<a href="part/c.html">', "leads to no file, part/c.html"),
-        ('<a href="part/b.html#there">', "no such place on the page, part/b.html#there"),
-        ('<a href="/c.html">', "leads to no file, /c.html"),
-        ('<a href="#bottom">', "no such place on the page, #bottom"),
-        ('<a href="../outside.html">', "leads out of the site, ../outside.html"),
-        ('<img src="b.png" alt="B">', "leads to no file, b.png"),
-        ('<img src="a.svg">', "picture without alternative text, a.svg"),
-        ('<img src="a.svg" alt="images/a.svg">', "picture without alternative text, a.svg"),
-        ('<script src="missing.js"></script>', "leads to no file, missing.js"),
-        ('<link rel="stylesheet" href="missing.css"/>', "leads to no file, missing.css"),
+        ('<a href="part/c.html">', "link to a missing file, part/c.html"),
+        ('<a href="part/b.html#there">', "link to a missing anchor, part/b.html#there"),
+        ('<a href="/c.html">', "link to a missing file, /c.html"),
+        ('<a href="#bottom">', "link to a missing anchor, #bottom"),
+        ('<a href="../outside.html">', "link out of the site, ../outside.html"),
+        ('<img src="b.png" alt="B">', "link to a missing file, b.png"),
+        ('<img src="a.svg">', "image without alternative text, a.svg"),
+        ('<img src="a.svg" alt="images/a.svg">', "image without alternative text, a.svg"),
+        ('<script src="missing.js"></script>', "link to a missing file, missing.js"),
+        ('<link rel="stylesheet" href="missing.css"/>', "link to a missing file, missing.css"),
     ],
 )
 def test_what_is_broken_is_found(site: Path, capsys: pytest.CaptureFixture[str], element: str, fault: str) -> None:

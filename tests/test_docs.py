@@ -209,7 +209,7 @@ def test_a_broken_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"list\.txt, line 3: must be 'name domain:role where'"):
         read(listing)
     listing.write_text("torch.Tensor py:class a.html#$\n" * 2)
-    with pytest.raises(ValueError, match=r"line 2: torch\.Tensor stands there already"):
+    with pytest.raises(ValueError, match=r"line 2: torch\.Tensor is listed already"):
         read(listing)
 
 

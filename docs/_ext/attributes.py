@@ -1,6 +1,6 @@
-"""Docstrings of attributes and constants are prose: what stands before their first colon is no type.
+"""Keep Napoleon from taking text before a colon in docstrings of attributes and constants for a type.
 
-Napoleon reads ``type: description`` in the first line of such a docstring; an empty comment keeps it from doing so.
+Napoleon parses the first line of such a docstring as ``type: description``; an empty comment before it prevents that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The end of a command's help as text and calls, and each default once, as the help itself says it."""
+"""Format the epilogue of a command's help as text and code, and show each default only once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 
 WRAP = "sphinx-argparse-cli-wrap"
 EMPTY = ("False", "[]", "{}", "inf")
-"""Defaults that say no more than that the option was not given."""
+"""Defaults that only mean that the option was not given."""
 
 
 def tidy(app: Sphinx, doctree: nodes.document) -> None:
@@ -22,7 +22,7 @@ def tidy(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def paragraphs(block: nodes.literal_block) -> list[nodes.Element]:
-    """Indented calls as code, all else as text."""
+    """Return indented calls as code, and everything else as text."""
     found: list[nodes.Element] = []
     for part in re.split(r"\n\s*\n", block.astext().rstrip()):
         if part.startswith("    "):
@@ -35,7 +35,7 @@ def paragraphs(block: nodes.literal_block) -> list[nodes.Element]:
 
 
 def drop_default(option: nodes.paragraph) -> None:
-    """Leave out ``(default: 4)`` after a help that ends with ``(4)``, and defaults that say nothing."""
+    """Remove ``(default: 4)`` after a help text that ends with ``(4)``, and defaults that carry no information."""
     for before, literal, after in zip(option.children, option.children[1:], option.children[2:], strict=False):
         head, opening, _ = before.astext().rpartition(" (default: ")
         default = literal.astext()

@@ -1,7 +1,7 @@
-"""Parts of pages that are made while the site is built, from files of the repository.
+"""Insert parts of pages that are generated from files of the repository while the site is built.
 
-``<!-- made by docs.models -->`` on a page stands for what ``docs.models.text()`` returns, in Markdown. Such a page is
-read anew in every build, since what it is made of changes without it.
+``<!-- made by docs.models -->`` on a page is replaced with the Markdown that ``docs.models.text()`` returns. Such a
+page is read again in every build, because its sources change independently of it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ MARK = re.compile(r"^<!-- made by (docs\.\w+) -->$", re.MULTILINE)
 
 
 def insert(app: Sphinx, page: str, content: list[str]) -> None:
-    """Replace the marks of a page by what they stand for."""
+    """Replace the markers in a page with the generated text."""
     content[0] = MARK.sub(lambda found: importlib.import_module(found[1]).text(), content[0])
 
 
 def outdated(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
-    """Pages with marks."""
+    """Return the pages with markers."""
     return [page for page in env.found_docs if MARK.search(Path(env.doc2path(page)).read_text(encoding="utf-8"))]
 
 

@@ -1,4 +1,4 @@
-"""Captions of tables of contents are headings to screen readers, which Sphinx gives no level."""
+"""Give a heading level to the captions of tables of contents: screen readers need it, and Sphinx sets none."""
 
 from __future__ import annotations
 

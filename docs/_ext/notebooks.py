@@ -1,4 +1,4 @@
-"""Tutorials as notebooks: each page is converted by jupytext while the site is built, and links to the result."""
+"""Offer tutorials as notebooks: jupytext converts each page while the site is built, and the page links to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
 
 
 def as_notebook(page: str) -> str:
-    """A page in Markdown as a notebook: cells of code and text, without pictures and without outputs.
+    """Convert a Markdown page to a notebook with cells of code and text, without images and outputs.
 
     Shell commands are cells with ``%%bash``. Links to other pages are replaced by their text.
     """

@@ -1,4 +1,4 @@
-"""Words that readers search for and pages that answer them, also where a page uses other words.
+"""Map words that readers search for to the pages that answer them, even if these use other words.
 
 Each word becomes a main entry of the index for its page; the search lists pages with such an entry first.
 """

@@ -1,8 +1,8 @@
 """The page "Try it in the browser": its markup, and the engine and the networks that it loads.
 
 The engine is the npm package onnxruntime-web, pinned in docs/browser; the networks are exported from the shipped
-weights while the documentation is built. Where one of them is not there, the build warns (``try_it.missing``), the
-page says so, and the rest of the site is built.
+weights while the documentation is built. If one of them is missing, the build warns (``try_it.missing``), the page
+says so, and the rest of the site is built.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ ENGINE = (
     "ort.webgpu.bundle.min.mjs",
     "ort-wasm-simd-threaded.asyncify.wasm",
 )
-FOLD = "--no-fold"  # in WebAssembly the folded form took as long, and is larger
+FOLD = "--no-fold"  # in WebAssembly the folded form is larger and no faster
 WEIGHTS = ROOT / "examples" / "mren" / "weights"
-# Those of the shipped weights that visitors choose from; the first, which is fast, is the default.
+# Shipped weights that visitors can choose; the first, a fast one, is the default.
 NETWORKS = ("mren_s_x4", "mren_x4", "mren_s_x4_photo", "mren_s_x2", "mren_x2")
 SCRIPT = '<script type="module" src="_static/try/app.js"></script>'
 
@@ -45,7 +45,7 @@ def pinned_version() -> str:
 
 
 def missing_engine() -> str | None:
-    """Why the site has no engine, or nothing."""
+    """Return why the site has no engine, or ``None``."""
     described = PACKAGE / "package.json"
     if not described.is_file():
         return "the npm package onnxruntime-web is not installed"
@@ -56,10 +56,10 @@ def missing_engine() -> str | None:
 
 
 def write_network(weights: Path, cache: Path) -> Path:
-    """A network as an ONNX file, made anew when its weights or the code that exports it have changed.
+    """Export a network to an ONNX file, again only if its weights or the exporting code have changed.
 
     Raises:
-        RuntimeError: If it could not be exported; the message says why.
+        RuntimeError: If the export fails; the message says why.
     """
     made_from = [weights, *sorted(ROOT.glob("examples/mren/**/*.py")), *sorted(ROOT.glob("sc_blocks/**/*.py"))]
     key = hashlib.sha256(b"".join([FOLD.encode(), *(file.read_bytes() for file in made_from)])).hexdigest()[:16]
@@ -68,7 +68,7 @@ def write_network(weights: Path, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         scale = str(Weights(weights).scale)
         command = [sys.executable, "-m", "examples.mren.export", "--scale", scale, "--weights", str(weights), FOLD]
-        # A process of its own: Sphinx would print what the exporter logs, hundreds of lines.
+        # In its own process: Sphinx would print hundreds of lines that the exporter logs.
         done = subprocess.run([*command, "--output", str(file.resolve())], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1].removeprefix("error: "))
@@ -76,7 +76,7 @@ def write_network(weights: Path, cache: Path) -> Path:
 
 
 def prepare(app: Sphinx) -> None:
-    """Find the engine and make the networks, before pages are read."""
+    """Find the engine and export the networks, before pages are read."""
     app.env.try_it_missing = []
     app.env.try_it_networks = {}
     if app.builder.name not in ("html", "dirhtml"):
@@ -90,11 +90,11 @@ def prepare(app: Sphinx) -> None:
         missing.append(f"the network could not be exported ({error})")
     app.env.try_it_missing = missing
     if missing:
-        log.warning("the site will not have its demo: %s", "; ".join(missing), type="try_it", subtype="missing")
+        log.warning("the site is built without its demo: %s", "; ".join(missing), type="try_it", subtype="missing")
 
 
 def install(app: Sphinx, exception: Exception | None) -> None:
-    """Copy engine and networks beside the scripts of the page."""
+    """Copy engine and networks next to the scripts of the page."""
     target = Path(app.outdir) / "_static" / "try"
     if exception is not None or not app.env.try_it_networks or app.env.try_it_missing:
         return
@@ -113,16 +113,14 @@ class TryIt(SphinxDirective):
     """``{try-it}``: the tool, or a notice that this copy of the site was built without it."""
 
     def run(self) -> list[nodes.Node]:
-        self.env.note_reread()  # what is installed changes without the page
+        self.env.note_reread()  # the installation changes independently of the page
         if not self.env.try_it_missing:
             markup = (Path(__file__).parent / "try_it.html").read_text(encoding="utf-8")
             return [nodes.raw("", f"{markup}{SCRIPT}\n", format="html")]
         reasons = "; ".join(self.env.try_it_missing)
         notice = nodes.admonition(classes=["warning"])
         notice += nodes.title("", "Not in this copy of the site")
-        text = (
-            f"It was built without what runs the network: {reasons}. With npm, these commands build the site with it:"
-        )
+        text = f"What runs the network was missing: {reasons}. With npm, these commands build the full site:"
         notice += nodes.paragraph("", text)
         commands = (
             'python -m pip install -e ".[docs]"\n'

@@ -1,14 +1,14 @@
-"""Make everything anew that the documentation computes with the shipped weights: ``python -m docs.figures``.
+"""Regenerate everything that the documentation computes with the shipped weights: ``python -m docs.figures``.
 
-After a change of weights score them (``examples.mren.evaluate --csv``), run this, and read the pages whose numbers
-moved. Tables in the explanation pages are text of their own: ``tests/test_measured.py`` names those that no longer fit.
-So is the table of correlations on the page of attention maps, which the step ``attention`` prints. Times of the
+After changing weights, score them (``examples.mren.evaluate --csv``), run this, and review the pages whose numbers have
+changed. Tables in the explanation pages are written by hand: ``tests/test_measured.py`` names those that no longer
+match. So is the table of correlations on the page of attention maps, which the step ``attention`` prints. Times of the
 benchmarks do not depend on weights and are left alone.
 
-The step ``precision`` drops the rows of other engines if they are of earlier weights, and says so;
-``python -m benchmarks.precision --calibrate FOLDER`` measures them.
+The step ``precision`` drops the rows of other engines if they were measured with earlier weights, and says so;
+``python -m benchmarks.precision --calibrate FOLDER`` measures them again.
 
-The tables of :mod:`docs.figures.scores` need the test sets, in ``../shared/data`` or where ``SC_BLOCKS_DATA`` says.
+The tables of :mod:`docs.figures.scores` need the test sets, in ``../shared/data`` or ``SC_BLOCKS_DATA``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from docs.figures.plotting import in_the_dark
+from docs.figures.plotting import dark_variant
 from examples.mren.data import photograph
 
 ROOT = Path(__file__).parents[2]
@@ -56,16 +56,16 @@ def draw_attention() -> None:
 
 
 def save(drawn: Path, name: str, *, quality: int) -> None:
-    """Save what was drawn on white for both themes, at most 1500 pixels wide."""
+    """Save a picture drawn on white for both themes, at most 1500 pixels wide."""
     with Image.open(drawn) as image:
         light = image.convert("RGB")
     file = IMAGES / name
-    for theme, target in ((light, file), (in_the_dark(light), file.with_suffix(f".dark{file.suffix}"))):
+    for theme, target in ((light, file), (dark_variant(light), file.with_suffix(f".dark{file.suffix}"))):
         theme.thumbnail((1500, 1500), Image.Resampling.LANCZOS)
         theme.save(target, quality=quality)
 
 
-# The quick ones first.
+# Quick ones first.
 STEPS: dict[str, Callable[[], None]] = {
     "sample": draw_sample,
     "details": draw_details,
@@ -88,7 +88,7 @@ STEPS: dict[str, Callable[[], None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser("python -m docs.figures", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)} (all)")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"one or more of {', '.join(STEPS)} (all)")
     steps = parser.parse_args(arguments).steps or list(STEPS)
     if unknown := [step for step in steps if step not in STEPS]:
         parser.error(f"no step {', '.join(unknown)}; there are {', '.join(STEPS)}")

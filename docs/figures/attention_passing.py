@@ -1,7 +1,7 @@
-"""How alike the maps of neighbouring DRACBs are, and what the weight W of the channel does, in the shipped weights.
+"""Measure how similar the maps of neighbouring DRACBs are, and what the channel's weight W does, in shipped weights.
 
-``python -m docs.figures.attention_passing`` draws from ``measured/attention_passing.json``; with
-``--measure`` that file is made anew, in some minutes on one core.
+``python -m docs.figures.attention_passing`` draws from ``measured/attention_passing.json``; ``--measure`` first
+regenerates that file, in a few minutes on one core.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 def crossed(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation over positions of every channel of one map with every channel of another, shape (C, C)."""
+    """Correlation over positions between every channel of one map and every channel of another, shape (C, C)."""
     a, b = (F.normalize(m.double().flatten(1) - m.double().flatten(1).mean(1, keepdim=True)) for m in (a, b))
     return a @ b.T
 
 
 def neighbours(maps: list[list[Tensor]]) -> Pairs:
-    """Maps between which a channel runs: each DRACB and the next of the same MREB."""
+    """Pairs of maps that a channel connects: each DRACB and the next of the same MREB."""
     return [both for row in maps for both in pairwise(row)]
 
 
 def across(maps: list[list[Tensor]]) -> Pairs:
-    """The last map of each MREB and the first of the next, between which no channel runs."""
+    """The last map of each MREB and the first of the next, which no channel connects."""
     return [(row[-1], following[0]) for row, following in pairwise(maps)]
 
 
 def summary(pairs: Pairs) -> dict[str, float]:
-    """Mean correlation of equal channels, and of unequal ones: what a shuffled order of the channels would give."""
+    """Mean correlation of equal channels, and of unequal ones, as for shuffled channels."""
     tables = torch.stack([crossed(*pair) for pair in pairs])
     same = tables.diagonal(dim1=1, dim2=2)
     channels = tables.shape[1]
@@ -89,11 +89,11 @@ def look(net: MREN, name: str, scale: int, *, flip: bool = False) -> Attention:
 def correlations(scale: int) -> dict[str, dict[str, float] | list[list[float]]]:
     net = load_mren(scale)
     seen = {name: look(net, name, scale).maps for name in PHOTOGRAPHS}
-    # Nothing in these pairs belongs together but the network: what one sees mirrored, the other does not.
-    strangers = []
+    # A control: the two maps come from the same network, but one from the mirrored image.
+    mirrored_pairs = []
     for name, maps in seen.items():
         mirrored = look(net, name, scale, flip=True).maps
-        strangers += [
+        mirrored_pairs += [
             (before, after)
             for row, other in zip(maps, mirrored, strict=True)
             for before, after in zip(row, other[1:], strict=False)
@@ -109,7 +109,7 @@ def correlations(scale: int) -> dict[str, dict[str, float] | list[list[float]]]:
     return {
         "neighbours": averaged([summary(neighbours(maps)) for maps in seen.values()]),
         "across MREBs": averaged([summary(across(maps)) for maps in seen.values()]),
-        "mirrored": summary(strangers),
+        "mirrored": summary(mirrored_pairs),
         "random weights": averaged([summary(neighbours(maps)) for maps in random]),
         "random weights, across MREBs": averaged([summary(across(maps)) for maps in random]),
         "by pair": by_pair.view(6, 3).tolist(),
@@ -117,7 +117,7 @@ def correlations(scale: int) -> dict[str, dict[str, float] | list[list[float]]]:
 
 
 def reach(scale: int) -> dict[str, float]:
-    """How large what the channel adds is beside the map, and how far it moves the masks."""
+    """Size of the channel's contribution relative to the map, and the change of the masks that it causes."""
     net, share, moved = load_mren(scale), [], []
     for name in PHOTOGRAPHS:
         attention = look(net, name, scale)
@@ -130,8 +130,8 @@ def reach(scale: int) -> dict[str, float]:
     return {"share of the map": mean(share), "change of the mask": mean(moved)}
 
 
-class Instead(nn.Module):
-    """A channel that adds 0.2 of something made of the previous map."""
+class Substitute(nn.Module):
+    """A channel that adds ``weight`` times a function of the previous map."""
 
     def __init__(self, make, weight: float = 0.2) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def fidelity(net: MREN, scale: int) -> dict[str, float]:
 
 def measure() -> None:
     numbers: dict = {"photographs": PHOTOGRAPHS, "seeds": SEEDS}
-    instead = {
+    substitutes = {
         "the map": lambda m: m,
         "nothing": lambda m: 0 * m,
         "its mean per channel": lambda m: m.mean((2, 3), keepdim=True),
@@ -173,11 +173,11 @@ def measure() -> None:
             "correlation": correlations(scale),
             "reach": reach(scale),
             "psnr by W": {
-                f"{weight:g}": fidelity(with_channel(scale, Instead(instead["the map"], weight)), scale)
+                f"{weight:g}": fidelity(with_channel(scale, Substitute(substitutes["the map"], weight)), scale)
                 for weight in WEIGHTS
             },
             "psnr instead": {
-                what: fidelity(with_channel(scale, Instead(make)), scale) for what, make in instead.items()
+                what: fidelity(with_channel(scale, Substitute(make)), scale) for what, make in substitutes.items()
             },
         }
     write_numbers(NAME, numbers)
@@ -189,24 +189,24 @@ def draw_maps(theme: str) -> Figure:
     attention = collect_attention(load_mren(4), image, [block - 1])
     maps, masks = attention.maps[0], attention.masks[0]
     tables = [crossed(*p).diagonal() for p in neighbours([maps])]
-    # The channels in which neighbours agree most, oppose each other most, and one in between.
+    # The channels with the highest, the median and the lowest correlation of neighbours.
     order = torch.stack(tables).mean(0).argsort(descending=True)
     chosen = [int(order[place]) for place in (0, len(order) // 2, -1)]
     figure = Figure((WIDTH, 4.9), layout="constrained")
     grid = figure.subplots(4, 5)
-    look = {"interpolation": "none"}  # one pixel in the file for one of the map
+    options = {"interpolation": "none"}  # one pixel in the file per pixel of the map
     signed, magma = (colormaps[name].resampled(24) for name in ("RdBu_r", "magma"))  # few colours, small files
-    grid[0, 0].imshow(image[:, window[0], window[1]].permute(1, 2, 0), **look)
+    grid[0, 0].imshow(image[:, window[0], window[1]].permute(1, 2, 0), **options)
     grid[0, 0].set_title("input")
     for row, channel in enumerate(chosen):
         limit = max(m[channel].abs().quantile(0.99).item() for m in maps)
         for column, map_ in enumerate(maps, 1):
-            grid[row, column].imshow(map_[channel][window], cmap=signed, clim=(-limit, limit), **look)
+            grid[row, column].imshow(map_[channel][window], cmap=signed, clim=(-limit, limit), **options)
             if column > 1:
                 grid[row, column].set_xlabel(f"r = {tables[column - 2][channel]:+.2f}".replace("-", "−"))
         grid[row, 1].set_ylabel(f"channel {channel}")
     for column, mask in enumerate(masks, 1):
-        grid[3, column].imshow(mask.mean(0)[window], cmap=magma, clim=(0.2, 0.8), **look)
+        grid[3, column].imshow(mask.mean(0)[window], cmap=magma, clim=(0.2, 0.8), **options)
         grid[0, column].set_title(f"DRACB {column}")
     grid[3, 1].set_ylabel("masks, mean")
     for axes in grid.flat:

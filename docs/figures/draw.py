@@ -1,7 +1,7 @@
-"""Draw the figures of the documentation: each as ``NAME.light.svg`` and ``NAME.dark.svg``, of one geometry.
+"""Draw the figures of the documentation, each as ``NAME.light.svg`` and ``NAME.dark.svg`` with the same geometry.
 
 Run as ``python -m docs.figures.draw``; the files beside this script are its output. Widths in the figures are those at
-60 channels. Two files rather than one that adapts: an image sees the system's preference and not the page's own switch.
+60 channels. Two files, because an adaptive image would follow the system's preference and not the page's own switch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CORNER = 6  # px: radius of an arrow's bends
 
 @dataclass(frozen=True)
 class Shape:
-    """A box or a circle, with the points where arrows end and begin."""
+    """A box or a circle, with connection points for arrows."""
 
     cx: float
     cy: float
@@ -58,16 +58,16 @@ class Shape:
 
 
 class Figure:
-    """A drawing under way.
+    """A figure under construction.
 
     Elements are kept as text with the names of colours in braces, ``{conv.fill}``, so that one drawing gives both
-    themes. Panels lie under arrows and arrows under boxes, in whatever order they are drawn.
+    themes. Panels are below arrows and arrows below boxes, regardless of the drawing order.
 
     Args:
         title: What the figure shows, in a few words.
-        description: What it says, for those who cannot see it.
-        width: In px, at most that of the page's column.
-        height: In px, without the legend.
+        description: Text alternative, for those who cannot see it.
+        width: Width in px, at most that of the page's column.
+        height: Height in px, without the legend.
     """
 
     def __init__(self, title: str, description: str, width: float, height: float) -> None:
@@ -79,7 +79,7 @@ class Figure:
         self._kinds: set[str] = set()
 
     def panel(self, x: float, y: float, width: float, height: float, title: str = "", kind: str = "panel") -> None:
-        """Draw an area that holds what belongs together, with its title at the top."""
+        """Draw a panel that groups elements, with its title at the top."""
         self._layers["panel"].append(
             f'<rect class="panel" x="{_px(x)}" y="{_px(y)}" width="{_px(width)}" height="{_px(height)}" rx="10" '
             f'fill="{{panel.fill}}" stroke="{{{kind}.line}}"/>'
@@ -102,10 +102,10 @@ class Figure:
         return shape
 
     def sign(self, kind: str, cx: float, cy: float, sign: str) -> Shape:
-        """Draw a circle that adds ("+") or multiplies ("×") what comes in."""
+        """Draw a circle that adds ("+") or multiplies ("×") its inputs."""
         self._kinds.add(kind)
         radius, arm = 11.0, 5.0
-        # Strokes and no letter: fonts differ in where a sign stands.
+        # Strokes instead of text: fonts differ in the position of a sign.
         if sign == "×":
             arm *= 0.8
             strokes = f"M{_px(cx - arm)} {_px(cy - arm)}L{_px(cx + arm)} {_px(cy + arm)}"
@@ -122,12 +122,12 @@ class Figure:
         return Shape(cx, cy, 2 * radius, 2 * radius)
 
     def arrow(self, *points: Point, kind: str = "line", head: bool = True, dashed: bool = False) -> None:
-        """Draw an arrow along points; bends are rounded, and only two points may lie aslant."""
+        """Draw an arrow along points; bends are rounded, and only an arrow of two points may be diagonal."""
         if kind != "line":
             self._kinds.add(kind)
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             if len(points) > 2 and x0 != x1 and y0 != y1:
-                raise ValueError(f"{self.title}: an arrow bends aslant between {x0, y0} and {x1, y1}")
+                raise ValueError(f"{self.title}: a bent arrow is diagonal between {x0, y0} and {x1, y1}")
         tip = points[-1]
         length = math.dist(points[-2], tip)
         ux, uy = (tip[0] - points[-2][0]) / length, (tip[1] - points[-2][1]) / length
@@ -149,7 +149,7 @@ class Figure:
             self._layers["arrow"].append(f'<polygon class="head" points="{shape}" fill="{{{kind}.line}}"/>')
 
     def dot(self, x: float, y: float, kind: str = "line") -> Point:
-        """Mark where one line becomes two."""
+        """Mark a fork of a line."""
         self._layers["arrow"].append(f'<circle class="dot" cx="{_px(x)}" cy="{_px(y)}" r="3" fill="{{{kind}.line}}"/>')
         return x, y
 
@@ -173,11 +173,11 @@ class Figure:
         )
 
     def note(self, x: float, y: float, text: str, *, anchor: str = "start", kind: str = "quiet") -> None:
-        """Write what an arrow carries."""
+        """Label an arrow."""
         self.text(x, y, text, anchor=anchor, kind=kind, small=True)
 
     def legend(self, **meanings: str) -> None:
-        """Add the kinds that the figure uses, in as many rows as they need; some may mean something else here."""
+        """Add a legend of the kinds that the figure uses; ``meanings`` overrides their default names."""
         entries = [(kind, meanings.get(kind, meaning)) for kind, meaning in LEGEND.items() if kind in self._kinds]
         rows: list[list[tuple[str, str, float]]] = [[]]
         for kind, meaning in entries:
@@ -195,7 +195,7 @@ class Figure:
                 )
                 self.note(x + 20, self.height - 5.5, meaning)
                 x += length
-        self.height += 10  # before the text that follows
+        self.height += 10  # space before the following text
 
     def svg(self, theme: str) -> str:
         """Return the drawing in the colours of a theme."""
@@ -215,7 +215,7 @@ class Figure:
 
 
 def text_width(text: str, size: float) -> float:
-    """Estimate how wide a text is in a wide font such as Verdana: readers have different ones."""
+    """Estimate the width of a text in a wide font such as Verdana, because the reader's font is unknown."""
     narrow, wide = "iljft.,:;'()[]| ", "mwMW—"
     return size * sum(0.36 if letter in narrow else 0.95 if letter in wide else 0.63 for letter in text)
 
@@ -225,13 +225,13 @@ def _px(value: float) -> str:
 
 
 def _towards(start: Point, end: Point, distance: float) -> Point:
-    """The point so far along a line, but not past its middle: two bends may share a line."""
+    """The point at a distance along a line, but not past its middle: two bends may share a line."""
     part = min(distance / math.dist(start, end), 0.5)
     return start[0] + (end[0] - start[0]) * part, start[1] + (end[1] - start[1]) * part
 
 
 def draw_scacb() -> Figure:
-    """SCACB: two parts of three levels, whose sums both weigh."""
+    """SCACB: two parts of three levels; both weigh their sums."""
     fig = Figure(
         "SCACB",
         "A 1×1 convolution compresses the input from 60 to 10 channels. The spatial part, of depthwise "
@@ -408,7 +408,7 @@ def draw_dracb() -> Figure:
 
 
 def draw_communication() -> Figure:
-    """The channels that are there."""
+    """The communication channels."""
     fig = Figure(
         "Communication channels",
         "Three rows. Fixed and learned: the previous map times a weight W, a number or a parameter, plus the "
@@ -470,7 +470,7 @@ def draw_communication() -> Figure:
 
 
 def draw_chain() -> Figure:
-    """DRACBChain: maps run along, features run through."""
+    """DRACBChain: maps are passed along the chain, features through each block."""
     fig = Figure(
         "DRACBChain",
         "Four DRACBs side by side, one for each stage. Each takes the features of its stage from above and gives "
@@ -558,7 +558,7 @@ def draw_wsilb() -> Figure:
 
 
 def draw_rbwa() -> Figure:
-    """RBWA: enlarge, mix, attend, project."""
+    """RBWA: resize, convolve, attend, convolve."""
     fig = Figure(
         "RBWA",
         "From top to bottom: bilinear enlargement by 2, a 3×3 convolution, WSILB-V, GELU and a second 3×3 "
@@ -705,10 +705,10 @@ def write(folder: Path) -> list[Path]:
     """Write every figure in both themes.
 
     Args:
-        folder: Where to; must exist.
+        folder: Existing folder to write to.
 
     Returns:
-        The files.
+        The written files.
     """
     files = []
     for name, draw in FIGURES.items():
@@ -721,7 +721,7 @@ def write(folder: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the figures to the folder that the command line names."""
+    """Write the figures to the folder given on the command line."""
     parser = argparse.ArgumentParser(description="Draw the figures of the documentation.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder; default: beside this script")
     for file in write(parser.parse_args(arguments).out):

@@ -1,8 +1,8 @@
 """How strongly the centre of a result depends on each position of the input.
 
-Distances are Chebyshev's, max(|dx|, |dy|): what a convolution sees is a square. Energy is the sum of the squared
-derivatives of all outputs at the centre by all inputs at that distance, estimated without bias by the gradient of a sum
-of the outputs with random signs.
+Distances are Chebyshev distances, max(|dx|, |dy|): the field of a convolution is a square. Energy is the sum of the
+squared derivatives of all outputs at the centre with respect to all inputs at that distance, estimated without bias by
+the gradient of a sum of the outputs with random signs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHARES = (0.5, 0.9, 0.99)
 
 
 def energy(function: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Tensor:
-    """Squared derivatives of the centre of the result by each position of ``x``, shape (H, W)."""
+    """Squared derivatives of the centre of the result with respect to each position of ``x``, shape (H, W)."""
     generator = torch.Generator().manual_seed(seed)
     x = x.detach().requires_grad_()
     out = function(x)
@@ -44,7 +44,7 @@ def radii(field: Tensor) -> list[int]:
 
 
 def hold_gates(net: nn.Module) -> nn.Module:
-    """Let no gradient through the statistics of a network: every gate becomes a constant."""
+    """Block gradients through the statistics of a network, so that every gate becomes a constant."""
     for block in net.modules():
         if isinstance(block, WSILBV):
             block.shared.register_forward_pre_hook(lambda _, args: (args[0].detach(),))
@@ -52,5 +52,5 @@ def hold_gates(net: nn.Module) -> nn.Module:
 
 
 def support(net: nn.Module, image: Tensor) -> int:
-    """The largest distance of which anything reaches the centre by the convolutions."""
+    """The largest distance from which the convolutions reach the centre."""
     return int(rings(energy(hold_gates(net), image, 0)).nonzero().max())

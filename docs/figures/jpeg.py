@@ -1,8 +1,8 @@
-"""What the weights for photographs gain on JPEGs: a table and a picture.
+"""Measure what the weights for photographs gain on JPEGs, for tables and a picture.
 
 ``python -m docs.figures.jpeg`` writes ``docs/results/shipped/jpeg_x*.md`` from ``measured/jpeg.json`` and draws
-``docs/images/jpeg.webp``, for both themes; with ``--measure`` the file is made anew, in about half an hour on one core.
-The test sets are looked for in ``../shared/data``, or where ``SC_BLOCKS_DATA`` says. The picture is of a photograph of
+``docs/images/jpeg.webp``, for both themes; ``--measure`` first regenerates the JSON file, in about half an hour on one
+core. The test sets are read from ``../shared/data``, or from ``SC_BLOCKS_DATA``. The picture shows a photograph from
 scikit-image.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from docs.figures.plotting import command, in_the_dark, read_numbers, write_numbers
+from docs.figures.plotting import command, dark_variant, read_numbers, write_numbers
 from docs.figures.scores import DATA, ROOT, TABLES
 from examples import markdown
 from examples.markdown import signed
@@ -26,7 +26,7 @@ from sc_blocks.deploy import fold
 NAME = "jpeg"
 SCALES = (4, 3, 2)
 SETS = ("Set14", "B100")
-# What the low-resolution images go through, by the heading of the column.
+# Degradations of the low-resolution images, by column heading.
 INPUTS = {
     "clean": None,
     "quality 75": Degradation(quality=75),
@@ -51,7 +51,7 @@ def upscalers(scale: Scale) -> dict[str, Upscale]:
 
 def measure() -> None:
     if not (DATA / "test" / "Set14").is_dir():
-        raise FileNotFoundError(f"no test sets at {DATA}; SC_BLOCKS_DATA says where yours are.")
+        raise FileNotFoundError(f"no test sets at {DATA}; set SC_BLOCKS_DATA to their folder.")
     numbers: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for scale in SCALES:
         methods = upscalers(scale)
@@ -67,12 +67,12 @@ def measure() -> None:
 
 
 def gains(means: dict[str, float]) -> dict[str, float]:
-    """The PSNR of bicubic, and by how much each network is above it."""
+    """The PSNR of bicubic, and the gain of each network over it."""
     return {method: mean - (method != "bicubic") * means["bicubic"] for method, mean in means.items()}
 
 
 def table(scale: Scale) -> str:
-    """PSNR of bicubic, and what each network gains over it."""
+    """A table with the PSNR of bicubic and the gain of each network over it."""
     numbers = read_numbers(NAME)[f"×{scale}"]
     head, rows = [f"×{scale}, PSNR in dB", *INPUTS], []
     for name in SETS:
@@ -113,7 +113,7 @@ def draw() -> None:
         write_text(TABLES / file, text)
     light = picture()
     light.save(PICTURE, quality=88)
-    in_the_dark(light).save(PICTURE.with_suffix(f".dark{PICTURE.suffix}"), quality=88)
+    dark_variant(light).save(PICTURE.with_suffix(f".dark{PICTURE.suffix}"), quality=88)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

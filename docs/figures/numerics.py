@@ -1,7 +1,6 @@
-"""How large rounding is: of the statistics by several formulas, of half precision, of folding.
+"""Measure rounding errors: of the statistics by several formulas, of half precision, and of folding.
 
-``python -m docs.figures.numerics`` draws from ``measured/numerics.json``; with ``--measure`` that file is
-made anew.
+``python -m docs.figures.numerics`` draws from ``measured/numerics.json``; ``--measure`` first regenerates that file.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ FORMULAS: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype]] = {
 
 
 def statistics() -> dict[str, list[float | None]]:
-    """Relative error of the standard deviation, by how many of them the mean lies from zero."""
+    """Relative error of the standard deviation, by the mean in units of the standard deviation."""
     torch.manual_seed(0)
     noise = torch.randn(1, 64, 48, 48, dtype=torch.float64)
     table: dict[str, list[float | None]] = {}
     for name, (formula, dtype) in FORMULAS.items():
         table[name] = []
         for mean in MEANS:
-            x = (noise + mean).to(dtype)  # the rounding of the map itself is not the formula's
+            x = (noise + mean).to(dtype)  # rounding of the map itself does not count as an error
             exact = two_pass(x.double())
             error = ((formula(x).double() - exact).abs() / exact).mean().item()
             table[name].append(error if error == error and error != float("inf") else None)
@@ -56,7 +55,7 @@ def statistics() -> dict[str, list[float | None]]:
 
 
 def overflow() -> list[dict[str, float | None]]:
-    """Standard deviation in float16 of maps of which the spread grows."""
+    """Contrast, mean plus standard deviation, of float16 maps with growing spread."""
     torch.manual_seed(0)
     noise = torch.randn(1, 1, 256, 256, dtype=torch.float64)
     rows = []
@@ -80,7 +79,7 @@ def levels(actual: Tensor, expected: Tensor) -> dict[str, float]:
 
 
 def network() -> dict[str, dict[str, float]]:
-    """How far MREN ×4 is from itself in float64, by how it is run."""
+    """Errors of MREN ×4 by how it is run: relative to float64, or to float32 for batching and block folding."""
     net = load_mren(4)
     image = pair("chelsea", 4)[0][:, :, 14:62, 30:94]
     with torch.inference_mode():

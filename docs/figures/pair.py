@@ -1,7 +1,8 @@
 """Draw the pictures of the comparison on the page of results, and the sample of the page "Try it in the browser".
 
-Run as ``python -m docs.figures.pair``. A photograph is shrunk by 4 and enlarged again, bicubically and by the shipped
-weights. It is the cat of scikit-image (``skimage.data.chelsea``, by Stefan van der Walt, CC0), no part of the training.
+Run as ``python -m docs.figures.pair``. A photograph is downscaled by 4 and upscaled again, bicubically and by the
+shipped weights. It is the cat of scikit-image (``skimage.data.chelsea``, by Stefan van der Walt, CC0), which is not in
+the training data.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Plots in the style of the drawings: the same colours, letters and file names, made with matplotlib.
+"""Matplotlib plots in the style of the drawings: the same colours, fonts and file names.
 
-The scripts beside this one that measure something use it; what they write goes to ``measured/``.
+The measuring scripts in this folder use it, and write to ``measured/``.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from docs.figures.theme import FONT, SMALL, THEMES
 from examples.mren.data import imresize, mod_crop, photograph
 
 MEASURED = Path(__file__).parent / "measured"
-WIDTH = 5.5  # inches of 96 px: letters stay legible where a phone shows a figure at two thirds of its size
+WIDTH = 5.5  # inches of 96 px: text stays legible on a phone that shows a figure at two thirds of its size
 DPI = 96
 
-#: Colours of lines, in order, by the kinds of boxes that the drawings know.
+#: Colours of lines, in order, as kinds of boxes in the drawings.
 KINDS = ("conv", "gate", "depthwise", "exchange", "block", "quiet")
 LINESTYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 
-#: Photographs that come with scikit-image, with what its documentation says about their origin.
+#: Photographs that come with scikit-image, whose documentation states their origin.
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def pair(name: str, scale: int) -> tuple[Tensor, Tensor]:
-    """A photograph shrunk as the field does, float32 between 0 and 1, shape (1, 3, H, W), and the original in uint8."""
+    """A bicubically downscaled photograph, float32 in [0, 1], of shape (1, 3, H, W), and the original in uint8."""
     original = mod_crop(photograph(name), scale)
     return imresize(original, 1 / scale)[None].float() / 255, original
 
 
 def line(theme: str, kind: str) -> str:
-    """The colour in which something of a kind is drawn."""
+    """The line colour of a kind of element."""
     return THEMES[theme][kind][1]
 
 
 @contextmanager
 def style(theme: str) -> Iterator[None]:
-    """Make matplotlib draw in a theme's colours on a transparent page; text stays text, and nothing is random."""
+    """Draw matplotlib figures in a theme's colours on a transparent page, with text as text and deterministically."""
     text, quiet = line(theme, "text"), line(theme, "quiet")
     with rc_context(
         {
             "svg.fonttype": "none",
             "svg.hashsalt": "sc_blocks",
-            "font.family": "DejaVu Sans",  # wide: what is laid out with it fits in the reader's font
-            "font.size": 0.72 * SMALL,  # pt of 96 px an inch
+            "font.family": "DejaVu Sans",  # wide, so that the layout fits in the reader's font
+            "font.size": 0.72 * SMALL,  # pt at 96 px per inch
             "figure.facecolor": "none",
             "axes.facecolor": "none",
             "savefig.facecolor": "none",
@@ -83,11 +83,11 @@ def write(name: str, title: str, description: str, draw: Callable[[str], Figure]
     """Draw a plot in both themes and write it as ``NAME.light.svg`` and ``NAME.dark.svg``.
 
     Args:
-        name: Of the files.
+        name: Base name of the files.
         title: What the plot shows, in a few words.
-        description: What it says, for those who cannot see it.
-        draw: Makes the plot; gets the name of the theme.
-        folder: Where to; must exist.
+        description: Text alternative, for those who cannot see it.
+        draw: Draws the plot for a theme.
+        folder: Existing folder to write to.
     """
     for theme in THEMES:
         with style(theme):
@@ -97,7 +97,7 @@ def write(name: str, title: str, description: str, draw: Callable[[str], Figure]
         text = text[text.index("<svg") :].replace("'DejaVu Sans'", FONT.replace('"', "'"))
         points = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', text)
         if points is None:
-            raise ValueError(f"{name}: matplotlib wrote no size")
+            raise ValueError(f"{name}: the SVG of matplotlib has no size")
         width, height = (float(value) * 96 / 72 for value in points.groups())
         text = text.replace(
             points.group(),
@@ -111,12 +111,12 @@ def write(name: str, title: str, description: str, draw: Callable[[str], Figure]
         (folder / f"{name}.{theme}.svg").write_bytes(text.encode())
 
 
-def in_the_dark(drawing: Image.Image) -> Image.Image:
-    """Pictures with captions on a white page, with the page and the letters in the colours of the dark theme.
+def dark_variant(drawing: Image.Image) -> Image.Image:
+    """Recolour a white page with pictures and captions for the dark theme, and leave the pictures as they are.
 
-    Whatever the page surrounds is a picture if it is larger than a letter.
+    A region surrounded by the page is a picture if it is larger than a letter.
     """
-    from skimage.measure import label, regionprops  # here only: they take a second
+    from skimage.measure import label, regionprops  # here, because the import takes a second
     from skimage.segmentation import flood
 
     drawing = drawing.convert("RGB")
@@ -131,12 +131,12 @@ def in_the_dark(drawing: Image.Image) -> Image.Image:
 
 
 def read_numbers(name: str) -> dict:
-    """What was measured, from ``measured/NAME.json``."""
+    """Read measured numbers from ``measured/NAME.json``."""
     return json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def write_numbers(name: str, numbers: dict) -> None:
-    """Keep what was measured, with as many digits as mean something."""
+    """Write measured numbers, rounded to significant digits."""
     (MEASURED / f"{name}.json").write_text(json.dumps(_rounded(numbers), indent=1) + "\n", encoding="utf-8")
 
 
@@ -149,9 +149,9 @@ def _rounded(value: object) -> object:
 
 
 def command(arguments: Sequence[str] | None, description: str | None, measure: Callable, draw: Callable) -> None:
-    """Measure, if that is asked for, and draw."""
+    """Measure if requested, then draw."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--measure", action="store_true", help="measure anew, minutes on one core, before drawing")
+    parser.add_argument("--measure", action="store_true", help="measure again before drawing, in minutes on one core")
     if parser.parse_args(arguments).measure:
         measure()
     draw()

@@ -1,8 +1,8 @@
-"""Write into pages what their code prints now: ``python -m docs.figures.printed``.
+"""Update the printed output of code on pages: ``python -m docs.figures.printed``.
 
-The pages are those whose code prints numbers of the shipped weights. A block of text that directly follows a block of
-Python is what that one prints; it is replaced unless it is shown in parts (``...``). Tests hold the pages to their code
-up to rounding, so this is for when the weights have changed.
+The code of these pages prints numbers of the shipped weights. A text block directly after a Python block is its
+output, and is replaced unless it is abbreviated (``...``). Tests compare the pages with their code up to rounding, so
+this is needed when the weights have changed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ PAGES = ("how-to/attention-maps", "how-to/scoring", "how-to/local-statistics")
 BLOCKS = re.compile(r"^```python\n(?P<code>.*?)^```\n(?P<between>\n```text\n(?P<shown>.*?)^```\n)?", re.DOTALL | re.M)
 
 
-def renewed(text: str, name: str) -> str:
-    """The text of a page with what its code prints."""
+def updated(text: str, name: str) -> str:
+    """Return the text of a page with the current output of its code."""
     namespace: dict[str, object] = {}
 
     def run(block: re.Match[str]) -> str:
@@ -37,7 +37,7 @@ def renewed(text: str, name: str) -> str:
 def main() -> None:
     for name in PAGES:
         page = DOCS / f"{name}.md"
-        page.write_text(renewed(page.read_text(encoding="utf-8"), page.name), encoding="utf-8")
+        page.write_text(updated(page.read_text(encoding="utf-8"), page.name), encoding="utf-8")
         print(page)
 
 

@@ -1,9 +1,9 @@
-"""How far a pixel of the result looks: gradients of the centre, of SCACB's parts and of MREN.
+"""Measure the effective receptive field of SCACB's parts and of MREN by gradients of the centre.
 
-``python -m docs.figures.receptive_field`` draws from ``measured/receptive_field.json`` and ``.npz``; with
-``--measure`` those are made anew, in some minutes on one core.
+``python -m docs.figures.receptive_field`` draws from ``measured/receptive_field.json`` and ``.npz``; ``--measure``
+first regenerates these, in a few minutes on one core.
 
-What energy and distance are is said in ``gradients.py``.
+``gradients.py`` defines energy and distance.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FORMS = {
 
 
 def crops() -> list[Tensor]:
-    """Pieces of the photographs, shrunk by 2, so that they are as sharp as what the network enlarges."""
+    """Crops of the photographs, downscaled by 2 so that they are as sharp as the network's usual inputs."""
     found = []
     for name in PHOTOGRAPHS:
         small = imresize(mod_crop(photograph(name), 2), 1 / 2)
@@ -72,7 +72,7 @@ def fresh(scale: int, seed: int) -> MREN:
 
 
 def mean_field(network: Callable[[int], Callable[[Tensor], Tensor]], images: Sequence[Tensor]) -> Tensor:
-    """Mean of the fields of several images, each of which counts the same."""
+    """Mean of the fields of several images, with equal weights."""
     fields = [energy(network(number), image, number) for number, image in enumerate(images)]
     return torch.stack([field / field.sum() for field in fields]).mean(0)
 
@@ -114,7 +114,7 @@ def blocks(features: list[Tensor], trained: MREN) -> dict[str, dict[str, list[fl
 
 
 def mixing(trained: MREN) -> dict[str, list[float]]:
-    """Share of the energy with which each level of a part reads its own channel of what was compressed."""
+    """Share of the energy that each level of a part reads from its own channel of the compressed features."""
     own: dict[str, list[list[float]]] = {"spatial": [], "channel": []}
     for module in trained.body:
         for stage in module.stages:
@@ -188,7 +188,7 @@ def measure() -> None:
     }
     write_numbers(NAME, numbers)
     shown = {name: maps[f"{name}, correction"] for name in ("x4, trained", "x4, random", "x2, trained")}
-    # Powers of ten in steps of 1/20, 0 for 1e-12 and less: all that a picture shows.
+    # Powers of ten in steps of 1/20, 0 for 1e-12 and below: enough for a picture.
     steps = {name: (20 * (field.clamp_min(1e-12).log10() + 12)).round().byte().numpy() for name, field in shown.items()}
     np.savez_compressed(MEASURED / f"{NAME}.npz", **steps)
 
@@ -203,7 +203,7 @@ def per_pixel(energies: Sequence[float]) -> np.ndarray:
 def draw_maps(theme: str) -> Figure:
     numbers = read_numbers(NAME)["networks"]
     figure = Figure((WIDTH, 2.9), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.12)  # or titles are cut where the reader's letters are taller
+    figure.get_layout_engine().set(h_pad=0.12)  # otherwise titles are cut in fonts with taller letters
     with np.load(MEASURED / f"{NAME}.npz") as maps:
         titles = dict(zip(maps.files, ("×4, trained", "×4, random weights", "×2, trained"), strict=True))
         for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
@@ -235,15 +235,15 @@ def draw_profile(theme: str) -> Figure:
     for kind, dashes, (name, label) in zip(KINDS, LINESTYLES, shown.items(), strict=False):
         energies = np.array(numbers[name]["rings"])
         profile = per_pixel(energies)
-        look = {"color": line(theme, kind), "linestyle": dashes, "label": label}
-        left.plot(np.where(profile > 0, profile, np.nan), **look)
-        right.plot(energies.cumsum() / energies.sum(), **look)
+        options = {"color": line(theme, kind), "linestyle": dashes, "label": label}
+        left.plot(np.where(profile > 0, profile, np.nan), **options)
+        right.plot(energies.cumsum() / energies.sum(), **options)
     reach = numbers["x4, trained, correction"]["support"]
     left.axvline(reach, color=line(theme, "quiet"), linewidth=1)
     left.annotate(
         "convolutions end", (reach, 1), (-4, -2), textcoords="offset points", ha="right", va="top", fontsize=8.5
     )
-    # The line with the gates held goes on falling, by a power of ten at every pixel or two.
+    # The line with the gates held keeps falling, by a power of ten every one or two pixels.
     left.set(yscale="log", xlim=(0, 64), ylim=(1e-14, 3))
     left.set(xlabel="distance, pixels of the input", ylabel="energy of a pixel, centre = 1")
     right.set(xlabel="distance, pixels of the input", ylabel="share of the energy within")

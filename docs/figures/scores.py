@@ -1,9 +1,8 @@
-"""What the shipped ×4 weights score in windows, in tiles, by self-ensemble and in exported files: tables of pages.
+"""Score the shipped ×4 weights in windows, in tiles, by self-ensemble and in exported files, for tables of pages.
 
-``python -m docs.figures.scores`` writes ``docs/results/shipped/*.md`` from ``measured/scores.json``; with ``--measure``
-that file is made anew, in some minutes on one core; a measurement that was stopped goes on, unless the weights are
-others by then. The test sets and the images to calibrate int8 on are looked for in ``../shared/data``, or where
-``SC_BLOCKS_DATA`` says.
+``python -m docs.figures.scores`` writes ``docs/results/shipped/*.md`` from ``measured/scores.json``; ``--measure``
+first regenerates that file, in a few minutes on one core. An interrupted measurement resumes unless the weights have
+changed. The test sets and the calibration images for int8 are read from ``../shared/data``, or ``SC_BLOCKS_DATA``.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from sc_blocks import to_local
 
 NAME = "scores"
 SCALE = 4
-TRAINED_ON = 48  # side of the low-resolution patches that the weights were trained on last
+TRAINED_ON = 48  # side of the low-resolution patches in the last training stage
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "docs" / "results" / "shipped"
 DATA = Path(os.environ.get("SC_BLOCKS_DATA", ROOT.parent / "shared" / "data"))
@@ -40,7 +39,7 @@ SOME = "Urban100, every tenth image"
 
 
 def in_settings() -> dict[str, Upscale]:
-    """The network with the statistics of whole maps and of windows, in one piece and in tiles."""
+    """The network with whole-map and windowed statistics, on whole images and in tiles."""
     net, local = load_mren(SCALE), load_mren(SCALE)
     to_local(local, torch.zeros(1, 3, TRAINED_ON, TRAINED_ON))
     return {
@@ -53,7 +52,7 @@ def in_settings() -> dict[str, Upscale]:
 
 
 def means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """PSNR and SSIM of each method, and how far its PSNR lies from that of the first, over single images."""
+    """PSNR and SSIM of each method, and the range over images of its PSNR difference from the first method."""
     methods = list(dict.fromkeys(row.method for row in rows))
     own = {method: [row for row in rows if row.method == method] for method in methods}
     table = {}
@@ -76,8 +75,10 @@ def exported(folder: Path) -> dict[str, dict[str, float]]:
     for name, (precision, fold) in files.items():
         file = folder / f"{len(table)}.onnx"
         calibration = calibration_images(DATA / "train" / "bsds500", SCALE) if precision == "int8" else []
-        told = {"scale": str(SCALE)}
-        away = export(load_mren(SCALE), file, precision=precision, fold=fold, calibration=calibration, metadata=told)
+        metadata = {"scale": str(SCALE)}
+        away = export(
+            load_mren(SCALE), file, precision=precision, fold=fold, calibration=calibration, metadata=metadata
+        )
         rows = list(evaluate(list_images(DATA / "test" / "Set5"), SCALE, {name: onnx_upscaler(file, SCALE)}))
         mean = mean_score(rows)
         table[name] = {"megabytes": file.stat().st_size / 1e6, "psnr": mean.psnr, "ssim": mean.ssim, "away": away}
@@ -86,7 +87,7 @@ def exported(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def photographs(settings: dict[str, Upscale]) -> dict[str, dict]:
-    """Sizes and PSNR of photographs that scikit-image ships."""
+    """Sizes and PSNR of photographs from scikit-image."""
     table = {}
     for name in PHOTOGRAPHS:
         original = mod_crop(photograph(name), SCALE)
@@ -98,7 +99,7 @@ def photographs(settings: dict[str, Upscale]) -> dict[str, dict]:
 
 def measure() -> None:
     if not (DATA / "test" / "Set5").is_dir():
-        raise FileNotFoundError(f"no test sets at {DATA}; SC_BLOCKS_DATA says where yours are.")
+        raise FileNotFoundError(f"no test sets at {DATA}; set SC_BLOCKS_DATA to their folder.")
     settings = in_settings()
     folded = fold_mren(load_mren(SCALE))
     orientations = {
@@ -123,7 +124,7 @@ def measure() -> None:
         checksum = sha256(weights_path(SCALE))
         numbers: dict = read_numbers(NAME) if (MEASURED / f"{NAME}.json").exists() else {}
         if numbers.get("weights") != checksum or parts.keys() <= numbers.keys():
-            numbers = {"weights": checksum}  # only a measurement that was cut off goes on
+            numbers = {"weights": checksum}  # only an interrupted measurement resumes
         for name, part in parts.items():
             if name not in numbers:
                 numbers[name] = part()
@@ -132,7 +133,7 @@ def measure() -> None:
 
 
 def tables() -> dict[str, str]:
-    """The tables of what was measured, by file name."""
+    """The tables of the measured scores, by file name."""
     numbers = read_numbers(NAME)
     set5 = numbers["Set5"]
     windows = [["×4", "of the whole map", "of windows"], *measures("Set5", [set5["whole"], set5["windows"]])]

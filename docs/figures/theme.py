@@ -1,4 +1,4 @@
-"""What the figures of the documentation have in common: colours of both themes, and letters."""
+"""Colours of both themes and fonts, shared by the figures of the documentation."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python -m docs.figures.tutorials.draw
 
-The maps need scikit-image and Pillow; ``--figures`` leaves them as they are.
+The maps need scikit-image and Pillow; ``--figures`` skips them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GAP = 8  # px between pictures in a row
 
 
 def draw_shapes() -> Figure:
-    """What goes into four blocks and what comes out."""
+    """Inputs and outputs of four blocks."""
     fig = Figure(
         "Shapes",
         "What goes into four blocks and what comes out. SCACB(60) and WSILBV(60) take 60 channels of H × W and give "
@@ -61,7 +61,7 @@ def draw_shapes() -> Figure:
 
 
 def draw_distillation() -> Figure:
-    """Stages distilled separately, and by a chain."""
+    """Stages distilled separately and by a chain."""
     fig = Figure(
         "Distillation with and without a chain",
         "Two rows of three stages. Above, each stage has a 1×1 convolution of its own that distils it, and the three "
@@ -97,7 +97,7 @@ def draw_distillation() -> Figure:
 
 
 def draw_export() -> Figure:
-    """From weights to another runtime."""
+    """Export to another runtime."""
     fig = Figure(
         "Export",
         "The network with its weights in torch is rewritten and exported to an ONNX file of float32, float16 or int8. "
@@ -163,13 +163,13 @@ def write_maps(folder: Path) -> list[Path]:
 
 
 def _stretch(image: Tensor) -> Tensor:
-    # Without the extremes, a handful of pixels that would leave the rest of the scale to nobody.
+    # Clip the extremes: a handful of pixels would take up most of the scale.
     low, high = np.quantile(image.numpy(), (0.005, 0.995))
     return ((image - low) / (high - low)).clamp(0, 1)
 
 
 def _write_row(file: Path, images: list[Tensor], *, width: int) -> Path:
-    """Write pictures side by side, in tones that suit a light and a dark page."""
+    """Write pictures side by side, on a grey that suits light and dark pages."""
     from PIL import Image
 
     tiles = []
@@ -185,10 +185,10 @@ def _write_row(file: Path, images: list[Tensor], *, width: int) -> Path:
 
 
 def main() -> None:
-    """Write the pictures to the folder that the command line names."""
+    """Write the pictures to the folder given on the command line."""
     parser = argparse.ArgumentParser(description="Draw the pictures of the tutorials.")
     parser.add_argument("--out", type=Path, default=HERE, help="folder; default: beside this script")
-    parser.add_argument("--figures", action="store_true", help="the figures alone")
+    parser.add_argument("--figures", action="store_true", help="draw only the figures")
     args = parser.parse_args()
     for file in [*write_figures(args.out), *([] if args.figures else write_maps(args.out))]:
         print(file)
