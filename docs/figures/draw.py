@@ -1,6 +1,6 @@
 """Draw the figures of the documentation, each as ``NAME.light.svg`` and ``NAME.dark.svg`` with the same geometry.
 
-Run as ``python -m docs.figures.draw``; the files beside this script are its output. Widths in the figures are those at
+Run as ``python -m docs.figures.draw``; its output is next to this script. Widths in the figures are those at
 60 channels. Two files, because an adaptive image would follow the system's preference and not the page's own switch.
 """
 
@@ -235,10 +235,10 @@ def draw_scacb() -> Figure:
     fig = Figure(
         "SCACB",
         "A 1×1 convolution compresses the input from 60 to 10 channels. The spatial part, of depthwise "
-        "convolutions, and the channel part, of ordinary ones, each make three levels that see 1×1, 3×3 and 5×5 "
-        "pixels; the last reads the one before it. The levels of the two parts are added pair by pair and joined. "
-        "Each part weighs the 30 channels with a 1×1 convolution of its own; the two results are joined, pass a "
-        "last 1×1 convolution and are added to the input.",
+        "convolutions, and the channel part, of ordinary ones, each compute three levels with receptive fields of "
+        "1×1, 3×3 and 5×5 pixels; the third reads the second. The levels of the two parts are added pair by pair and "
+        "concatenated. Each part weights the 30 channels with its own 1×1 convolution; the two results are "
+        "concatenated, passed through a final 1×1 convolution and added to the input.",
         620,
         676,
     )
@@ -303,10 +303,10 @@ def draw_exchange() -> Figure:
     """SCACB's options for the exchange, side by side."""
     fig = Figure(
         "Forms of the exchange in SCACB",
-        "Three forms. With outputs, the default, the levels of the two parts run undisturbed and are added pair by "
-        "pair. With inputs, the 3×3 convolution of each part reads the compressed features plus the other part's "
-        "first level, and its last convolution reads its own second level plus the other's. With None there are no "
-        "lines between the parts.",
+        "Three forms. With outputs, the default, the two parts compute their levels independently, and "
+        "these are added pair by pair. With inputs, the 3×3 convolution of each part reads the compressed features "
+        "plus the other part's first level, and its last convolution reads its own second level plus the other's. "
+        "With None there are no lines between the parts.",
         600,
         356,
     )
@@ -365,8 +365,8 @@ def draw_dracb() -> Figure:
         "DRACB",
         "A 1×1 convolution distils the features from 60 to 15 channels; its result is the block's own attention "
         "map. The channel fuses it with the map of the previous DRACB: 0.2 times the previous map is added. The "
-        "fused map, multiplied by its own sigmoid, is the refined output. What is passed on to the next DRACB is "
-        "the block's own map, or as an option the fused one.",
+        "fused map, multiplied by its own sigmoid, is the refined output. The block passes its own map to the next "
+        "DRACB, or optionally the fused one.",
         600,
         420,
     )
@@ -412,7 +412,7 @@ def draw_communication() -> Figure:
     fig = Figure(
         "Communication channels",
         "Three rows. Fixed and learned: the previous map times a weight W, a number or a parameter, plus the "
-        "current map. Gated: both maps are joined, a 1×1 convolution and a sigmoid make a gate of them, and the "
+        "current map. Gated: a 1×1 convolution and a sigmoid compute a gate from both maps, concatenated, and the "
         "previous map times that gate is added to the current one. Adapted: a previous map of another width or size "
         "passes a 1×1 convolution and is resampled before it enters any of these channels with the current map.",
         600,
@@ -473,8 +473,8 @@ def draw_chain() -> Figure:
     """DRACBChain: maps are passed along the chain, features through each block."""
     fig = Figure(
         "DRACBChain",
-        "Four DRACBs side by side, one for each stage. Each takes the features of its stage from above and gives "
-        "refined features below. The map that each makes runs to the channel of the next; the first has no channel.",
+        "Four DRACBs side by side, one for each stage. Each takes the features of its stage and returns refined "
+        "features. Its map goes to the channel of the next DRACB; the first has no channel.",
         600,
         366,
     )
@@ -508,10 +508,10 @@ def draw_wsilb() -> Figure:
     """WSILB and WSILB-V: two statistics, one layer."""
     fig = Figure(
         "WSILB and WSILB-V",
-        "Of each channel of the input two statistics are taken: the contrast, mean plus standard deviation, and the "
-        "peak, the maximum. Both pass through the same layer f; the results are added, a sigmoid makes them a "
-        "weight for each channel, and the input is multiplied by it. In WSILB f is one 1×1 convolution, 60 to 60; "
-        "in WSILB-V it is a 1×1 convolution from 60 to 15, GELU and a 1×1 convolution back to 60.",
+        "Each input channel has two statistics: the contrast, mean plus standard deviation, and the peak, the "
+        "maximum. Both pass through the same layer f; the results are added, a sigmoid turns the sum into a weight "
+        "for each channel, and the input is multiplied by it. In WSILB, f is one 1×1 convolution, 60 to 60; "
+        "in WSILB-V, it is a 1×1 convolution from 60 to 15, GELU and a 1×1 convolution back to 60.",
         620,
         440,
     )
@@ -592,9 +592,9 @@ def draw_mreb() -> Figure:
     """MREB: a row of SCACBs, tapped by a chain of DRACBs."""
     fig = Figure(
         "MREB",
-        "Three SCACBs follow one another. Four DRACBs tap the input and the output of each SCACB, 60 channels, and "
-        "keep 15 of each; every DRACB passes its attention map to the next. The four results are joined to 60 "
-        "channels, pass a 1×1 convolution and WSILB-V, and are added to the input.",
+        "Three SCACBs in sequence. Four DRACBs distil the input and the output of each SCACB from 60 to 15 channels; "
+        "every DRACB passes its attention map to the next. The four results are concatenated to 60 channels, passed "
+        "through a 1×1 convolution and WSILB-V, and added to the input.",
         620,
         380,
     )
@@ -640,10 +640,9 @@ def draw_mren() -> Figure:
     """MREN at ×4."""
     fig = Figure(
         "MREN at ×4",
-        "A 3×3 convolution takes the image from 3 to 60 channels. Six MREBs follow, and what came into the first is "
-        "added to what comes out of the last. Two RBWAs enlarge by 2 each, the second to 30 channels. A 3×3 "
-        "convolution brings them to 3 channels, which are added to the input enlarged by 4 with bicubic "
-        "interpolation.",
+        "A 3×3 convolution takes the image from 3 to 60 channels. Six MREBs follow; the input of the first is added "
+        "to the output of the last. Two RBWAs enlarge by 2 each, the second to 30 channels. A 3×3 convolution "
+        "reduces these to 3 channels, which are added to the input, enlarged by 4 with bicubic interpolation.",
         520,
         700,
     )
@@ -723,7 +722,7 @@ def write(folder: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the figures to the folder given on the command line."""
     parser = argparse.ArgumentParser(description="Draw the figures of the documentation.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder; default: beside this script")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder; default: next to this script")
     for file in write(parser.parse_args(arguments).out):
         print(file)
 

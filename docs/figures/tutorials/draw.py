@@ -1,4 +1,4 @@
-"""Draw the pictures of the tutorials, beside this script: figures in both themes, and maps of the trained network.
+"""Draw the pictures of the tutorials next to this script: figures in both themes, and maps of the trained network.
 
     python -m docs.figures.tutorials.draw
 
@@ -25,9 +25,9 @@ def draw_shapes() -> Figure:
     """Inputs and outputs of four blocks."""
     fig = Figure(
         "Shapes",
-        "What goes into four blocks and what comes out. SCACB(60) and WSILBV(60) take 60 channels of H × W and give "
-        "the same. RBWA(60, 30) takes 60 channels of H × W and gives 30 channels of 2H × 2W. DRACB(60, 15) takes 60 "
-        "channels of H × W and the previous attention map of 15 channels, and gives refined features and its own "
+        "Inputs and outputs of four blocks. SCACB(60) and WSILBV(60) take and return 60 channels of H × W. "
+        "RBWA(60, 30) takes 60 channels of H × W and returns 30 channels of 2H × 2W. DRACB(60, 15) takes 60 "
+        "channels of H × W and the previous attention map of 15 channels, and returns refined features and its own "
         "attention map, both of 15 channels of H × W.",
         620,
         392,
@@ -64,8 +64,8 @@ def draw_distillation() -> Figure:
     """Stages distilled separately and by a chain."""
     fig = Figure(
         "Distillation with and without a chain",
-        "Two rows of three stages. Above, each stage has a 1×1 convolution of its own that distils it, and the three "
-        "narrow copies are joined and fused. Below, each stage has a DRACB instead, and the attention map of each "
+        "Two rows of three stages. Above, each stage has its own 1×1 convolution that distils it, and the three "
+        "narrow maps are concatenated and fused. Below, each stage has a DRACB instead, and the attention map of each "
         "DRACB goes to the next one.",
         640,
         440,
@@ -101,8 +101,8 @@ def draw_export() -> Figure:
     fig = Figure(
         "Export",
         "The network with its weights in torch is rewritten and exported to an ONNX file of float32, float16 or int8. "
-        "onnxruntime runs the file on a picture of any height and width and gives one four times as high and wide; the "
-        "file is kept only if that agrees with torch.",
+        "onnxruntime runs the file on a picture of any height and width and returns one four times as high and wide; "
+        "the file is kept only if the result agrees with torch.",
         660,
         196,
     )
@@ -187,7 +187,7 @@ def _write_row(file: Path, images: list[Tensor], *, width: int) -> Path:
 def main() -> None:
     """Write the pictures to the folder given on the command line."""
     parser = argparse.ArgumentParser(description="Draw the pictures of the tutorials.")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder; default: beside this script")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder; default: next to this script")
     parser.add_argument("--figures", action="store_true", help="draw only the figures")
     args = parser.parse_args()
     for file in [*write_figures(args.out), *([] if args.figures else write_maps(args.out))]:
