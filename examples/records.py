@@ -1,4 +1,4 @@
-"""Records in files: dataclasses as the lines of a CSV file, and JSON. Every file is written whole or not at all."""
+"""CSV files of dataclass records, and JSON files. All files are written atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Record = TypeVar("Record")
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file as text, by the names in its first line."""
+    """The rows of a CSV file as dictionaries of strings, keyed by the header."""
     with file.open(newline="", encoding="utf-8") as opened:
         return list(csv.DictReader(opened))
 
@@ -35,35 +35,35 @@ def write_rows(
 
 
 def read_records(file: Path, kind: type[Record], *, renamed: Mapping[str, str] | None = None) -> list[Record]:
-    """The lines of a CSV file as dataclasses whose fields are text or numbers.
+    """The rows of a CSV file as dataclasses whose fields are strings or numbers.
 
     Args:
-        file: The file. Columns that the dataclass does not have are left out; a field with a default needs no column.
+        file: The file. Columns that are not fields are ignored; a field with a default needs no column.
         kind: The dataclass.
-        renamed: What a column of the file is called in the dataclass.
+        renamed: Field names of columns that are named differently in the file.
 
     Raises:
-        ValueError: If the file is no such table, or damaged; the message names it.
+        ValueError: If the file is not such a table, or is damaged; the message names it.
     """
     types = typing.get_type_hints(kind)
     try:
         rows = [{(renamed or {}).get(name, name): value for name, value in row.items()} for row in read_rows(file)]
         return [kind(**{name: types[name](value) for name, value in row.items() if name in types}) for row in rows]
-    except (TypeError, ValueError, csv.Error) as error:  # a column or a value is missing, or no number
+    except (TypeError, ValueError, csv.Error) as error:  # a column or value is missing, or is not a number
         reason = one_line(error)[:200]
         raise ValueError(
-            f"{file}: is not a table of this program, or damaged ({reason}); repair it, or move it away."
+            f"{file}: is not a table written by this program, or is damaged ({reason}); repair it, or move it away."
         ) from error
 
 
 def write_records(file: Path, records: Sequence[Any], kind: type[Any]) -> None:
-    """Write dataclasses of one kind as :func:`read_records` reads them."""
+    """Write dataclasses of one type to a CSV file for :func:`read_records`."""
     names = [field.name for field in dataclasses.fields(kind)]
     write_rows(file, (dataclasses.asdict(record) for record in records), names)
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds.
+    """The contents of a JSON file.
 
     Raises:
         ValueError: If it is not JSON; the message names the file.

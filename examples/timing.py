@@ -1,7 +1,7 @@
-"""Time candidates in turn, and summarise the rounds.
+"""Time candidates in interleaved rounds, and summarise the rounds.
 
-Each round times every candidate once, in an order that is shuffled anew, so that other load on the machine affects all
-of them alike. Ratios are taken within a round, then summarised: a slow minute slows both sides of a ratio.
+Each round times every candidate once, in a newly shuffled order, so that other load on the machine affects all of them
+alike. Ratios are taken within a round, then summarised: a slow minute slows both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch
 Key = TypeVar("Key")
 
 WARM_UP = 2  # calls; the first ones build kernels and fill caches
-# Seconds that one turn of a candidate takes at least. The events of a GPU are less noisy than the clock of a CPU.
+# Minimum seconds per turn of a candidate. GPU events are less noisy than the clock of a CPU.
 MIN_SECONDS = {"cpu": 0.05, "cuda": 0.02}
 
 
 class OutOfTime(BaseException):
-    """A :func:`time_limit` has passed. Not an ``Exception``, which compilers catch to report or fall back."""
+    """A :func:`time_limit` has expired. Not an ``Exception``, which compilers catch to report or fall back."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Summary:
 
 
 def significant(value: float, digits: int = 4) -> float:
-    """The number, rounded to so many significant digits."""
+    """The number, rounded to ``digits`` significant digits."""
     return float(f"{value:.{digits}g}")
 
 
@@ -76,12 +76,12 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> Summary:
         2.0
     """
     if len(of) != len(to):
-        raise ValueError(f"ratio: both sides must have the same rounds, got {len(of)} and {len(to)}.")
+        raise ValueError(f"ratio: both sides must have the same number of rounds, got {len(of)} and {len(to)}.")
     return summarise([mine / other for mine, other in zip(of, to, strict=True)])
 
 
 def elapsed(work: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds that some work takes: between two events on a GPU, by a clock elsewhere."""
+    """Seconds that ``work`` takes: between two events on a GPU, by ``clock`` elsewhere."""
     if device.type != "cuda":
         start = clock()
         work()
@@ -98,9 +98,9 @@ def elapsed(work: Callable[[], object], device: torch.device, clock: Callable[[]
 def stopwatch(
     call: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
 ) -> Callable[[], float]:
-    """Warm a candidate up and return a function that times one turn of it: seconds per call.
+    """Warm up a candidate and return a function that times one turn of it, in seconds per call.
 
-    A call that is short compared with the noise of the clock is repeated within the turn, after one that is not timed.
+    Calls that are short compared with the noise of the clock are repeated within the turn, after an untimed one.
     """
 
     def seconds(calls: int) -> float:
@@ -108,10 +108,10 @@ def stopwatch(
 
     for _ in range(WARM_UP):
         call()
-    least, calls = MIN_SECONDS[device.type], 1
-    while (taken := seconds(calls)) * calls < least / 2:  # a tick of the clock may be 16 ms
+    minimum, calls = MIN_SECONDS[device.type], 1
+    while (per_call := seconds(calls)) * calls < minimum / 2:  # a tick of the clock may be 16 ms
         calls *= 2
-    calls = max(1, math.ceil(least / taken))
+    calls = max(1, math.ceil(minimum / per_call))
 
     def turn() -> float:
         if calls > 1:
@@ -127,14 +127,14 @@ def interleave(
     """Time all candidates in turn, round by round.
 
     Args:
-        turns: For each candidate a function that times one turn.
-        repeats: Rounds.
+        turns: A function for each candidate that times one turn.
+        repeats: Number of rounds.
         seed: Of the order within each round.
-        limit: Seconds within which the rounds must end: none begins that would last longer, if it took as long as the
-            longest one so far. The first round always runs.
+        limit: Time budget in seconds. No round starts that would exceed it if it took as long as the longest so far;
+            the first round always runs.
 
     Returns:
-        For each candidate its times, one a round.
+        The times of each candidate, one per round.
     """
     order = list(turns)
     shuffle = random.Random(seed).shuffle
@@ -153,7 +153,7 @@ def interleave(
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise :class:`OutOfTime` in a block that takes longer; only in the main thread, and not on Windows.
+    """Raise :class:`OutOfTime` if the block takes longer. For the main thread only; without effect on Windows.
 
     A call into compiled code is not interrupted before it returns.
     """

@@ -202,7 +202,7 @@ def test_a_damaged_table_of_results_is_named_before_any_work(tmp_path: Path, cap
     (tmp_path / "out" / "runs.csv").write_text("name,seed\nx,1\n")
     assert main(command(tmp_path, "--table", "exchange", "--only", "default")) == 1
     shown = capsys.readouterr()
-    assert "runs.csv: is not a table of this program, or damaged" in shown.err
+    assert "runs.csv: is not a table written by this program, or is damaged" in shown.err
     assert "runs to train" not in shown.out
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["runs.csv"]
 

@@ -235,7 +235,7 @@ def test_damaged_settings_of_a_run_that_was_stopped_are_named(setup: Setup) -> N
 @pytest.mark.parametrize("text", ["name,seed\nx,1\n", "name,seed,psnr\nx,1", "\xff", "name,seed\nx,thirty\n"])
 def test_a_table_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "runs.csv").write_text(text, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"runs\.csv: is not a table of this program, or damaged \(.*move it away"):
+    with pytest.raises(ValueError, match=r"runs\.csv: is not a table written by .*, or is damaged \(.*move it away"):
         read_runs(tmp_path / "runs.csv")
 
 
@@ -244,7 +244,7 @@ def test_two_processes_do_not_train_one_run(setup: Setup) -> None:
     lock.parent.mkdir(parents=True)
     with (
         FileLock(lock),
-        pytest.raises(OSError, match="another process trains it; wait for it, take other rows, or another folder"),
+        pytest.raises(OSError, match="another process is training it; wait for it, or choose other rows"),
     ):
         compare(ROWS, setup)
 
@@ -341,7 +341,7 @@ def test_names_of_images_need_not_be_utf_8(setup: Setup) -> None:
 
 def test_test_folders_of_one_name_are_refused(setup: Setup, tmp_path: Path) -> None:
     write_photos(tmp_path / "other" / "Test", [(24, 24)])
-    with pytest.raises(ValueError, match="folders must differ in name"):
+    with pytest.raises(ValueError, match="names must differ; got"):
         compare(ROWS, dataclasses.replace(setup, test=[*setup.test, tmp_path / "other" / "Test"]))
 
 
@@ -698,7 +698,7 @@ def test_a_part_of_a_page_is_made_anew() -> None:
     page = with_part(f"before\n{begin('x')}\nold\n<!-- until here -->\nafter\n", "x", part)
     assert page == f"before\n{begin('x')}\n|  | dB |\n| --- | ---: |\n| a | 1 |\n<!-- until here -->\nafter\n"
     assert with_part(page, "x", part) == page
-    with pytest.raises(ValueError, match="they are not both there"):
+    with pytest.raises(ValueError, match="one is missing"):
         with_part(page, "y", part)
 
 

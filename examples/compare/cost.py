@@ -1,4 +1,4 @@
-"""What a network costs, and the width at which one costs as much as another."""
+"""The cost of a network, and the width at which it matches the cost of another."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ WIDEST = 1024
 
 
 def cost_of(make: Callable[[], nn.Module], scale: int) -> Complexity:
-    """Parameters, and multiply-accumulates for a result of 1280 x 720, of a network; no memory is needed for it."""
+    """Parameters of a network and its MACs for an output of 1280 x 720, counted on the meta device."""
     with torch.device("meta"):
         net = make()
     return complexity(net, (1, 3, 720 // scale, 1280 // scale))
 
 
 def count_parameters(make: Callable[[], nn.Module]) -> int:
-    """Parameters alone, which is faster."""
+    """Parameters of a network; faster than :func:`cost_of`."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in make().parameters())
 
 
 def nearest_width(cost: Callable[[int], int], target: int, *, lowest: int) -> int:
-    """The width whose cost is closest to a target; of two that are as close the narrower.
+    """The width whose cost is closest to a target; in a tie, the narrower one.
 
     Args:
-        cost: What a width costs; grows with it.
-        target: What it should cost.
+        cost: The cost of a width; must increase with it.
+        target: The cost to match.
         lowest: Narrowest width to try.
 
     Example:

@@ -1,4 +1,4 @@
-"""The options of every command that compares."""
+"""Command-line options shared by the comparisons."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from examples.mren.training.options import add_training_options, training_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every command that compares; their values go to :func:`setup_from`."""
+    """Add the options shared by the comparisons; :func:`setup_from` takes their values."""
     add = parser.add_argument
     add("--data", type=path_name, nargs="+", required=True, help="folders of images to train on")
     add("--test", type=path_name, nargs="+", required=True, help="folders of images to score on")
-    add("--seeds", type=whole_number(1), default=3, help="runs of each row")
-    add("--held-out", type=whole_number(0), default=0, help="images of --data to score on instead")
+    add("--seeds", type=whole_number(1), default=3, help="runs per row, one for each seed")
+    add("--held-out", type=whole_number(0), default=0, help="images of --data to score on instead of training on them")
     add_training_options(parser)
     parser.set_defaults(recipe="short", channels_last=True)
     add_device_option(parser)
     add("--cpu", action="store_const", const="cpu", dest="device", help="the same as --device cpu")
     add("-o", "--output", type=path_name, default=Path("runs/compare"), help="folder for runs and tables")
-    add("--dry-run", action="store_true", help="say what would be trained, stop")
+    add("--dry-run", action="store_true", help="print what would be trained, then exit")
 
 
 def setup_from(
     args: argparse.Namespace, task: Task, output: Path, *, matched: str = "", targets: Sequence[Path] = ()
 ) -> Setup:
-    """What the options say that all rows share; threads and determinism are set.
+    """The :class:`Setup` that the options describe. Also sets the number of threads and determinism.
 
     Args:
         args: The values of the options.
         task: What the networks are trained for.
         output: Folder of the runs.
         matched: What is equal in all rows.
-        targets: Files of results, beside ``runs.csv`` in that folder, that are written or replaced at the end.
+        targets: Result files, besides ``runs.csv`` in that folder, that are written or replaced at the end.
 
     Raises:
-        UsageError: If the output takes no files, or a file of results could not be written.
-        ValueError: If a file of results is there that cannot be added to.
+        UsageError: If the output folder or a result file is not writable.
+        ValueError: If an existing result file cannot be read.
     """
     for target in (output / "runs.csv", *targets):
         check_target(target, overwrite=True)

@@ -1,7 +1,7 @@
-"""Train networks with the same seeds at one budget, score them, and write what came out.
+"""Train networks with the same seeds at one budget, score them, and record the results.
 
-A run is a folder with ``run.json``, written last, and ``weights.safetensors``. One that is there already is not trained
-again, one that was cut off goes on from its last checkpoint, and one of other settings is refused.
+A run is a folder with ``weights.safetensors`` and ``run.json``, which is written last. A finished run is not trained
+again, an interrupted one resumes from its last checkpoint, and one with other settings is refused.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ class Row:
 
     name: str
     make: Callable[[], nn.Module]
-    """Returns it with fresh weights."""
+    """Builds it with newly initialised weights."""
     config: Mapping[str, Any] | None = None
-    """If it is an :class:`~examples.mren.model.MREN`, its arguments: they are written into its weight files."""
+    """The arguments of an :class:`~examples.mren.model.MREN`, to be written into its weight files."""
     channels: int = 0
     """Width, where rows differ in it."""
     begins_alike: bool = True
-    """Whether its parameters begin as those of the first row that have their names and shapes."""
+    """Whether its parameters start from those of the first row with the same names and shapes."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`~examples.mren.training.recipes.Training` that differ from those of other rows."""
     trained_as: str = ""
     """Name of the row whose trained networks are scored; empty for those of its own."""
     local: bool = False
-    """Whether it is scored with statistics of windows, see :func:`~sc_blocks.to_local`, made from an input of the size
-    of the patches that it was trained on."""
+    """Whether it is scored with windowed statistics, see :func:`~sc_blocks.to_local`, whose windows fit the size of the
+    patches it was trained on."""
 
     @property
     def folder(self) -> str:
@@ -78,7 +78,7 @@ class Setup:
 
     task: Task
     training: Training
-    """Its minutes are those of the steps alone, see :class:`~examples.mren.training.trainer.Trainer`."""
+    """Its ``minutes`` count only the steps, see :class:`~examples.mren.training.trainer.Trainer`."""
     data: Sequence[Path]
     """Folders of images to train on."""
     test: Sequence[Path]
@@ -86,16 +86,16 @@ class Setup:
     output: Path
     """Folder of the runs."""
     seeds: int = 3
-    """Runs of each row. A seed decides the initial weights, for parameters of the same name and shape in all rows that
-    begin alike, and the patches."""
+    """Runs per row. A seed determines the patches and the initial weights; rows that begin alike share those of
+    parameters with the same name and shape."""
     held_out: int = 0
-    """Images that are not trained on; the networks are scored on them, too."""
+    """Number of images kept from training; the networks are scored on them, too."""
     matched: str = ""
     """What is equal in all rows; see :class:`~examples.compare.tables.Run`."""
     device: torch.device | str = "cpu"
 
     def images(self) -> tuple[list[Path], dict[str, list[Path]]]:
-        """The images to train on, and those to score on by the name of their set.
+        """The images to train on, and those to score on, by the name of their data set.
 
         Raises:
             ValueError: If there are none, or two folders of test images have one name.
@@ -103,10 +103,10 @@ class Setup:
         files = list_images(*self.data)
         names = [folder.resolve().name for folder in self.test]
         if len(set(names)) < len(names):
-            raise ValueError(f"--test: folders must differ in name, by which scores are filed, got {', '.join(names)}.")
+            raise ValueError(f"--test: scores are filed by folder name, so names must differ; got {', '.join(names)}.")
         if self.held_out and HELD_OUT in names:
             raise ValueError(
-                f"--test: rename the folder {HELD_OUT!r}, which is what --held-out images are filed under."
+                f"--test: rename the folder {HELD_OUT!r}, the name under which the --held-out images are filed."
             )
         sets = {name: list_images(folder) for name, folder in zip(names, self.test, strict=True)}
         if self.held_out:
@@ -125,26 +125,26 @@ def compare(
     """Train and score every row with every seed.
 
     Args:
-        rows: The networks; runs of the others begin from the weights of the first where parameters are alike.
+        rows: The networks; the others start from the initial weights of the first where names and shapes agree.
         setup: What they share.
         only: Names of the rows to train, to share the work among processes; ``None`` for all.
-        max_minutes: Stop after this long; the same call goes on from there.
-        dry_run: Say what would be trained, and train nothing.
+        max_minutes: Stop after this long; the same call resumes from there.
+        dry_run: Print what would be trained, and train nothing.
 
     Returns:
-        A run for each row, seed and test set, of all rows that are trained by now, whatever ``only`` says; none if
-        there was not enough time, or nothing was to be trained.
+        A run for each row, seed and test set that is finished by now, whatever ``only`` says; none if time ran out,
+        or with ``dry_run``.
 
     Raises:
         ValueError: If images, networks or options do not fit, or the folder holds runs of other settings.
-        OSError: If another process trains a run in the same folder.
+        OSError: If another process is training a run in the same folder.
     """
     stop_at = time.monotonic() + 60 * max_minutes
     files, sets = setup.images()
     scale = setup.task.scale
     runs = _list_runs(rows, setup, files)
     for run in runs:
-        run.finished()  # one of other settings is refused before others are trained
+        run.finished()  # refuse runs with other settings before training
     folders: dict[Path, _Run] = {}
     for run in runs:
         if only is None or run.row.name in only:
@@ -153,7 +153,7 @@ def compare(
     costs = {row.name: cost_of(row.make, scale) for row in rows if only is None or row.name in only}
     for name, cost in costs.items():
         print(f"{name}: {cost.parameters:,} parameters, {cost.macs / 1e9:.2f} G MACs")
-    # Initial weights that do not fit a row are refused before the others are trained.
+    # Refuse initial weights that do not fit a row before training.
     for run in {run.row.name: run for run in unfinished}.values():
         _initial_network(run, rows[0], dataclasses.replace(setup.training, **run.row.options).init)
     length = setup.training.minutes
@@ -167,7 +167,7 @@ def compare(
         pairs = load_pairs(files, scale, min_size=side)
     for run in unfinished:
         if not _train_alone(run, rows[0], setup, pairs, costs[run.row.name], stop_at):
-            print(f"{run.label}: stopped; the same command goes on from there.")
+            print(f"{run.label}: stopped; repeat the command to resume.")
             return []
     images = {name: _checksum(files) for name, files in sets.items()}
     return [scored for run in runs if run.finished() for scored in _score(run, setup, sets, images)]
@@ -176,24 +176,24 @@ def compare(
 def _train_alone(
     run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost: Complexity, stop_at: float
 ) -> bool:
-    """Train a run while no other process does; returns whether there was time to finish. Its checkpoints then go."""
+    """Train a run under a lock; returns whether it finished. The checkpoints of a finished run are deleted."""
     checkpoints = run.folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(checkpoints / ".lock", timeout=0):  # two processes would mix their checkpoints up
-            # Another one may have trained it since the runs were counted.
+        with FileLock(checkpoints / ".lock", timeout=0):  # two processes would mix up their checkpoints
+            # Another process may have finished it since the runs were counted.
             if not run.finished() and not _train(run, first, setup, pairs, cost, stop_at):
                 return False
     except Timeout:
         raise OSError(
-            f"{run.folder}: another process trains it; wait for it, take other rows, or another folder."
+            f"{run.folder}: another process is training it; wait for it, or choose other rows or another folder."
         ) from None
     shutil.rmtree(checkpoints, ignore_errors=True)
     return True
 
 
 def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost: Complexity, stop_at: float) -> bool:
-    """Train a run, from its last checkpoint on, and write what came out; returns whether there was time to finish."""
+    """Train a run from its last checkpoint, and record the results; returns whether it finished."""
     training = dataclasses.replace(setup.training, **run.row.options)
     net, untouched = _initial_network(run, first, training.init)
     patches = {name: run.settings[name][0] for name in ("patch_size", "batch_size")}
@@ -209,10 +209,10 @@ def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost
         untouched=untouched,
         time_steps_alone=True,
     )
-    begun = run.folder / "checkpoints" / "settings.json"
-    if begun.exists():
-        run.check(read_json(begun))
-    write_json(begun, run.settings)
+    settings = run.folder / "checkpoints" / "settings.json"
+    if settings.exists():
+        run.check(read_json(settings))
+    write_json(settings, run.settings)
     trainer.resume()
     progress = trainer.run(stop_at=stop_at)
     if progress.fraction < 1:
@@ -235,12 +235,12 @@ def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost
     return True
 
 
-# What a record holds besides its settings, and of which types.
+# The entries of a record besides its settings, and their types.
 _RECORD = {"parameters": (int,), "macs": (int,), "steps": (int,), "minutes": (int, float), "scores": (dict,)}
 
 
 def _is_record(value: object) -> bool:
-    """Whether a value has what a record of a run has."""
+    """Whether a value has the structure of a run's record."""
     if not isinstance(value, dict) or any(type(value.get(key)) not in types for key, types in _RECORD.items()):
         return False
     kept = [value["scores"], value.get("local_scores", {})]
@@ -273,7 +273,7 @@ class _Run:
         return self.folder / "run.json"
 
     def finished(self) -> bool:
-        """Whether the run is there; raises if it is another one."""
+        """Whether the run is finished; raises if its record is that of another run."""
         if self.record.exists():
             self.read_record()
         return self.record.exists()
@@ -292,13 +292,13 @@ class _Run:
         return record
 
     def check(self, found: Any) -> None:
-        """Raise if settings in the folder are of another run. The contents are not in those of earlier versions."""
+        """Raise if the settings in the folder are of another run. Those of earlier versions lack ``contents``."""
         known = found if isinstance(found, dict) else {}
         check_settings(self.folder, {"contents": self.settings["contents"], **known}, self.settings)
 
 
 def _list_runs(rows: Sequence[Row], setup: Setup, files: Sequence[Path]) -> list[_Run]:
-    """Every row with one seed, then with the next: what is done when time is up can be compared."""
+    """Every row with one seed, then with the next, so that what is finished when time is up can be compared."""
     trained_on = {
         "images": len(files),
         "files": zlib.crc32(os.fsencode("/".join(path.name for path in files))),
@@ -312,7 +312,7 @@ def _list_runs(rows: Sequence[Row], setup: Setup, files: Sequence[Path]) -> list
 
 
 def _settings(setup: Setup, row: Row, first: Row, seed: int, trained_on: Mapping[str, int]) -> dict[str, Any]:
-    """The settings that decide the numbers of a run, as JSON holds them."""
+    """The settings that determine the results of a run, in the form that JSON returns."""
     training = dataclasses.replace(setup.training, **row.options)
     settings = {
         "row": row.folder,
@@ -328,7 +328,7 @@ def _settings(setup: Setup, row: Row, first: Row, seed: int, trained_on: Mapping
 
 
 def _initial_network(run: _Run, first: Row, init: Path | None) -> tuple[nn.Module, list[str]]:
-    """A network with the weights that a run begins from, and the names of those that ``init`` does not have."""
+    """A network with the initial weights of a run, and the names of the parameters that ``init`` lacks."""
     torch.manual_seed(run.seed)
     net = run.row.make()
     torch.manual_seed(run.seed)
@@ -341,7 +341,7 @@ def _initial_network(run: _Run, first: Row, init: Path | None) -> tuple[nn.Modul
 
 
 def _checksum(files: Sequence[Path]) -> int:
-    """A checksum of the contents of images: another folder may have the name of one that was scored."""
+    """A checksum of the contents of images, as different folders may share a name."""
     return functools.reduce(lambda checksum, file: zlib.crc32(file.read_bytes(), checksum), files, 0)
 
 
@@ -368,7 +368,7 @@ def _load_weights(net: nn.Module, run: _Run) -> None:
 
 
 def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[str, int]) -> list[Run]:
-    """The scores of a trained network; kept in its record, so that another test set does not repeat the others."""
+    """The scores of a trained network, cached in its record so that only new test sets are scored."""
     record = run.read_record()
     # The last two are not in records of earlier versions.
     scores, local_scores, known = (record.setdefault(key, {}) for key in ("scores", "local_scores", "images"))

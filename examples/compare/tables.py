@@ -1,4 +1,4 @@
-"""The table of a comparison, and what its seeds say about the differences."""
+"""The table of a comparison, and the significance of its differences."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ class Run:
     """The score of one trained network on one set of test images."""
 
     name: str
-    """Of the row."""
+    """Name of the row."""
     seed: int
     parameters: int
     steps: int
     batch_size: int
     patch_size: int
     minutes: float
-    """Spent on the training: of the processor if that was one thread, else of the clock."""
+    """Training time: processor time if training ran on one CPU thread, wall-clock time otherwise."""
     dataset: str
     psnr: float
     ssim: float = math.nan
     macs: int = 0
-    """For a result of 1280 x 720."""
+    """For an output of 1280 x 720."""
     channels: int = 0
     """Width, where rows differ in it."""
     matched: str = ""
     """What is equal in all rows: ``"parameters"``, ``"macs"``, ``"channels"`` or nothing."""
     paired: int = 0
-    """1 if runs with the same seed began from the same weights and saw the same patches."""
+    """1 if runs with the same seed share initial weights and patches."""
 
 
 def read_runs(file: Path) -> list[Run]:
-    """The runs of a comparison. In files of earlier versions the name of a row is called ``variant`` or ``blocks``."""
+    """The runs of a comparison. Files of earlier versions call the column of names ``variant`` or ``blocks``."""
     return read_records(file, Run, renamed={"variant": "name", "blocks": "name"})
 
 
 def write_runs(file: Path, runs: Sequence[Run]) -> None:
-    """Write the runs of a comparison; other rows, seeds and test sets that the file holds stay in it, after these."""
+    """Write the runs of a comparison. Other rows, seeds and test sets in the file are kept, after these."""
     written = {(run.name, run.seed, run.dataset) for run in runs}
     held = read_runs(file) if file.exists() else []
     others = [run for run in held if (run.name, run.seed, run.dataset) not in written]
@@ -64,26 +64,26 @@ class Difference:
     mean: float
     """In dB."""
     margin: float | None
-    """Half the width of its 95 % confidence interval; ``None`` if there is no more than one seed."""
+    """Half the width of the 95 % confidence interval; ``None`` with a single seed."""
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves out zero (p < 0.05)."""
+        """Whether the interval excludes zero (p < 0.05)."""
         return self.margin is not None and abs(self.mean) > self.margin
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the scores on one set of test images say about the differences of the rows from the first row."""
+    """The differences of the rows from the first row on one test set, and their spread."""
 
     differences: list[Difference]
     """For each row after the first."""
     seeds: tuple[int, ...]
-    """How many seeds a row has; several numbers where the rows differ."""
+    """Number of seeds per row; several numbers if the rows differ."""
     freedom: int
-    """Degrees of freedom of the spread; 0 if it cannot be told."""
+    """Degrees of freedom of the spread; 0 if it cannot be estimated."""
     spread: float | None
-    """Standard deviation of the scores of one row over its seeds, in dB; within a seed if the runs are paired."""
+    """Standard deviation of the scores of a row over its seeds, in dB; for paired runs, of what row and seed leave."""
 
 
 COLUMNS: dict[str, tuple[str, Callable[[Sequence[Run]], str]]] = {
@@ -100,13 +100,13 @@ MATCHED = {"parameters": "parameters", "macs": "MACs", "channels": "width"}
 def comparison_table(
     runs: Sequence[Run], *, titles: Mapping[str, str] | None = None, paper: Mapping[str, float] | None = None
 ) -> str:
-    """A table in Markdown: for each row means, differences from the first row, the scores of the seeds, and the cost.
+    """A Markdown table: for each row the means, differences from the first row, the scores of its seeds, and its cost.
 
     Args:
-        runs: What was measured.
-        titles: What to print for the name of a row, in the order of the table; rows without runs are left out. Without
-            it, all rows are printed under their names as they come.
-        paper: PSNR on Set5 that the paper prints for a row.
+        runs: The scores.
+        titles: Titles by row name, in the order of the table; rows without runs are left out. Without it, all rows are
+            printed under their names, in the order of the runs.
+        paper: PSNR on Set5 that the paper reports for a row.
 
     Raises:
         ValueError: If there are no runs of these rows.
@@ -126,7 +126,7 @@ def comparison_table(
         on_set = [run for run in runs if run.dataset == dataset]
         scores = {name: _scores(own, dataset) for name, own in rows.items()}
         names = comparable(on_set, list(rows))
-        if first.paired:  # means, like differences, are over the seeds that all rows have
+        if first.paired:  # like the differences, over the seeds that all rows have
             shared = set.intersection(*(set(own) for own in scores.values() if own))
             scores = {name: {seed: own[seed] for seed in own if seed in shared} for name, own in scores.items()}
         if names:
@@ -147,8 +147,8 @@ def comparison_table(
 
 
 def _costs(rows: Mapping[str, Sequence[Run]], titles: Mapping[str, str], first: Run) -> str:
-    """A table of the scores of each seed on the first test set, and of what the rows cost."""
-    # Unpaired runs are of earlier versions: of the processor's minutes, or without costs but the parameters.
+    """A table of the scores of each seed on the first test set, and of the costs of the rows."""
+    # Unpaired runs are of earlier versions: in processor time, or with the parameters as their only cost.
     wanted = {
         "channels": first.matched,
         "parameters": True,
@@ -167,7 +167,7 @@ def _costs(rows: Mapping[str, Sequence[Run]], titles: Mapping[str, str], first: 
 
 
 def _match(runs: Sequence[Run], matched: str) -> str:
-    """A sentence on what all rows have in common, and how exactly."""
+    """A sentence on the cost that all rows have in common, and its largest deviation."""
     values = [getattr(run, matched) for run in runs]
     off = 100 * max(abs(value / values[0] - 1) for value in values)
     within = f", to within {off:.1f} %" if off else ""
@@ -185,30 +185,30 @@ def printed(difference: Difference, decimals: int = 3) -> str:
 
 
 def comparable(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """The rows that can be compared on one set of test images: those scored on it; none if the first one was not."""
+    """The rows that can be compared on one test set: those scored on it, or none if the first row was not."""
     scored = {run.name for run in runs}
     return [name for name in names if name in scored] if names[0] in scored else []
 
 
 def compared(runs: Sequence[Run], names: Sequence[str]) -> Comparison:
-    """What the runs on one set of test images say about the differences of the rows from the first one.
+    """Compare the rows with the first one on one test set, paired by seed where the runs are.
 
     Args:
-        runs: On that set alone.
-        names: Of the rows.
+        runs: The runs on that test set alone.
+        names: Names of the rows.
     """
     scores = [{run.seed: run.psnr for run in runs if run.name == name} for name in names]
     return (paired if runs[0].paired else pooled)(scores)
 
 
 def paired(scores: Sequence[Scores]) -> Comparison:
-    """Differences from the first row within a seed.
+    """Differences from the first row, paired by seed.
 
-    A randomised block design, with the seeds as blocks: what is left of a score after the mean of its row and the mean
-    of its seed is chance, whose variance is pooled over the rows. For two rows this is the paired t-test.
+    A randomised block design with the seeds as blocks: the residual of a score after the means of its row and its seed
+    is chance, whose variance is pooled over the rows. For two rows this is the paired t-test.
 
     Args:
-        scores: For each row its scores; seeds that not all rows have are left out.
+        scores: The scores of each row; seeds that some rows lack are left out.
 
     Raises:
         ValueError: If the rows have no seed in common.
@@ -228,13 +228,13 @@ def paired(scores: Sequence[Scores]) -> Comparison:
 
 
 def pooled(scores: Sequence[Scores]) -> Comparison:
-    """Differences from the first row of independent runs.
+    """Differences from the first row, for independent runs.
 
-    The spread is pooled over the rows: each one's variance over its seeds, averaged. A difference is
-    significant, p < 0.05, if the means are further apart than Student's t times the standard error of a difference.
+    The variance over seeds is pooled over the rows. A difference is significant (p < 0.05) if it exceeds Student's t
+    times its standard error.
 
     Args:
-        scores: For each row its scores.
+        scores: The scores of each row.
     """
     rows = [list(own.values()) for own in scores]
     differences = [mean(own) - mean(rows[0]) for own in rows[1:]]
@@ -251,8 +251,8 @@ def _compared(
     """The comparison, with confidence margins computed from the spread.
 
     Args:
-        differences: Of the mean of each row from that of the first.
-        counts: For each difference, how many seeds the first row and the other one have.
+        differences: The difference of the mean of each row from that of the first.
+        counts: For each difference, the numbers of seeds of the first row and of the other one.
         freedom: Degrees of freedom of the spread.
         spread: See :class:`Comparison`.
     """
@@ -260,7 +260,7 @@ def _compared(
         margins = [None] * len(differences)
     else:
         factor = float(students_t.ppf(0.975, freedom)) * spread
-        # One seed shows nothing of its row, however far it lies from the spread of the others.
+        # A single seed says nothing about the spread of its own row.
         margins = [factor * math.sqrt(1 / a + 1 / b) if min(a, b) > 1 else None for a, b in counts]
     return Comparison(
         [Difference(difference, margin) for difference, margin in zip(differences, margins, strict=True)],
@@ -275,11 +275,11 @@ def _degrees(freedom: int) -> str:
 
 
 def significance(found: Mapping[str, Comparison], *, paired: bool) -> list[str]:
-    """Sentences on the differences; test sets with the same numbers of seeds share a sentence.
+    """Sentences on the significance of the differences; test sets with the same numbers of seeds share a sentence.
 
     Args:
-        found: What was found on each test set.
-        paired: Whether the differences are those within a seed.
+        found: The comparison on each test set.
+        paired: Whether the differences are paired by seed.
     """
     sentences = []
     for seeds, freedom in dict.fromkeys((each.seeds, each.freedom) for each in found.values()):

@@ -1,4 +1,4 @@
-"""What networks are compared at: super-resolution, and the removal of Gaussian noise.
+"""The tasks on which networks are compared: super-resolution and Gaussian denoising.
 
 A task makes patches to train on and scores a network on an image, both as pure functions of a seed, so that every row
 of a comparison sees the same.
@@ -24,23 +24,23 @@ from examples.mren.training.patches import PatchSampler
 
 
 class Task(Protocol):
-    """A kind of damage to undo."""
+    """A restoration task."""
 
     scale: int
-    """By how much the result is larger than the input."""
+    """Upscaling factor; 1 if the output has the size of the input."""
 
     def batch(self, sampler: PatchSampler, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
-        """Damaged and clean patches of a step, between 0 and 1; see :meth:`PatchSampler.batch`."""
+        """Degraded and clean patches of a step, between 0 and 1; see :meth:`PatchSampler.batch`."""
         ...
 
     def score(self, net: nn.Module, file: Path, device: torch.device | str) -> Score:
-        """PSNR, and SSIM where it is defined, of what a network makes of the damaged image."""
+        """PSNR, and SSIM where it is defined, of a network's output for the degraded image."""
         ...
 
 
 @dataclass(frozen=True)
 class SuperResolution:
-    """Undo bicubic shrinking; scored on the luma, cropped, see :mod:`examples.mren.metrics`."""
+    """Bicubic super-resolution; scored on the cropped luma, see :mod:`examples.mren.metrics`."""
 
     scale: int = 4
 
@@ -54,14 +54,14 @@ class SuperResolution:
 
 @dataclass(frozen=True)
 class Denoising:
-    """Remove white Gaussian noise of a known strength from colour images.
+    """Denoising of colour images with white Gaussian noise of a known strength.
 
-    Noise is added in floating point and neither rounded nor clipped. PSNR is that of RGB over all pixels, of the result
-    rounded to eight bits. The noise of a test image depends on the name of its file and nothing else.
+    Noise is added in floating point and neither rounded nor clipped. PSNR is computed in RGB over all pixels of the
+    output rounded to eight bits. The noise of a test image depends only on its file name.
     """
 
     sigma: float = 25.0
-    """Standard deviation, of 255."""
+    """Standard deviation, on the scale of 0 to 255."""
     scale: int = 1
 
     def batch(self, sampler: PatchSampler, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
