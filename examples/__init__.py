@@ -1,1 +1,1 @@
-"""Networks built from the blocks, to run from the root of the repository."""
+"""Networks built from the blocks; run the commands from the root of the repository."""

@@ -151,7 +151,7 @@ def test_what_is_not_there_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mon
         "photo": "has no photo; did you mean photos?",
         "photos/x/y.png": "photos has no x.",
         "other": f"{tmp_path} has no other.",
-        "link": "it is a link to gone, which is not there.",
+        "link": "it is a link to gone, which does not exist.",
         "file/y.png": "file: Not a directory.",
     }.items():
         monkeypatch.chdir(tmp_path)
@@ -160,8 +160,8 @@ def test_what_is_not_there_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_drive_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.os.path, "lexists", lambda _: False)  # as Windows says of a drive that is unplugged
-    assert missing_path_hint(tmp_path / "x.png") == f"{tmp_path.anchor} is not there."
-    with pytest.raises(UsageError, match="is not there; choose another output"):
+    assert missing_path_hint(tmp_path / "x.png") == f"{tmp_path.anchor} does not exist."
+    with pytest.raises(UsageError, match="does not exist; choose another output"):
         check_target(tmp_path / "x.png", overwrite=True)
 
 
@@ -309,10 +309,10 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     started = time.monotonic()
-    with pytest.raises(ValueError, match="is a named pipe, a file is needed"):
+    with pytest.raises(ValueError, match="is a named pipe, but a file is needed"):
         check_regular(tmp_path / "x.png")
     assert time.monotonic() - started < 5
-    with pytest.raises(ValueError, match="is a folder, a file is needed"):
+    with pytest.raises(ValueError, match="is a folder, but a file is needed"):
         check_regular(tmp_path)
 
 

@@ -238,7 +238,7 @@ def test_shipped_weights_of_other_kinds_have_short_names(shipped: Path) -> None:
         load_mren(2, "mren_s", path="free")
     with pytest.raises(FileNotFoundError, match=r"x5\.safetensors; .* did you mean .*mren_s_x"):
         load_mren(None, path=shipped / "mren_s_x5.safetensors")
-    with pytest.raises(ValueError, match="is a folder, a file is needed"):
+    with pytest.raises(ValueError, match="is a folder, but a file is needed"):
         load_mren(None, path=shipped)
     (shipped / "mren_s_x2_photo.safetensors").rename(shipped / "mren_x2_photo.safetensors")
     with pytest.raises(ValueError, match="not the arguments of mren"):

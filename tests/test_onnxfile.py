@@ -156,7 +156,7 @@ def test_more_threads_than_a_computer_has_are_a_usage_error(tmp_path: Path, caps
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.onnx: no such file; python -m examples\.mren\.export -o"):
         onnxfile.open_session(tmp_path / "none.onnx")
-    with pytest.raises(ValueError, match="is a folder, a file is needed"):
+    with pytest.raises(ValueError, match="is a folder, but a file is needed"):
         onnxfile.open_session(tmp_path)
 
 

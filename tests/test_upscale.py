@@ -234,8 +234,8 @@ def test_folder_in_folder_out(tmp_path: Path, run, capsys) -> None:
     *skipped, rate = output.err.splitlines()
     assert rate.startswith("4 images in ")
     assert skipped == [
-        f"skipped: {folder / 'notes.txt'}: no image by its name",
-        f"skipped: {folder / 'sub'}: is a folder; --recursive reads it",
+        f"skipped: {folder / 'notes.txt'}: not an image by its name",
+        f"skipped: {folder / 'sub'}: is a folder; --recursive includes it",
     ]
 
 

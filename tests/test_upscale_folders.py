@@ -72,7 +72,7 @@ def test_a_folder_is_gone_on_with(tmp_path: Path, run, capsys) -> None:
         str(tmp_path / "out" / f"{i}.png") for i in (0, 2)
     ]
     skipped, _ = output.err.splitlines()  # and how many came out a second
-    assert skipped == f"skipped: {tmp_path / 'in' / '1.png'}: {tmp_path / 'out' / '1.png'} is there already"
+    assert skipped == f"skipped: {tmp_path / 'in' / '1.png'}: {tmp_path / 'out' / '1.png'} exists already"
     assert (tmp_path / "out" / "1.png").read_text() == "of an earlier run"
     assert run(tmp_path / "in", "-o", tmp_path / "out", "--skip-existing") == 0, "all are there"
 
@@ -87,8 +87,8 @@ def test_folders_in_folders_keep_their_structure(tmp_path: Path, run, capsys) ->
         assert run("--recursive", "--skip-existing", tmp_path / "in", "-o", output) == 0
     assert names(output) == ["0.png", "a/0.png", "a/b/0.png"]
     said = capsys.readouterr().err
-    assert f"skipped: {tmp_path / 'in' / 'a' / 'notes.txt'}: no image by its name" in said
-    assert f"skipped: {output}: is where the results go" in said
+    assert f"skipped: {tmp_path / 'in' / 'a' / 'notes.txt'}: not an image by its name" in said
+    assert f"skipped: {output}: is the output folder" in said
 
 
 def test_a_folder_that_must_not_be_read_costs_nothing_else(tmp_path: Path, run, capsys, monkeypatch) -> None:
@@ -104,7 +104,7 @@ def test_a_folder_that_must_not_be_read_costs_nothing_else(tmp_path: Path, run, 
     monkeypatch.setattr(Path, "iterdir", forbidden)
     assert run("--recursive", tmp_path / "in", "-o", tmp_path / "out") == 0
     assert names(tmp_path / "out") == ["0.png", "a/0.png"]
-    assert f"skipped: {tmp_path / 'in' / 'lost+found'}: must not be read" in capsys.readouterr().err
+    assert f"skipped: {tmp_path / 'in' / 'lost+found'}: permission denied" in capsys.readouterr().err
     assert run(tmp_path / "in" / "lost+found", "-o", tmp_path / "other") == 2
 
 
@@ -130,7 +130,7 @@ def test_hidden_files_and_pipes_in_a_folder_are_left_alone(tmp_path: Path, run, 
     os.mkfifo(tmp_path / "in" / "pipe.png")
     assert run(tmp_path / "in", "-o", tmp_path / "out") == 0
     assert names(tmp_path / "out") == ["0.png"]
-    assert capsys.readouterr().err == f"skipped: {tmp_path / 'in' / 'pipe.png'}: is no file with contents\n"
+    assert capsys.readouterr().err == f"skipped: {tmp_path / 'in' / 'pipe.png'}: is not a regular file\n"
     assert run(tmp_path / "in" / "pipe.png", "-o", tmp_path / "x.png") == 2
     assert "is a named pipe" in capsys.readouterr().err
 
@@ -284,7 +284,7 @@ def test_a_result_of_another_process_stays(tmp_path: Path, run, capsys, monkeypa
     assert (tmp_path / "out" / "0.png").read_text() == "theirs"
     assert names(tmp_path / "out") == ["0.png", "1.png"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'out' / '0.png'}: came to be in the meantime")
+    assert line.startswith(f"error: {tmp_path / 'out' / '0.png'}: was created in the meantime")
 
 
 def test_targets_that_cannot_be_written_are_found_first(tmp_path: Path, run, capsys, monkeypatch) -> None:

@@ -1,12 +1,12 @@
-"""What the commands have in common: exit codes, errors of one line, signals, and terminals of any encoding.
+"""Shared behaviour of the commands: exit codes, one-line errors, signals, and terminals of any encoding.
 
 ======  ==================================================================================
 code    meaning
 ======  ==================================================================================
-0       all was done
-1       a file or a value was at fault; the rest was done
-2       nothing was done, because of how the command was called
-130     interrupted from the keyboard; 143 and 129 by SIGTERM and SIGHUP
+0       success
+1       a file or a value caused an error; everything else was done
+2       usage error; nothing was done
+130     interrupted from the keyboard; 143 and 129: by SIGTERM and SIGHUP
 ======  ==================================================================================
 
 Results are printed to stdout; progress, notes and errors to stderr.
@@ -49,11 +49,11 @@ _MAX_LENGTH = 2000  # of a message; messages may quote the contents of a file
 
 
 class UsageError(ValueError):
-    """The call cannot be carried out; nothing was done."""
+    """The command cannot be run as it was called; nothing was done."""
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end by a signal other than that of the keyboard."""
+    """The process received a signal to terminate other than SIGINT."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -61,7 +61,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """A parser for ``python -m MODULE``; its help begins and ends with the docstring of the module."""
+    """A parser for ``python -m MODULE``; the module's docstring becomes the description and epilog of its help."""
     description, _, details = (doc or "").partition("\n\n")
     return argparse.ArgumentParser(
         f"python -m {module}",
@@ -79,14 +79,14 @@ def run_command(
     """Parse the arguments of a command, run it, and turn errors into one line and an exit code.
 
     Args:
-        run: What the command does. If it returns an ``int``, that is the exit code. It raises :class:`UsageError` if
-            nothing was done because of how it was called, and ValueError, OSError or ImportError with a message for
-            users otherwise. Where memory runs out, that is said, too.
-        parse: Makes the arguments of a list of them, as :meth:`argparse.ArgumentParser.parse_args` does.
+        run: The command. If it returns an ``int``, that is the exit code. It raises :class:`UsageError` if it cannot be
+            run as it was called, and otherwise ValueError, OSError or ImportError with a message for users. Running out
+            of memory is reported as an error, too.
+        parse: Parses a list of arguments, as :meth:`argparse.ArgumentParser.parse_args` does.
         argv: The arguments; ``None`` for those of the process.
 
     Returns:
-        The exit code, see above.
+        The exit code, see the module's docstring.
 
     Raises:
         SystemExit: With code 2 if the arguments are malformed, with 0 after ``--help``.
@@ -134,7 +134,7 @@ def note(message: object) -> None:
 
 
 def printable(text: object) -> str:
-    r"""A text, such as the name of a file, in which nothing can break the line or move the terminal's cursor.
+    r"""A text, such as a file name, with everything escaped that could break the line or move the terminal's cursor.
 
     Example:
         >>> printable("a\nb  c\x1b[2J")
@@ -144,7 +144,7 @@ def printable(text: object) -> str:
 
 
 def one_line(message: object) -> str:
-    r"""A message as one :func:`printable` line, whatever a file or its name held.
+    r"""A message as one :func:`printable` line, whatever it quotes from a file or its name.
 
     Example:
         >>> one_line("a\nb\x1b[2J")
@@ -155,7 +155,7 @@ def one_line(message: object) -> str:
 
 
 def describe(error: BaseException, file: object = None) -> str:
-    """An error in words, with the file that it is about if the error does not name it.
+    """The message of an error, preceded by the file that it concerns unless it names that file.
 
     Example:
         >>> describe(MemoryError(), "a.png")
@@ -173,8 +173,9 @@ def describe(error: BaseException, file: object = None) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error comes from too little memory, and not from a file."""
-    # torch on a CPU raises a plain RuntimeError, oneDNN in it says less, and safetensors wraps the system's.
+    """Whether an error was caused by lack of memory, not by a file."""
+    # torch raises a plain RuntimeError on a CPU, that of oneDNN does not mention memory, and safetensors wraps the
+    # error of the system.
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
@@ -183,15 +184,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> None:
-    """Find out before hours of work whether a file could be written at the end.
+    """Check before hours of work that a file can be written at the end.
 
     Args:
         file: Path of the result, or of a link to it.
-        overwrite: Whether a file that is there may be replaced. A pipe or a device never is.
-        check_folder: Whether to try if its folder, or the nearest that exists, takes files.
+        overwrite: Whether an existing file may be replaced. A pipe or a device never is.
+        check_folder: Whether to check that its folder, or the nearest one that exists, is writable.
 
     Raises:
-        UsageError: If something is in the way, or the folder takes no files; the message names it.
+        UsageError: If something is in the way, or the folder is not writable; the message names it.
     """
     try:
         if file.is_dir():
@@ -203,11 +204,11 @@ def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> N
             raise UsageError(f"{file}: is {kind}, which is never replaced by a file; choose another output.")
         folder = nearest_folder(target)
         if folder is None:
-            raise UsageError(f"{file}: {file.anchor} is not there; choose another output.")
+            raise UsageError(f"{file}: {file.anchor} does not exist; choose another output.")
         if not folder.is_dir():
             what = f"a link to {os.readlink(folder)}, which is" if folder.is_symlink() else "a file,"
             raise UsageError(f"{file}: {folder} is {what} not a folder; choose another output.")
-        os.path.lexists(folder / target.name)  # a name that is too long for the filesystem raises here
+        os.path.lexists(folder / target.name)  # raises if the name is too long for the filesystem
         if check_folder:
             with tempfile.TemporaryFile(dir=folder):  # more than permissions: a filesystem may be read-only or full
                 pass
@@ -216,10 +217,10 @@ def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> N
 
 
 def check_no_input(targets: Iterable[Path], sources: Iterable[Path]) -> None:
-    """Find out before any work whether a result would take the place of an input, under whatever name.
+    """Check before any work that no result would replace an input, under whatever name.
 
     Raises:
-        UsageError: If so; the message names the result.
+        UsageError: If one would; the message names it.
     """
 
     def identity(file: Path) -> tuple[int, int]:
@@ -233,23 +234,23 @@ def check_no_input(targets: Iterable[Path], sources: Iterable[Path]) -> None:
 
 
 def open_closed_streams() -> None:
-    """Connect standard streams that are closed, as those of services can be, to nothing."""
-    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():  # in the order of their numbers
+    """Open closed standard streams, such as those of services, on the null device."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():  # in the order of their file descriptors
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for the rest of the process)
 
 
 def print_any_character() -> None:
-    """Let stdout and stderr print what their encoding lacks as an escape: a name must not make a result a failure."""
+    """Escape characters that the encoding of stdout or stderr lacks, so that printing a file name cannot fail."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def silence_decoders() -> None:
-    """Keep Pillow and tifffile from printing lines of their own about damaged metadata; errors are still raised."""
+    """Silence the warnings of Pillow and tifffile about damaged metadata; errors are still raised."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    warnings.filterwarnings("ignore", message="tqdm:disabling monitor")  # where there is no memory for its thread
+    warnings.filterwarnings("ignore", message="tqdm:disabling monitor")  # if there is no memory for its thread
     logger = logging.getLogger("tifffile")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
@@ -257,13 +258,13 @@ def silence_decoders() -> None:
 
 @contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """Raise :class:`Terminated` on SIGTERM and SIGHUP, so that every ``finally`` is run, as on Ctrl-C."""
+    """Raise :class:`Terminated` on SIGTERM and SIGHUP, so that every ``finally`` runs, as on Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():  # handlers can be set only there
         yield
         return
 
     def end(number: int, _: FrameType | None) -> NoReturn:
-        for each in (*_SIGNALS, signal.SIGINT):  # a second one must not stop the cleaning up
+        for each in (*_SIGNALS, signal.SIGINT):  # a second signal must not interrupt the clean-up
             signal.signal(each, signal.SIG_IGN)
         raise Terminated(number)
 
@@ -279,15 +280,15 @@ def signals_as_exceptions() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def number(fits: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
-    """A parser's type: a number that fits; NaN never should."""
+def number(is_valid: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    """An argparse type: a number for which ``is_valid`` holds, which must be false for NaN."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not fits(value):
+        if not is_valid(value):
             raise argparse.ArgumentTypeError(f"must be {wanted}, got {text[:40]}")
         return value
 
@@ -298,7 +299,7 @@ positive_number = number(lambda value: 0 < value < math.inf, "a number above 0")
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A parser's type: a whole number in a range."""
+    """An argparse type: a whole number in a range."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= (most or int(text)):
@@ -310,12 +311,12 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def given_name(text: str) -> str:
-    """A parser's type: text that is not empty, such as a path that may end in ``/``."""
+    """An argparse type: a non-empty string, such as a path that may end in ``/``."""
     if not text:
-        raise argparse.ArgumentTypeError("a name is empty, as of a shell variable that is not set")
+        raise argparse.ArgumentTypeError("a name is empty; is a shell variable unset?")
     return text
 
 
 def path_name(text: str) -> Path:
-    """A parser's type: a path. ``Path("")`` is the current folder, which nobody means who writes an empty name."""
+    """An argparse type: a path. An empty one is refused, as ``Path("")`` would be the current folder."""
     return Path(given_name(text))

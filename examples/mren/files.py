@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, and checks of paths before they are opened."""
+"""Atomic writing of files and folders, and checks of paths before they are opened."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _NO_LINKS = {
     errno.EXDEV,
     errno.EINVAL,
 }
-_MAX_NAMES = 2000  # of a folder that are looked through for one that may have been meant
+_MAX_NAMES = 2000  # of a folder that are searched for one similar to a missing one
 
 
 @contextmanager
 def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a scratch path beside ``file`` that takes its place if the block succeeds, and vanishes if not.
+    """Yield a scratch path beside ``file`` that replaces it if the block succeeds and is deleted otherwise.
 
     The scratch file has a hidden name, which no command takes for an input, and the permissions that the umask gives.
-    A link stays: what it leads to is replaced.
+    A link is kept: its target is replaced.
 
     Args:
-        file: Where the result goes; missing folders are made.
-        overwrite: Whether a file that is there at the end may be replaced. Without it, one that another process made
-            in the meantime stays.
+        file: Where the result goes; missing folders are created.
+        overwrite: Whether a file that exists at the end may be replaced. If not, one that another process created in
+            the meantime is kept.
 
     Raises:
-        FileExistsError: If there is a file and ``overwrite`` is false.
+        FileExistsError: If the file exists and ``overwrite`` is false.
         OSError: If the file cannot be written.
 
     Example:
@@ -53,9 +53,9 @@ def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
         ...     Path(folder, "note.txt").read_text()
         'whole'
     """
-    target = followed(file) if overwrite else file  # without it, a link is something that is in the way
+    target = followed(file) if overwrite else file  # without it, a link is in the way
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The name first, then the file: a signal between the two leaves nothing behind.
+    # Choose the name before creating the file, so that a signal in between leaves nothing behind.
     scratch = target.with_name(f".{secrets.token_hex(6)}{file.suffix[:16]}")
     try:
         scratch.touch(exist_ok=False)
@@ -67,7 +67,7 @@ def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(scratch)):
             raise
-        # A user knows nothing of the scratch file, and errors while writing name no file at all.
+        # Users do not know the scratch file, and errors while writing name no file at all.
         raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
         scratch.unlink(missing_ok=True)
@@ -75,15 +75,15 @@ def atomic_write(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path, names: Collection[str], *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a scratch folder that takes the place of ``folder`` if the block succeeds, and vanishes if not.
+    """Yield a scratch folder that replaces ``folder`` if the block succeeds and is deleted otherwise.
 
     Args:
-        folder: Where the result goes; missing folders above it are made.
-        names: Of the files that are written, see :func:`check_replaceable`.
-        overwrite: Whether a folder that is there may be replaced.
+        folder: Where the result goes; missing parents are created.
+        names: Names of the files that are written, see :func:`check_replaceable`.
+        overwrite: Whether an existing folder may be replaced.
 
     Raises:
-        FileExistsError: If something is there that is not to be replaced.
+        FileExistsError: If something exists there that must not be replaced.
         OSError: If the folder cannot be written.
     """
     folder = followed(folder)
@@ -95,15 +95,15 @@ def atomic_folder(folder: Path, names: Collection[str], *, overwrite: bool = Tru
         scratch.mkdir()
         yield scratch
         if overwrite and folder.exists():
-            check_replaceable(folder, names)  # again: a conversion takes long enough to put something there
+            check_replaceable(folder, names)  # again: something may have been put there during the conversion
             folder.rename(replaced)
         elif folder.exists():
-            raise FileExistsError(f"{folder}: came to be in the meantime.")
+            raise FileExistsError(f"{folder}: was created in the meantime.")
         scratch.rename(folder)
     except OSError as error:
         if error.errno is None or error.filename not in map(str, (scratch, replaced)):
             raise
-        raise OSError(error.errno, error.strerror, str(folder)) from error  # a user knows nothing of the scratch folder
+        raise OSError(error.errno, error.strerror, str(folder)) from error  # users do not know the scratch folder
     finally:
         if replaced.exists() and not folder.exists():  # interrupted between the two renames
             replaced.rename(folder)
@@ -112,42 +112,42 @@ def atomic_folder(folder: Path, names: Collection[str], *, overwrite: bool = Tru
 
 
 def check_replaceable(folder: Path, names: Collection[str]) -> None:
-    """Raise if a folder holds other files than those of these names, which may be there by mistake.
+    """Check that a folder holds no files other than those named, so that none of a user's is deleted.
 
     Raises:
-        FileExistsError: If so, or if it is a file.
+        FileExistsError: If it does, or is a file.
     """
     if not folder.is_dir():
-        raise FileExistsError(f"{folder}: is a file; a folder is written.")
+        raise FileExistsError(f"{folder}: is a file, but the output is a folder.")
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     if others := {file.relative_to(folder).as_posix() for file in files} - set(names):
         raise FileExistsError(f"{folder}: also holds {min(others)}, so it is not replaced; choose another output.")
 
 
 def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
-    """Write a text file in UTF-8, whole or not at all; see :func:`atomic_write`.
+    """Write a text file in UTF-8 atomically; see :func:`atomic_write`.
 
-    What UTF-8 lacks, as names of files can hold it, is written as an escape, which JSON reads back.
+    What UTF-8 cannot encode, which file names can hold, is written as an escape, which JSON reads back.
     """
     with atomic_write(file, overwrite=overwrite) as scratch:
         scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sha256(file: Path) -> str:
-    """The checksum of the contents of a file, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def followed(file: Path) -> Path:
-    """The path that a link leads to, whether something is there or not; that of anything else is returned as it is."""
+    """The target of a link, whether it exists or not; any other path unchanged."""
     return Path(os.path.realpath(file)) if file.is_symlink() else file
 
 
 def kind_of(file: str | Path) -> str:
-    """What is at a path, or at the end of a link: ``"a file"``, ``"a folder"``, or something else in such words.
+    """The kind of a path, following links, in words such as ``"a file"`` or ``"a folder"``.
 
     Raises:
-        FileNotFoundError: If nothing is there.
+        FileNotFoundError: If it does not exist.
     """
     kinds = {
         stat.S_ISREG: "a file",
@@ -160,16 +160,16 @@ def kind_of(file: str | Path) -> str:
 
 
 def check_regular(file: str | Path) -> None:
-    """Raise unless a path is that of a file with contents: reading a named pipe would wait for ever.
+    """Check that a path is a regular file: reading a named pipe would block for ever.
 
     Raises:
-        FileNotFoundError: If nothing is there.
+        FileNotFoundError: If it does not exist.
         ValueError: If it is a folder, a pipe, a socket or a device.
     """
     kind = kind_of(file)
     if kind != "a file":
-        remedy = "name one in it" if kind == "a folder" else "save what it gives as one"
-        raise ValueError(f"{file}: is {kind}, a file is needed; {remedy}.")
+        remedy = "name one in it" if kind == "a folder" else "save its contents to one"
+        raise ValueError(f"{file}: is {kind}, but a file is needed; {remedy}.")
 
 
 def nearest_folder(file: Path) -> Path | None:
@@ -185,7 +185,7 @@ def nearest_folder(file: Path) -> Path | None:
 
 
 def missing_path_hint(path: str | Path) -> str:
-    """The end of a message about a path that does not exist: the folder that lacks it, and a similar name in there.
+    """A hint for an error about a missing path: the folder that lacks it, and a similar name in that folder.
 
     Example:
         >>> import tempfile
@@ -197,11 +197,11 @@ def missing_path_hint(path: str | Path) -> str:
     path = Path(path)
     folder = nearest_folder(path)
     if folder is None:
-        return f"{path.anchor} is not there."
+        return f"{path.anchor} does not exist."
     missing = folder / path.relative_to(folder).parts[0]
     try:
-        if os.path.lexists(missing):  # what it leads to is gone
-            return f"it is a link to {os.readlink(missing)}, which is not there."
+        if os.path.lexists(missing):  # a dangling link
+            return f"it is a link to {os.readlink(missing)}, which does not exist."
         names = [entry.name for entry in islice(os.scandir(folder), _MAX_NAMES)]
     except OSError as error:
         return f"{folder}: {error.strerror}."
@@ -211,10 +211,10 @@ def missing_path_hint(path: str | Path) -> str:
 
 
 def unique_names(files: Sequence[Path], *, suffixes: bool = False) -> dict[str, Path]:
-    """Short names for files, by which they can be told apart: the suffix and folders are added where needed.
+    """Short unique names for files, with suffix and folders added where needed.
 
     Args:
-        files: The files, each once.
+        files: The files, without duplicates.
         suffixes: Whether all names keep their suffix.
 
     Raises:
@@ -240,12 +240,12 @@ def unique_names(files: Sequence[Path], *, suffixes: bool = False) -> dict[str, 
 
 
 def _rename_to_new(scratch: Path, file: Path) -> None:
-    """Give a file its final name, unless that is taken."""
+    """Give a file its final name, unless that exists."""
     try:
         os.link(scratch, file)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # Claim the name, then put the file there. Only here, where it must be, is the name empty for a moment.
+        # Claim the name with an empty file, then replace that: without hard links, nothing better is possible.
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         scratch.replace(file)

@@ -1,4 +1,4 @@
-"""What a command for many files reads and writes: which file becomes which, decided before any work is done."""
+"""The jobs of a command for many files: the output of each input, decided before any work is done."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from examples.mren.files import check_regular, missing_path_hint, nearest_folder
 from examples.mren.images.read import IMAGE_SUFFIXES, is_image
 from examples.mren.images.write import FORMATS
 
-STREAM = "-"  # standard input, or output
+STREAM = "-"  # standard input or output
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to read and one to write; ``None`` stands for standard input and output."""
+    """An input and its output; ``None`` stands for standard input or output."""
 
     source: Path | None
     target: Path | None
     suffix: str
-    """Of the format to write."""
+    """Suffix of the output format."""
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """Name of the input for messages."""
         return "standard input" if self.source is None else str(self.source)
 
 
@@ -42,31 +42,31 @@ def plan(
     recursive: bool = False,
     suffix: str | None = None,
 ) -> list[Job]:
-    """Decide which file becomes which, and refuse before any work what would lose a file.
+    """Assign an output to each input, refusing before any work whatever would lose a file.
 
     Args:
         inputs: Image files and folders of them, and ``-`` for standard input.
         output: A file for a single input file, or ``-`` for standard output; otherwise a folder, which need not exist.
-        overwrite: Whether files that exist may be replaced. An input never is.
-        skip_existing: Whether to leave out what is done already.
-        recursive: Whether to read folders in folders; results keep the folder structure.
-        suffix: Of the format to write, instead of the one that each file has.
+        overwrite: Whether existing files may be replaced. An input never is.
+        skip_existing: Whether to skip inputs whose output exists.
+        recursive: Whether to include subfolders; results keep the folder structure.
+        suffix: Suffix of the output format; ``None`` for that of each input, or PNG where that cannot be written.
 
     Raises:
-        UsageError: If a name is empty, an input is missing or given twice, a folder holds no images, two results or a
-            result and another file would have one name, or results could not be written.
+        UsageError: If a name is empty, an input is missing or given twice, a folder holds no images, a result would
+            share its name with another result or an existing file, or results could not be written.
     """
     if not all((*inputs, output)):
-        raise UsageError("a name is empty, as of a shell variable that is not set; name a file or a folder.")
+        raise UsageError("a name is empty; is a shell variable unset? Name a file or a folder.")
     if inputs.count(STREAM) > 1:
-        raise UsageError("-: standard input is one image.")
+        raise UsageError("-: standard input holds one image; give - only once.")
     found = list(_find_sources(inputs, Path(output), recursive=recursive))
     single = len(inputs) == 1 and (inputs[0] == STREAM or Path(inputs[0]).is_file())
     if output == STREAM:
         if not single:
-            raise UsageError("-o -: standard output is one image; choose a folder.")
+            raise UsageError("-o -: standard output holds one image; choose a folder.")
         if sys.stdout.isatty():
-            raise UsageError("-o -: is a terminal, which cannot show an image; send it to a file or a program.")
+            raise UsageError("-o -: is a terminal, which cannot show an image; redirect it to a file or a program.")
         source = found[0][0]
         own = ".png" if source is None else source.suffix.lower()
         return [Job(source, None, suffix or (own if own in FORMATS else ".png"))]
@@ -83,17 +83,17 @@ def plan(
     if skip_existing:
         for job in jobs:
             if job.target is not None and job.target.exists():
-                note(f"skipped: {job.name}: {job.target} is there already")
+                note(f"skipped: {job.name}: {job.target} exists already")
         jobs = [job for job in jobs if job.target is None or not job.target.exists()]
     _check_targets([job.target for job in jobs if job.target is not None], overwrite=overwrite)
     return jobs
 
 
 def file_target(output: str, name: str | Path, suffix: str | None = None) -> Path:
-    """Where one result goes: ``output``, or a file of that name in it if it is a folder.
+    """The path of a single result: ``output``, or ``name`` in it if it is a folder.
 
     Raises:
-        UsageError: If the name of a file is not that of an image, or of another format than that of the suffix.
+        UsageError: If ``output`` has no suffix of an image format, or that of another format than ``suffix``.
     """
     path = Path(output)
     if path.is_dir() or output.endswith(("/", os.sep)):
@@ -101,17 +101,17 @@ def file_target(output: str, name: str | Path, suffix: str | None = None) -> Pat
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{output}: must end in one of {', '.join(FORMATS)}, or in / for a folder.")
     if suffix is not None and FORMATS[path.suffix.lower()] is not FORMATS[suffix]:
-        raise UsageError(f"{output}: is not the name of a {suffix[1:]} file, which --format asks for.")
+        raise UsageError(f"{output}: is not the name of a {suffix[1:]} file, as --format requires.")
     return path
 
 
 def _check_targets(targets: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise if a file would be overwritten without ``--overwrite``, or could not be written."""
+    """Check that no file would be overwritten without ``--overwrite``, and that all can be written."""
     existing = [target for target in targets if target.is_file()]
     if existing and not overwrite:
         raise UsageError(
             f"{_listed(existing)}: would be overwritten; pass --overwrite, or choose another output, or pass "
-            "--skip-existing to leave out what is there."
+            "--skip-existing to keep existing results."
         )
     folders: set[Path] = set()
     for target in targets:
@@ -120,7 +120,7 @@ def _check_targets(targets: Sequence[Path], *, overwrite: bool) -> None:
 
 
 def _find_sources(inputs: Sequence[str], output: Path, *, recursive: bool) -> Iterator[tuple[Path | None, Path]]:
-    """Each source, with the path that its result has within the output."""
+    """Yield each input with the path of its result within the output folder."""
     for item in inputs:
         path = Path(item)
         if item == STREAM:
@@ -130,7 +130,7 @@ def _find_sources(inputs: Sequence[str], output: Path, *, recursive: bool) -> It
             if not images:
                 wanted = ", ".join(f"*{suffix}" for suffix in IMAGE_SUFFIXES)
                 nested = not recursive and any(each.is_dir() for each in path.iterdir())
-                remedy = "; --recursive looks into the folders in it, too" if nested else ""
+                remedy = "; --recursive includes its subfolders" if nested else ""
                 raise UsageError(f"{item}: no images; looked for {wanted}{remedy}.")
             for file in images:
                 yield file, file.relative_to(path)
@@ -145,7 +145,7 @@ def _find_sources(inputs: Sequence[str], output: Path, *, recursive: bool) -> It
 
 
 def _walk(folder: Path, output: Path, *, recursive: bool) -> Iterator[Path]:
-    """The images of a folder; prints what is left out, except hidden files."""
+    """Yield the images of a folder; prints what is skipped, except hidden files."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
@@ -153,18 +153,18 @@ def _walk(folder: Path, output: Path, *, recursive: bool) -> Iterator[Path]:
             yield path
         elif path.is_dir() and recursive and not path.is_symlink():
             if output.exists() and path.samefile(output):
-                note(f"skipped: {path}: is where the results go")
+                note(f"skipped: {path}: is the output folder")
             else:
                 try:
                     yield from _walk(path, output, recursive=True)
                 except PermissionError:
-                    note(f"skipped: {path}: must not be read")
+                    note(f"skipped: {path}: permission denied")
         elif path.is_dir():
-            note(f"skipped: {path}: is a folder" + ("" if recursive else "; --recursive reads it"))
+            note(f"skipped: {path}: is a folder" + ("" if recursive else "; --recursive includes it"))
         elif path.is_file():
-            note(f"skipped: {path}: no image by its name")
+            note(f"skipped: {path}: not an image by its name")
         else:
-            note(f"skipped: {path}: is no file with contents")
+            note(f"skipped: {path}: is not a regular file")
 
 
 def _target_name(relative: Path, suffix: str | None) -> Path:
@@ -193,15 +193,15 @@ def _without_case(path: Path | None) -> str:
 
 
 def _ignores_case(target: Path) -> bool:
-    """Whether names that differ in case are one to the filesystem, as on macOS, Windows, and most memory cards."""
+    """Whether the filesystem ignores case in names, as on macOS, Windows and most memory cards."""
     try:
         with tempfile.NamedTemporaryFile(prefix=".a", dir=nearest_folder(target)) as file:
             return Path(file.name).with_name(Path(file.name).name.swapcase()).exists()
-    except OSError:  # said later, with the target's name
+    except OSError:  # reported later, with the name of the target
         return False
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    """The first three."""
+    """The first three paths, and how many more there are."""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(map(str, paths[:3])) + more

@@ -1,4 +1,4 @@
-"""MREN, assembled from the blocks, and loaded from its weight files (:mod:`examples.mren.weightfile`)."""
+"""MREN, built from the blocks and loaded from its weight files (:mod:`examples.mren.weightfile`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from examples.mren.cli import UsageError
 from examples.mren.files import missing_path_hint
 from examples.mren.weightfile import read_network
-from examples.mren.weightfile import save_weights as save_weights  # part of what this module offers
+from examples.mren.weightfile import save_weights as save_weights  # part of the interface of this module
 from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, _checks
 from sc_blocks.communication import CommunicationLike
 from sc_blocks.dracb import Relay
@@ -25,12 +25,12 @@ Variant = Literal["mren", "mren_s", "mren_l"]
 Chain = Literal["block", "network"]
 
 WEIGHTS = Path(__file__).parent / "weights"
-# Names of shipped weights that were trained in another way.
+# Names of the shipped weights that were trained differently.
 PHOTO = "photo"  # with `--degrade photo`
-FREE = "free"  # only on images whose terms allow any use
+FREE = "free"  # only on images licensed for any use
 KINDS = {PHOTO: "for photographs", FREE: "from freely licensed images"}
 
-# Each scale as the factors of its reconstruction stages; a second stage halves the width.
+# The factors of the reconstruction stages at each scale; the second stage halves the width.
 STAGES: dict[int, tuple[float, ...]] = {2: (2,), 3: (2, 1.5), 4: (2, 2)}
 DEVICES = ("auto", "cuda", "mps", "cpu")
 # Arguments of each variant. MREN-S is ours: the trunk of MREN with a narrow reconstruction.
@@ -39,13 +39,13 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
     "mren_s": {"channels": 60, "reconstruct_channels": [24, 16]},
     "mren_l": {"channels": 84},
 }
-NETWORKS: dict[Variant, str] = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}  # names to print
-# Channels that a weight file can name.
+NETWORKS: dict[Variant, str] = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}  # display names
+# Communication channels that a weight file can name.
 COMMUNICATIONS = {"learnable": LearnableCommunication, "gated": GatedCommunication}
 
 
 class ChainedMREBs(nn.Sequential):
-    """MREBs with one chain of DRACBs through all of them: each block takes the last map of the one before."""
+    """MREBs with one chain of DRACBs through all of them: each block receives the last map of the previous one."""
 
     def forward(self, x: Tensor) -> Tensor:
         first, *middle, last = self
@@ -63,27 +63,27 @@ class MREN(nn.Module):
         I_{SR} &= \mathrm{conv}_{3 \times 3}(\mathrm{RBWA}(F_n + F_0)) + \mathrm{bicubic}(I_{LR})
 
     Args:
-        scale: 2, 3 or 4; the stages enlarge by 2, by 2 and 1.5, or by 2 and 2.
+        scale: 2, 3 or 4; the stages upscale by 2, by 2 and 1.5, or by 2 and 2.
         channels: Width of the features; 60 is MREN, 84 MREN-L.
         num_blocks: Number of MREBs; the paper tries 3 to 8 and settles on 6.
-        reconstruct_channels: Widths of the reconstruction: that of a 1x1 convolution before it, and that of its last
-            stage, which only ×3 and ×4 have. ``None`` for the paper's, ``channels`` without such a convolution, and
-            ``channels // 2``. ``(24, 16)`` is MREN-S, ours: most of MREN's cost lies in its reconstruction.
-        parts: Of the SCACBs, see :class:`sc_blocks.SCACB`.
-        exchange: Of the SCACBs, see there.
-        residual: Of the SCACBs, see there.
-        communication: Of the DRACBs, see :class:`sc_blocks.DRACB`; also ``"learnable"`` and ``"gated"``, names of the
-            channels that a weight file can hold.
-        chain: How far attention maps are passed on: from one end of an MREB to the other (``"block"``, the paper's), or
-            through all MREBs (``"network"``).
-        gate: Of the DRACBs, see there.
-        relay: Of the DRACBs, see there.
+        reconstruct_channels: Widths of the reconstruction: that of an additional 1x1 convolution before it, and that of
+            its second stage, which only ×3 and ×4 have. ``None`` for the paper's ``channels`` and ``channels // 2``,
+            without the convolution. ``(24, 16)`` is our MREN-S: most of MREN's cost lies in its reconstruction.
+        parts: See :class:`sc_blocks.SCACB`.
+        exchange: See :class:`sc_blocks.SCACB`.
+        residual: See :class:`sc_blocks.SCACB`.
+        communication: See :class:`sc_blocks.DRACB`; also ``"learnable"`` and ``"gated"``, the names of the channels
+            that a weight file can hold.
+        chain: How far attention maps are passed on: within each MREB (``"block"``, the paper's), or through all MREBs
+            (``"network"``).
+        gate: See :class:`sc_blocks.DRACB`.
+        relay: See :class:`sc_blocks.DRACB`.
         device: Where the parameters are created.
         dtype: Type of the parameters.
 
     Shape:
         - input: :math:`(N, 3, H, W)`, RGB between 0 and 1, any :math:`H, W \ge 1`;
-        - output: :math:`(N, 3, sH, sW)`, RGB, not clamped: training wants the gradient outside the range too.
+        - output: :math:`(N, 3, sH, sW)`, RGB, not clamped: training needs gradients outside the range too.
 
     Raises:
         ValueError: If an argument is out of range or an input has the wrong shape.
@@ -115,7 +115,7 @@ class MREN(nn.Module):
     ) -> None:
         super().__init__()
         _checks.check_choice("MREN", "scale", scale, tuple(STAGES))
-        scale = _checks.check_int("MREN", "scale", scale)  # 2.0 is equal to 2, and no index
+        scale = _checks.check_int("MREN", "scale", scale)  # 2.0 equals 2, but is not an index
         _checks.check_int("MREN", "channels", channels)
         _checks.check_int("MREN", "num_blocks", num_blocks)
         if isinstance(communication, str):
@@ -125,7 +125,7 @@ class MREN(nn.Module):
         if reconstruct_channels is not None:
             if not isinstance(reconstruct_channels, (tuple, list)) or len(reconstruct_channels) != 2:
                 raise ValueError(
-                    "MREN: reconstruct_channels must be two widths or None for the paper's, got "
+                    "MREN: reconstruct_channels must be two widths, or None for the paper's; got "
                     f"{reconstruct_channels!r}; MREN-S has (24, 16)."
                 )
             for width in reconstruct_channels:
@@ -175,9 +175,9 @@ class MREN(nn.Module):
         return residual + enlarged
 
     def init_weights(self) -> None:
-        """Draw the weights that a training starts from: those of :func:`sc_blocks.init.init_weights` in the MREBs.
+        """Initialise the weights for training: the MREBs by :func:`sc_blocks.init.init_weights`.
 
-        The last convolution is zero, so that the network returns the bicubic image at first.
+        The last convolution is set to zero, so that the network initially returns the bicubic image.
 
         Example:
             >>> net = MREN(4)
@@ -194,27 +194,27 @@ class MREN(nn.Module):
 
 
 def mren(scale: Scale = 4) -> MREN:
-    """The paper's MREN, 60 channels wide, with fresh weights."""
+    """The paper's MREN, 60 channels wide, with new weights."""
     return MREN(scale)
 
 
 def mren_s(scale: Scale = 4) -> MREN:
-    """MREN-S, ours: MREN's trunk with a narrow reconstruction, with fresh weights."""
+    """Our MREN-S, MREN's trunk with a narrow reconstruction, with new weights."""
     return MREN(scale, **VARIANTS["mren_s"])
 
 
 def mren_l(scale: Scale = 4) -> MREN:
-    """The paper's MREN-L, 84 channels wide, with fresh weights."""
+    """The paper's MREN-L, 84 channels wide, with new weights."""
     return MREN(scale, **VARIANTS["mren_l"])
 
 
 def weights_path(scale: Scale, variant: Variant = "mren", *, kind: str | None = None) -> Path:
-    """Where the shipped weights of a network are, or would be; ``kind`` is ``"photo"`` or ``"free"``."""
+    """The path of the shipped weights of a network, existing or not; ``kind`` is ``"photo"`` or ``"free"``."""
     return WEIGHTS / f"{variant}_x{scale}{f'_{kind}' if kind else ''}.safetensors"
 
 
 def parse_weights_name(file: Path) -> tuple[str, str, str]:
-    """Variant, scale and kind of shipped weights, by the name of their file or of one beside it; no kind is ``""``.
+    """Variant, scale and kind (or ``""``) of shipped weights, from the name of their file or of a file beside it.
 
     Example:
         >>> parse_weights_name(Path("mren_s_x2_photo.log.csv")), parse_weights_name(weights_path(4))
@@ -226,7 +226,7 @@ def parse_weights_name(file: Path) -> tuple[str, str, str]:
 
 
 def find_weights(scale: Scale | None, variant: Variant | None = None, path: str | Path | None = None) -> Path:
-    """The file that :func:`load_mren` reads, given the same.
+    """The file that :func:`load_mren` reads with these arguments.
 
     Example:
         >>> find_weights(2, "mren_s", "photo").name, find_weights(None, path="runs/my.safetensors").name
@@ -239,7 +239,7 @@ def find_weights(scale: Scale | None, variant: Variant | None = None, path: str 
 
 
 def variant_of(config: dict[str, Any]) -> Variant | None:
-    """The variant whose widths the arguments of a network have, if there is one.
+    """The variant with the widths in a network's arguments, if there is one.
 
     Example:
         >>> variant_of({"scale": 4, "channels": 84}), variant_of({"scale": 4, "channels": 12})
@@ -260,24 +260,24 @@ def load_mren(
     """Load a trained network, ready to upscale.
 
     Args:
-        scale: 2, 3 or 4; ``None`` for that of the file that ``path`` leads to, or 4.
-        variant: ``"mren"``, ``"mren_s"`` or ``"mren_l"``; ``None`` for that of the file that ``path`` leads to, or
+        scale: 2, 3 or 4; ``None`` for that of the weight file at ``path``, or 4.
+        variant: ``"mren"``, ``"mren_s"`` or ``"mren_l"``; ``None`` for that of the weight file at ``path``, or
             ``"mren"``.
-        device: Where the network goes.
-        path: A weight file of your own, such as :mod:`examples.mren.train` writes, of any width; ``None`` for the
-            shipped one; ``"photo"`` for the shipped one for photographs, which are JPEGs and noisy; ``"free"`` for the
-            one trained only on images whose terms allow any use.
+        device: The device of the network.
+        path: A weight file of any width, as written by :mod:`examples.mren.train`; ``None`` for the shipped one;
+            ``"photo"`` for the shipped one for photographs, which are JPEGs and noisy; ``"free"`` for the one trained
+            only on images licensed for any use.
 
     Returns:
         The network in eval mode.
 
     Raises:
-        FileNotFoundError: If there are no such weights; the message lists those that are there.
+        FileNotFoundError: If there are no such weights; the message lists the available ones.
         ValueError: If the file holds another scale or variant, or is not one of ours.
     """
     if scale is not None:
         _checks.check_choice("load_mren", "scale", scale, tuple(STAGES))
-        _checks.check_int("load_mren", "scale", scale)  # 2.0 is equal to 2, but not in the name of a file
+        _checks.check_int("load_mren", "scale", scale)  # 2.0 equals 2, but not in a file name
     _checks.check_choice("load_mren", "variant", variant, (*VARIANTS, None))
     file = find_weights(scale, variant, path)
     own = path is not None and str(path) not in KINDS
@@ -304,7 +304,7 @@ def load_mren(
 
 
 def _where_shipped(kind: str) -> str:
-    """The variants and scales that have weights of a kind."""
+    """The variants and scales with shipped weights of a kind, for a message."""
     found = sorted(WEIGHTS.glob(f"*_{kind}.safetensors"))
     names = map(parse_weights_name, found)
     there = " or ".join(f"{variant} x{scale}" for variant, scale, _ in names)
@@ -312,25 +312,25 @@ def _where_shipped(kind: str) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; for ``"auto"`` CUDA, then MPS, then the CPU.
+    """The device of that name; ``"auto"`` selects CUDA, then MPS, then the CPU.
 
     Raises:
-        UsageError: If the device does not exist; it is a ValueError.
+        UsageError: If the device is not available; it is a ValueError.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, found in available.items() if found))
     if not available[name]:
-        there = ", ".join(device for device, found in available.items() if found)
-        raise UsageError(f"--device {name}: this machine or this build of torch has none; there is {there}.")
+        others = " or ".join(device for device, found in available.items() if found)
+        raise UsageError(f"--device {name}: not available on this machine or in this build of torch; choose {others}.")
     return torch.device(name)
 
 
 def read_weights(file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The constructor's arguments and the tensors that a weight file holds, which fit each other.
+    """Read the constructor's arguments and the tensors of a weight file, checking that they fit each other.
 
     Raises:
-        ValueError: If the file is unreadable, is not one of ours, or holds other tensors than its arguments ask for.
-        OSError: If it is not there.
+        ValueError: If the file is unreadable, is not one of ours, or its tensors do not fit its arguments.
+        OSError: If it does not exist.
     """
     return read_network(file, MREN)

@@ -231,7 +231,7 @@ def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) 
 
 def _explain(error: BaseException, job: Job) -> str:
     if isinstance(error, FileExistsError):
-        return f"{job.target}: came to be in the meantime and is left as it is; pass --overwrite to replace it."
+        return f"{job.target}: was created in the meantime and is kept; pass --overwrite to replace it."
     return describe(error)
 
 

@@ -1,7 +1,7 @@
 """Weight files: ``.safetensors`` whose metadata holds the constructor's arguments, as JSON.
 
-A file may come from anybody. Nothing in it is executed; what it says is checked against known names, types and ranges,
-and against the names, shapes and types of its tensors, before anything as large as it claims to be is allocated.
+Files are not trusted. Nothing in them is executed; their arguments are checked against known names, types and ranges,
+and against the names, shapes and types of their tensors, before memory of the claimed size is allocated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _is_int(value: object, least: int, most: int) -> bool:
 
 
 def is_number(value: object, least: float = -sys.float_info.max, most: float = sys.float_info.max) -> bool:
-    """Whether a value from JSON is a number in a range; by default a finite one, and not too large for a float."""
+    """Whether a value from JSON is a number in a range; by default, that of finite floats."""
     return type(value) in (int, float) and least <= value <= most  # type: ignore[operator]
 
 
@@ -37,7 +37,7 @@ def _is_pair_of_widths(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(_is_int(width, 1, 1024) for width in value)
 
 
-# The values that a file may hold, and the words for them in a message. The limits are far above any trained network.
+# Valid values of each argument in a file, in words and as a check. The limits are far above any trained network.
 _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "scale": ("one of 2, 3, 4", lambda value: _is_int(value, 2, 4)),
     "channels": ("a whole number from 1 to 1024", lambda value: _is_int(value, 1, 1024)),
@@ -60,10 +60,10 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """The constructor's arguments that a file holds, of known names, types and ranges.
+    """Parse the constructor's arguments from JSON, checking their names, types and ranges.
 
     Raises:
-        ValueError: If the text is anything else; the message says what.
+        ValueError: If they are invalid; the message says why.
 
     Example:
         >>> parse_arguments('{"scale": 4, "channels": 60}')
@@ -74,13 +74,13 @@ def parse_arguments(text: str) -> dict[str, Any]:
     try:
         arguments = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"its arguments are no JSON object ({error})") from error
+        raise ValueError(f"its arguments are not a JSON object ({error})") from error
     check_arguments(arguments)
     return arguments
 
 
 def check_arguments(arguments: object) -> None:
-    """Raise unless these are arguments of MREN as a file can hold them.
+    """Check that these are valid arguments of MREN in the form that a file can hold.
 
     Raises:
         ValueError: If the scale is missing, or an argument is unknown or of another type or range.
@@ -98,16 +98,16 @@ def check_arguments(arguments: object) -> None:
 
 
 def read_network(file: str | Path, build: Callable[..., nn.Module]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The constructor's arguments and the tensors that a weight file holds, which fit each other.
+    """Read the constructor's arguments and the tensors of a weight file, checking that they fit each other.
 
     Args:
         file: The file.
         build: Called with the arguments, and ``device="meta"``, to build the network that the tensors must fit.
 
     Raises:
-        ValueError: If the file is unreadable, holds no valid arguments, or holds other tensors than the network has;
+        ValueError: If the file is unreadable, holds no valid arguments, or its tensors are not those of the network;
             the message names the file.
-        OSError: If it is not there.
+        OSError: If it does not exist.
     """
     file = Path(file)
     check_regular(file)
@@ -118,14 +118,14 @@ def read_network(file: str | Path, build: Callable[..., nn.Module]) -> tuple[dic
             raise MemoryError from error
         reason = one_line(error)[:200]
         raise ValueError(
-            f"{file}: not a readable .safetensors file ({reason}); copy it again, or convert a .pth or .ckpt by "
+            f"{file}: not a readable .safetensors file ({reason}); copy it again, or convert a .pth or .ckpt with "
             "save_weights, as docs/how-to/safe-weights.md shows."
         ) from error
     with opened:
         metadata = opened.metadata() or {}
         if KEY not in metadata:
             raise ValueError(
-                f"{file}: holds no constructor arguments of MREN, as files of examples.mren.train do; add them by "
+                f"{file}: holds no constructor arguments of MREN, as files of examples.mren.train do; add them with "
                 "save_weights, as docs/how-to/safe-weights.md shows."
             )
         try:
@@ -136,7 +136,7 @@ def read_network(file: str | Path, build: Callable[..., nn.Module]) -> tuple[dic
             # On meta: tensors are allocated only if the file holds them.
             expected = build(**arguments, device="meta").state_dict()
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}: no network can be built of its arguments ({error})") from error
+            raise ValueError(f"{file}: no network can be built from its arguments ({error})") from error
         mismatch = f"{file}: its weights do not fit its constructor arguments, {_quoted(arguments)}"
         return arguments, _read_tensors(opened, expected, file, mismatch)
 
@@ -163,15 +163,15 @@ def _read_tensors(opened: Any, expected: Mapping[str, Tensor], file: Path, misma
 
 
 def save_weights(net: nn.Module, file: str | Path, config: dict[str, Any], *, degrade: str | None = None) -> None:
-    """Write weights and constructor arguments to a ``.safetensors`` file, whole or not at all.
+    """Write weights and constructor arguments to a ``.safetensors`` file, atomically.
 
-    The network may be compiled or wrapped for several processes; its file is the same.
+    The file is the same if the network is compiled or wrapped for several processes.
 
     Args:
         net: The network.
-        file: Where to.
+        file: The file to write.
         config: The constructor arguments.
-        degrade: How the images that it was trained on were degraded, for readers of the file; no code uses it.
+        degrade: How its training images were degraded, for readers of the file; no code uses it.
     """
     state = {unwrapped_name(name): tensor.float() for name, tensor in net.state_dict().items()}
     about = {} if degrade is None else {"degrade": degrade}
@@ -179,7 +179,7 @@ def save_weights(net: nn.Module, file: str | Path, config: dict[str, Any], *, de
 
 
 def write_tensors(file: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors by name to a ``.safetensors`` file, whole or not at all, with the permissions of any other file.
+    """Write tensors by name to a ``.safetensors`` file, atomically and with the usual permissions.
 
     Raises:
         OSError: If the file cannot be written.
@@ -191,7 +191,7 @@ def write_tensors(file: str | Path, state: Mapping[str, Tensor], metadata: Mappi
 
 
 def unwrapped_name(name: str) -> str:
-    """The name of a parameter without what ``torch.compile`` and ``DistributedDataParallel`` put into it."""
+    """The name of a parameter without the prefixes of ``torch.compile`` and ``DistributedDataParallel``."""
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
@@ -201,6 +201,6 @@ def _quoted(value: object) -> str:
 
 
 def _some(names: set[str]) -> str:
-    """The first of some names; a file can hold any number of any length."""
+    """The first name, truncated, and how many more there are; a file can hold any number of any length."""
     first = _quoted(min(names))[:80]
     return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
