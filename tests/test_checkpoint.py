@@ -54,7 +54,7 @@ def test_progress_comes_back_as_it_was() -> None:
     ],
 )
 def test_progress_of_other_types_and_ranges_is_refused(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"its {name} is not of the type and range"):
+    with pytest.raises(ValueError, match=f"its {name} has an invalid type or value"):
         parse_progress(dataclasses.asdict(Progress()) | {name: value})
 
 

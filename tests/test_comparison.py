@@ -101,7 +101,7 @@ def test_rows_are_trained_scored_and_not_trained_again(setup: Setup, monkeypatch
     more = compare(ROWS, dataclasses.replace(setup, test=[*setup.test, setup.output.parent / "More"]))
     assert [run for run in more if run.dataset == "Test"] == found
     assert len(more) == 8
-    with pytest.raises(ValueError, match=r"holds a run of other settings \(steps was 3, is 4\); take another --output"):
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(steps was 3, is 4\); choose another"):
         compare(ROWS, dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=4)))
 
 
@@ -186,7 +186,7 @@ def test_what_is_not_alike_is_refused(setup: Setup) -> None:
     with pytest.raises(ValueError, match="begins_as was 'net', is 'more'"):
         compare(ROWS[::-1], setup)
     (setup.output / "net" / "seed_0" / "run.json").write_text('{"steps": 3}')  # of another program
-    with pytest.raises(ValueError, match="holds a run of other settings"):
+    with pytest.raises(ValueError, match="holds a run with other settings"):
         compare(ROWS, setup)
 
 
@@ -228,7 +228,7 @@ def test_damaged_settings_of_a_run_that_was_stopped_are_named(setup: Setup) -> N
     one = dataclasses.replace(setup, seeds=1, training=dataclasses.replace(SHORT, steps=25))
     assert compare(ROWS[:1], one, max_minutes=1e-9) == []
     (setup.output / "net" / "seed_0" / "checkpoints" / "settings.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds a run of other settings"):
+    with pytest.raises(ValueError, match="holds a run with other settings"):
         compare(ROWS[:1], one)
 
 
@@ -360,7 +360,7 @@ def test_a_network_that_broke_in_the_last_update_is_not_kept(setup: Setup, monke
                 group["params"][0].data.fill_(math.nan)
 
     monkeypatch.setattr("examples.mren.training.recipes.Adam", Breaking)
-    with pytest.raises(ValueError, match="net, seed 0: the network is not finite after step 1"):
+    with pytest.raises(ValueError, match="net, seed 0: the weights are not finite after step 1"):
         compare(ROWS, dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=1)))
     assert not list(setup.output.rglob("*.safetensors"))
 
@@ -396,14 +396,14 @@ def test_an_optimizer_goes_on_in_any_memory_format(memory_format: torch.memory_f
 def test_a_run_of_other_settings_is_not_taken_as_done(setup: Setup, row: Row, changes: dict) -> None:
     before = changes.pop("rows_before", [])
     compare([*before, ROWS[0]], setup)
-    with pytest.raises(ValueError, match="holds a run of other settings"):
+    with pytest.raises(ValueError, match="holds a run with other settings"):
         compare([*before, row], dataclasses.replace(setup, **changes), only=["net"])
 
 
 def test_a_row_of_other_settings_is_refused_before_another_one_is_trained(setup: Setup) -> None:
     compare(ROWS, setup, only=["net"])
     longer = dataclasses.replace(setup, training=dataclasses.replace(SHORT, steps=4))
-    with pytest.raises(ValueError, match=r"net.seed_0 holds a run of other settings \(steps was 3, is 4\)"):
+    with pytest.raises(ValueError, match=r"net.seed_0 holds a run with other settings \(steps was 3, is 4\)"):
         compare(ROWS, longer, only=["more"])
     assert not (setup.output / "more").exists()
 
@@ -412,7 +412,7 @@ def test_other_images_of_the_same_names_are_not_taken_as_trained_on(setup: Setup
     compare(ROWS[:1], setup)
     (moved, *_) = sorted((setup.output.parent / "train").iterdir())
     moved.rename(moved.with_stem("renamed"))
-    with pytest.raises(ValueError, match="holds a run of other settings"):
+    with pytest.raises(ValueError, match="holds a run with other settings"):
         compare(ROWS[:1], setup)
 
 
@@ -443,7 +443,7 @@ def test_images_that_changed_behind_their_names_are_not_taken_as_trained_on(setu
     compare(ROWS[:1], longer, max_minutes=minutes)
     (changed, *_) = sorted((setup.output.parent / "train").iterdir())
     shutil.copy(setup.output.parent / "Test" / "0.png", changed)
-    with pytest.raises(ValueError, match=r"holds a run of other settings \(contents was"):
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(contents was"):
         compare(ROWS[:1], longer)
 
 

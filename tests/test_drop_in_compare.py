@@ -256,7 +256,7 @@ def test_rows_are_trained_scored_and_tabulated(tmp_path: Path, capsys: pytest.Ca
     assert text == comparison_table(found, titles={"plain": "plain", "wsilbv": "WSILB-V"})
     assert text in capsys.readouterr().out
     assert main([*arguments, "--steps", "3"]) == 1
-    assert "holds a run of other settings (steps was 2, is 3); take another --output" in capsys.readouterr().err
+    assert "holds a run with other settings (steps was 2, is 3); choose another --output" in capsys.readouterr().err
     # Without the bicubic image it is another comparison.
     assert main([*arguments, "--no-skip"]) == 0
     others = read_runs(tmp_path / "out" / "edsr_sr_no_skip_x2.csv")

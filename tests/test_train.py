@@ -85,7 +85,7 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(images: Path, tmp_
 def test_a_run_that_was_stopped_before_a_validation_names_no_weights(images: Path, tmp_path: Path, capsys) -> None:
     assert run(images, tmp_path / "run", "--steps", "30", "--max-minutes", "1e-9") == 0
     said = capsys.readouterr().out
-    assert f"stopped at step 10; --resume -o {tmp_path / 'run'} goes on from there." in said
+    assert f"stopped at step 10; continue with --resume -o {tmp_path / 'run'}" in said
     assert "best validation" not in said
 
 
@@ -163,7 +163,7 @@ def test_another_scale_is_begun_from(images: Path, tmp_path: Path, capsys) -> No
     capsys.readouterr()
     assert run(images, tmp_path / "x2", *begin) == 0
     # Two stages of reconstruction there, the last one half as wide; one here.
-    assert f"begun from {weights}; nothing there for tail.weight\n" in capsys.readouterr().out
+    assert f"started from {weights}; newly initialised: tail.weight\n" in capsys.readouterr().out
     given = load_mren(4, path=weights).state_dict()
     taken = load_mren(2, path=tmp_path / "x2" / "mren_x2.safetensors").state_dict()
     same = {name for name, value in taken.items() if name in given and value.shape == given[name].shape}
@@ -179,7 +179,7 @@ def test_the_weights_begun_from_are_kept_where_training_made_them_worse(
     weights = tmp_path / "run" / "mren_x4.safetensors"
     arguments = ["--init", str(weights), "--steps", "4", "--lr", "0.1", "--ema-decay", "0", "--warm-up-new", "2"]
     assert run(images, tmp_path / "worse", *arguments) == 0
-    assert "--warm-up-new changes nothing" in capsys.readouterr().out
+    assert "--warm-up-new has no effect" in capsys.readouterr().out
     given, kept = (
         load_mren(4, path=file / "mren_x4.safetensors").state_dict() for file in (weights.parent, tmp_path / "worse")
     )
@@ -194,7 +194,7 @@ def test_a_file_of_which_nothing_fits_is_not_begun_from(images: Path, tmp_path: 
     fitting = [name for name, value in narrow.state_dict().items() if state[name].shape == value.shape]
     assert fitting == ["tail.bias"]  # as wide as the picture
     assert run(images, tmp_path / "run", "--init", str(weights)) == 1
-    assert "has 24 channels, the network 12; begin from one that is not wider" in capsys.readouterr().err
+    assert "has 24 channels, the network 12; start from one that is not wider" in capsys.readouterr().err
     save_file({"other": torch.zeros(1)}, weights, metadata={"mren": '{"scale": 4}'})
     assert run(images, tmp_path / "run", "--init", str(weights)) == 1
     assert "its weights do not fit its constructor arguments" in capsys.readouterr().err
@@ -213,7 +213,7 @@ def test_arguments_of_the_network_are_passed_on_and_saved(images: Path, tmp_path
         '{"exchang": null}': "--config: unexpected keyword argument 'exchang'; MREN takes scale, channels",
         '{"exchange": "sideways"}': "exchange must be one of 'outputs', 'inputs', None",
         '{"channels": -3}': "--config: channels must be a whole number from 1 to 1024; got -3",
-        '{"scale": 2}': "--config: the scale is that of --scale",
+        '{"scale": 2}': "--config: the scale is set by --scale",
     }.items():
         assert run(images, tmp_path / "other", "--config", config) == 2
         assert words in capsys.readouterr().err
@@ -225,7 +225,7 @@ def test_arguments_of_the_network_are_passed_on_and_saved(images: Path, tmp_path
 
 def test_it_says_where_the_time_goes(images: Path, tmp_path: Path, capsys) -> None:
     assert run(images, tmp_path / "run", "--steps", "20") == 0
-    (line,) = re.findall(r"([\d.]+) steps/s, ([\d.]+) images/s; of a step: (.*)", capsys.readouterr().out)
+    (line,) = re.findall(r"([\d.]+) steps/s, ([\d.]+) images/s; time per step: (.*)", capsys.readouterr().out)
     assert float(line[1]) == pytest.approx(2 * float(line[0]), rel=0.01)
     shares = {name: float(share) for name, share in re.findall(r"(\w+) ([\d.]+) %", line[2])}
     assert list(shares) == ["input", "network", "update"]
@@ -264,7 +264,7 @@ def test_a_run_is_not_overwritten(images: Path, tmp_path: Path, capsys, left: st
         if path.name != left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert run(images, output, "--steps", "1") == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert [path.name for path in output.iterdir()] == [left]
 
 
@@ -273,7 +273,7 @@ def test_two_trainings_do_not_share_a_folder(images: Path, tmp_path: Path, capsy
     before = (tmp_path / "run" / "run.json").read_bytes()
     with FileLock(tmp_path / "run" / "checkpoints" / ".lock"):
         assert run(images, tmp_path / "run", "--steps", "1", "--resume") == 2
-    assert "another training writes there" in capsys.readouterr().err
+    assert "another run is writing to it" in capsys.readouterr().err
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     assert run(images, tmp_path / "run", "--steps", "1", "--resume") == 0
 
@@ -288,7 +288,7 @@ def test_a_run_that_ended_while_images_were_loaded_is_not_overwritten(
 
     monkeypatch.setattr(train, "load_pairs", overtaken)
     assert run(images, tmp_path / "run", "--steps", "1") == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert history(tmp_path / "run")[-1][0] == "2"
 
 
@@ -310,7 +310,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "step", struck)
         assert run(images, tmp_path / "run", *arguments) == 128 + number
-    assert "stopped at step 9; --resume -o" in capsys.readouterr().out
+    assert "stopped at step 9; continue with --resume -o" in capsys.readouterr().out
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert run(images, tmp_path / "run", *arguments, "--resume") == 0
     assert history(tmp_path / "run") == history(tmp_path / "straight")
@@ -333,7 +333,7 @@ def test_an_option_that_contradicts_the_run_is_refused_by_name(images: Path, tmp
         ("--loss", "l1+fft"): "--loss ['l1'], not ['l1+fft'];",
     }.items():
         assert resume(output, *options) == 2
-        assert f"was begun with {words}" in capsys.readouterr().err
+        assert f"was started with {words}" in capsys.readouterr().err
     # What says the same is none: the options, and what the recipe has.
     assert run(images, output, "--steps", "1", "--resume", "--lr", "1e-3", "--ema-decay", "0.999", "--loss", "l1") == 0
     after = {path: path.read_bytes() for path in before}
@@ -349,7 +349,7 @@ def test_a_run_goes_on_whose_recipe_has_changed_since(images: Path, tmp_path: Pa
     assert resume(output) == 1
     assert "loss was ['l1'], is ['l1+fft']" in capsys.readouterr().err
     assert resume(output, "--loss", "mse", "--lr", "1e-3") == 2
-    assert "was begun with --loss ['l1'], not ['mse'];" in capsys.readouterr().err
+    assert "was started with --loss ['l1'], not ['mse'];" in capsys.readouterr().err
     assert resume(output, "--loss", "l1", "--lr", "1e-3", "--steps", "3") == 0
 
 
@@ -375,7 +375,7 @@ def test_a_run_whose_checkpoints_are_gone_keeps_its_weights(images: Path, tmp_pa
     weights = tmp_path / "run" / "mren_x4.safetensors"
     before = weights.read_bytes(), history(tmp_path / "run")
     assert resume(tmp_path / "run", "--steps", "6") == 2
-    assert f"from these in another folder, by --init {weights}" in capsys.readouterr().err
+    assert f"another folder with --init {weights}" in capsys.readouterr().err
     assert (weights.read_bytes(), history(tmp_path / "run")) == before
 
 
@@ -450,7 +450,7 @@ def test_a_network_whose_result_is_not_finite_is_not_saved(images: Path, tmp_pat
     # The loss of the first step is finite; what its update makes of the network is not.
     assert run(images, tmp_path / "run", "--steps", "30", "--lr", "1e39", "--validate-every", "1") == 1
     message = capsys.readouterr().err
-    assert "the network's result for" in message
+    assert "the network's output for" in message
     assert "after step 1. Last good checkpoint: none yet" in message
     assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
@@ -469,7 +469,7 @@ def test_a_network_that_broke_is_not_saved_when_time_is_up(
 
     monkeypatch.setattr(trainer.Trainer, "step", break_the_last_one)
     assert run(images, tmp_path / "run", "--steps", "30", "--max-minutes", "1e-9") == 1
-    assert "the network is not finite after step 10. Last good checkpoint: none yet" in capsys.readouterr().err
+    assert "the weights are not finite after step 10. Last good checkpoint: none yet" in capsys.readouterr().err
     assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
 
@@ -508,7 +508,7 @@ def test_bad_images_are_all_named_before_it_starts(images: Path, tmp_path: Path,
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "3.png: 44 x 20 pixels, less than the patch of 32 x 32" in errors[0]
     assert "4.png: not a readable image" in errors[1]
-    assert "2 of 5 images cannot be trained on" in errors[2]
+    assert "2 of 5 images cannot be used" in errors[2]
     assert "--skip-bad" in errors[2]
     assert not (tmp_path / "run").exists()
     assert run(images, tmp_path / "run", "--skip-bad", "--steps", "1") == 0
@@ -566,13 +566,13 @@ def test_images_of_one_colour_are_not_validated_on(images: Path, tmp_path: Path,
     Image.new("RGB", (48, 40)).save(images / "3.png")
     assert run(images, tmp_path / "run", "--steps", "1", "--held-out", "2") == 0
     output = capsys.readouterr()
-    assert "1 of 2 images to validate on are of one colour, and left out" in output.err
+    assert "1 of 2 images to validate on are of a single colour, and left out" in output.err
     assert "2 images to train on, 1 to validate on" in output.out
     assert float(history(tmp_path / "run")[1][2]) < 60
     for name in ("1", "2"):
         Image.new("RGB", (48, 40)).save(images / f"{name}.png")
     assert run(images, tmp_path / "none") == 1
-    assert "all 1 images to validate on are of one colour; choose another --held-out" in capsys.readouterr().err
+    assert "all 1 images to validate on are of a single colour; choose another --held-out" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_named(tmp_path: Path, capsys) -> None:
@@ -824,7 +824,7 @@ def test_minutes_are_kept_and_the_schedule_ends(tmp_path: Path, clock: Clock) ->
     assert 8 < clock.now <= 12
     assert progress.history[-1]["lr"] == pytest.approx(0, abs=1e-5)
     resumed = trainer_of(tmp_path, training=Training(minutes=0.1, batch_size=2, patch_size=16))
-    with pytest.raises(trainer.TrainingError, match=r"--minutes 0\.1 would cut off"):
+    with pytest.raises(trainer.TrainingError, match=r"more than --minutes 0\.1"):
         resumed.resume()
     longer = trainer_of(tmp_path, training=Training(minutes=0.4, batch_size=2, patch_size=16))
     longer.resume()
@@ -1026,7 +1026,7 @@ def test_a_state_that_does_not_fit_leaves_the_weights(broken: str, tmp_path: Pat
     state = trained.tensors() | {"scaler": trained.scaler.state_dict()}
     state[broken] = {"0.other": torch.zeros(1)}
     before = {name: value.clone() for name, value in fresh.net.state_dict().items()}
-    with pytest.raises(ValueError, match=r"holds 1 tensors|its scale of the loss"):
+    with pytest.raises(ValueError, match=r"holds 1 tensors|its loss scaler state"):
         fresh.load(state, state["scaler"])
     for net in (fresh.net, fresh.average):
         assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

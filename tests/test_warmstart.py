@@ -73,7 +73,7 @@ def test_a_reconstruction_of_another_kind_is_new(tmp_path: Path) -> None:
 
 def test_weights_of_other_blocks_are_refused_unless_they_are_as_wide(tmp_path: Path) -> None:
     config = {"scale": 4, "num_blocks": 1}
-    with pytest.raises(ValueError, match=r"has 12 channels and other blocks, the network 30 channels; begin from one"):
+    with pytest.raises(ValueError, match=r"has 12 channels and other blocks, the network 30 channels; start from one"):
         begun(config | {"channels": 12, "parts": "channel"}, config | {"channels": 30}, tmp_path)
     given, net, missing = begun(config | {"channels": 12, "parts": "channel"}, config | {"channels": 12}, tmp_path)
     assert all(".stages." in name for name in missing)
@@ -82,5 +82,5 @@ def test_weights_of_other_blocks_are_refused_unless_they_are_as_wide(tmp_path: P
 
 def test_weights_of_a_wider_network_are_refused(tmp_path: Path) -> None:
     config = {"scale": 4, "num_blocks": 1}
-    with pytest.raises(ValueError, match=r"has 24 channels, the network 12; begin from one that is not wider"):
+    with pytest.raises(ValueError, match=r"has 24 channels, the network 12; start from one that is not wider"):
         begun(config | {"channels": 24}, config | {"channels": 12}, tmp_path)

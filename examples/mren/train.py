@@ -5,10 +5,10 @@
     python -m examples.mren.train --resume --steps 20000 -o runs/x4
 
 The first writes into the output folder: ``mren_x4.safetensors``, the weights of the best validation; ``log.csv``, a row
-for each validation; ``run.json``, the options and settings; and ``checkpoints/``. The second goes on from the newest
-checkpoint as if the run had never stopped. The third gives it another length, whether it was finished or not: the
-schedule is laid over all 20,000 steps, and the learning rate goes on from where it is in such a run.
-Under ``accelerate launch`` several processes share each batch.
+for each validation; ``run.json``, the options and settings; and ``checkpoints/``. The second resumes from the newest
+checkpoint as if the run had never stopped. The third changes the length of the run, finished or not: the schedule is
+stretched over all 20,000 steps, and the learning rate continues from its value in a run of that length.
+Under ``accelerate launch``, several processes share each batch.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from examples.mren.training.warmstart import warm_start
 from examples.mren.weightfile import check_arguments
 from examples.records import read_json, read_rows, write_json
 
-FEW_IMAGES = 20  # of which a network learns little; the field trains on hundreds
+FEW_IMAGES = 20  # fewer cause a warning; networks are usually trained on hundreds
 
 
 def _config(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the network.
 
     Raises:
-        UsageError: If no network can be built of them, or a weight file could not hold them.
+        UsageError: If no network can be built from them, or a weight file could not hold them.
     """
     if "scale" in args.config:
-        raise UsageError("--config: the scale is that of --scale; leave it out.")
+        raise UsageError("--config: the scale is set by --scale; leave it out.")
     config = {"scale": args.scale, **VARIANTS[args.variant], "num_blocks": args.num_blocks, **args.config}
     try:
         check_arguments(config)
@@ -65,13 +65,13 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _stopping_in_good_order(trainer: Trainer) -> Iterator[list[int]]:
-    """Let signals end a run with a checkpoint; yields the list of those received. A second signal ends it at once.
+def _checkpoint_on_signal(trainer: Trainer) -> Iterator[list[int]]:
+    """Make signals stop a run with a checkpoint; yields the list of those received. A second signal ends it at once.
 
-    Machines that can be taken back, and schedulers whose time is up, send SIGTERM.
+    Preemptible machines and job schedulers send SIGTERM before they stop a job.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set only there
         yield received
         return
 
@@ -93,28 +93,28 @@ def _stopping_in_good_order(trainer: Trainer) -> Iterator[list[int]]:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Raise if the output folder holds something that this run would replace, or takes no files."""
+    """Check that the output folder is writable and holds nothing that this run would replace."""
     check_target(args.output / "run.json", overwrite=True)
-    there = [_weights_file(args), args.output / "log.csv", args.output / "run.json"]
-    for path in [*checkpoints(args.output), *(file for file in there if file.exists())]:
+    files = [_weights_file(args), args.output / "log.csv", args.output / "run.json"]
+    for path in [*checkpoints(args.output), *(file for file in files if file.exists())]:
         raise UsageError(
-            f"{args.output} holds a run already ({path.name}); add --resume to go on with it, or choose another folder."
+            f"{args.output} already holds a run ({path.name}); add --resume to continue it, or choose another folder."
         )
 
 
 def _load_images(
     args: argparse.Namespace, patch_size: int, *, is_main_process: bool
 ) -> tuple[list[ImagePair], list[ImagePair]]:
-    """Images to train on and to validate on. All bad images are named before anything else is done."""
+    """Load the images to train on and to validate on. All bad images are reported first."""
     val_folders = args.val_data or []
-    files = list_images(*args.data, *val_folders)  # of all at once, so that none is given twice
+    files = list_images(*args.data, *val_folders)  # all at once, so that a folder given twice is refused
     val_files = files[len(files) - len(list_images(*val_folders)) :]
     problems: list[str] = []
     scored = smallest_scored(args.scale)
     to_validate = load_pairs(val_files, args.scale, min_size=scored, on_bad=problems.append)
     # Any image may be held out and scored, which needs more pixels than a small patch.
-    least = patch_size if val_folders else max(patch_size, scored)
-    pairs = load_pairs(files[: len(files) - len(val_files)], args.scale, min_size=least, on_bad=problems.append)
+    min_size = patch_size if val_folders else max(patch_size, scored)
+    pairs = load_pairs(files[: len(files) - len(val_files)], args.scale, min_size=min_size, on_bad=problems.append)
     for problem in sorted(problems) if is_main_process else []:
         if args.skip_bad:
             note(f"skipped: {problem}")
@@ -122,37 +122,35 @@ def _load_images(
             fail(problem)
     if problems and not args.skip_bad:
         raise ValueError(
-            f"{len(problems)} of {len(files)} images cannot be trained on; repair or remove them, or go on "
-            "without them by --skip-bad."
+            f"{len(problems)} of {len(files)} images cannot be used; repair or remove them, or pass --skip-bad."
         )
-    to_train, remain, fewer = pairs, "", ""
+    to_train, available, remedy = pairs, "images are available to train on", ""
     if not val_folders:
         held_out = args.held_out or HELD_OUT
         to_train, to_validate = split_held_out(pairs, held_out)
-        remain = f" of {len(pairs)} images remain to train on after --held-out {held_out}"
-        fewer = "; a smaller --held-out leaves more" * (len(to_validate) > len(to_train))
+        available = f"of {len(pairs)} images remain to train on after --held-out {held_out}"
+        remedy = "; a smaller --held-out leaves more" * (len(to_validate) > len(to_train))
     elif not pairs or not to_validate:
-        raise ValueError(f"--{'data' if not pairs else 'val-data'}: no images remain; give a folder of others.")
+        raise ValueError(f"--{'data' if not pairs else 'val-data'}: no images remain; choose another folder.")
     if len(to_train) < FEW_IMAGES and is_main_process:
-        remain = remain or " images are there to train on"
-        note(f"{len(to_train)}{remain}, and a network learns little from so few{fewer}.")
+        note(f"{len(to_train)} {available}, too few for good results{remedy}.")
     return to_train, to_validate
 
 
 def _without_flat(pairs: list[ImagePair], *, is_main_process: bool) -> list[ImagePair]:
-    """Images to validate on that have several colours: a flat one can come out exact, with infinite PSNR."""
+    """Images to validate on, without those of a single colour, whose PSNR can be infinite."""
     kept = [pair for pair in pairs if (pair.hr != pair.hr[:, :1, :1]).any()]
     if not kept:
         raise ValueError(
-            f"all {len(pairs)} images to validate on are of one colour; choose another --held-out or --val-data."
+            f"all {len(pairs)} images to validate on are of a single colour; choose another --held-out or --val-data."
         )
     if len(kept) < len(pairs) and is_main_process:
-        note(f"{len(pairs) - len(kept)} of {len(pairs)} images to validate on are of one colour, and left out.")
+        note(f"{len(pairs) - len(kept)} of {len(pairs)} images to validate on are of a single colour, and left out.")
     return kept
 
 
 def _degraded(pairs: list[ImagePair]) -> list[ImagePair]:
-    """Images to validate on, each degraded in a way of its own, the same in all runs."""
+    """Images to validate on, each with its own degradation, the same in all runs."""
     degraded: list[ImagePair] = []
     for number, pair in enumerate(pairs):
         generator = make_generator(number)
@@ -169,18 +167,18 @@ def _fingerprint(pairs: list[ImagePair]) -> int:
 
 
 def _announce(args: argparse.Namespace, trainer: Trainer, first: Stage, *, images: int, validated: int) -> None:
-    """Print what is about to be trained, from which weights, and for how long."""
-    say, untouched = trainer.accelerator.print, trainer.untouched
+    """Print what will be trained, from which weights, and for how long."""
+    echo, untouched = trainer.accelerator.print, trainer.untouched
     if args.init is not None:
         listed = ", ".join(untouched[:3]) + f" and {len(untouched) - 3} more" * (len(untouched) > 3)
-        say(f"begun from {args.init}" + f"; nothing there for {listed}" * bool(untouched))
+        echo(f"started from {args.init}" + f"; newly initialised: {listed}" * bool(untouched))
         if args.warm_up_new and not untouched:
-            say("--warm-up-new changes nothing: the weights begun from have every parameter")
+            echo("--warm-up-new has no effect: --init has every parameter")
     side = first.patch_size // args.scale
     if args.patch_size not in (None, first.patch_size):
-        say(f"--patch-size {args.patch_size}: is no multiple of the scale; patches are {first.patch_size} wide")
+        echo(f"--patch-size {args.patch_size}: is not a multiple of the scale; using {first.patch_size}")
     length = f"{trainer.steps} steps" if args.minutes is None else f"{args.minutes:g} minutes"
-    say(
+    echo(
         f"{images} images to train on, {validated} to validate on; {length} of {first.batch_size} patches, "
         f"{first.patch_size} x {first.patch_size} from {side} x {side}; device {trainer.device}, mixed precision "
         f"{args.precision}"
@@ -189,14 +187,14 @@ def _announce(args: argparse.Namespace, trainer: Trainer, first: Stage, *, image
 
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    """Keep a second training out of the output folder."""
+    """Lock the output folder against a second training run."""
     folder = output / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"{output}: another training writes there; wait for it, or choose another folder.") from None
+        raise UsageError(f"{output}: another run is writing to it; wait for it, or choose another folder.") from None
     try:
         yield
     finally:
@@ -204,15 +202,15 @@ def _locked(output: Path) -> Iterator[None]:
 
 
 def _resume(args: argparse.Namespace, trainer: Trainer, settings: Mapping[str, Any]) -> int:
-    """Go back to the newest checkpoint, if it is of a run of these settings; returns its step."""
+    """Resume from the newest checkpoint, if the run has these settings; returns its step."""
     same = {name: value for name, value in settings.items() if name not in ("steps", "minutes")}
     check_settings(args.output, read_json(args.output / "run.json"), same)
     log = args.output / "log.csv"
-    # One validation may have been cut off before its checkpoint.
+    # The run may have been interrupted between its first validation and checkpoint.
     if not checkpoints(args.output) and log.exists() and len(read_rows(log)) > 1:
         raise UsageError(
-            f"{args.output}: its checkpoints are gone, and to begin again would replace its weights; go on "
-            f"from these in another folder, by --init {_weights_file(args)}."
+            f"{args.output}: its checkpoints are gone, and starting again would replace its weights; start from these "
+            f"in another folder with --init {_weights_file(args)}."
         )
     return trainer.resume()
 
@@ -224,7 +222,7 @@ def _weights_file(args: argparse.Namespace) -> Path:
 def train(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     started = time.monotonic()
-    torch.backends.cudnn.benchmark = not args.deterministic  # the shapes of a training do not change
+    torch.backends.cudnn.benchmark = not args.deterministic  # the shapes of a run do not change
     if not args.resume:
         _check_output(args)
     training, config = training_of(args), _config(args)
@@ -232,7 +230,7 @@ def train(args: argparse.Namespace) -> int:
     accelerator = Accelerator(cpu=args.cpu)
     largest = max(stage.patch_size for stage in (first, *others))
     to_train, to_validate = _load_images(args, largest, is_main_process=accelerator.is_main_process)
-    # What decides the numbers of a run; a checkpoint of other settings, but for its length, is refused.
+    # What determines the results of a run; checkpoints with other settings, except the length, are refused.
     settings = {
         **config,
         **training.settings(len(to_train), args.scale),
@@ -283,25 +281,26 @@ def train(args: argparse.Namespace) -> int:
         if args.resume:
             accelerator.print(f"resumed at step {_resume(args, trainer, settings)}")
         elif accelerator.is_main_process:
-            _check_output(args)  # again: another training may have ended since
+            _check_output(args)  # again: another run may have finished since
         if accelerator.is_main_process:
             about = {"recipe": args.recipe, "torch": torch.__version__, OPTIONS: options_of(args)}
             write_json(args.output / "run.json", settings | about)
         if args.init is not None and trainer.progress.step == 0:
-            accelerator.print(f"before the first step, held-out images have {trainer.validate_start():.2f} dB")
+            accelerator.print(f"PSNR of the held-out images before the first step: {trainer.validate_start():.2f} dB")
         validate_every = args.validate_every
         if validate_every is None and args.minutes is None:
             validate_every = VALIDATE_EVERY  # by steps, not by the clock: the choice of the best must be reproducible
-        with _stopping_in_good_order(trainer) as received:
+        with _checkpoint_on_signal(trainer) as received:
             stop_at = started + 60 * args.max_minutes
             progress = trainer.run(validate_every=validate_every, stop_at=stop_at, started=started)
     if received or progress.fraction < 1:
-        accelerator.print(f"stopped at step {progress.step}; --resume -o {args.output} goes on from there.")
+        accelerator.print(f"stopped at step {progress.step}; continue with --resume -o {args.output}")
     if received:
         return 128 + received[0]
-    if progress.history:  # weights are written by validations alone
+    if progress.history:  # weights are written only by validations
+        total = f" of {trainer.steps}" if trainer.steps else ""
         accelerator.print(
-            f"step {progress.step} of {trainer.steps or 'some'}, {progress.seconds / 60:.1f} minutes, best validation "
+            f"step {progress.step}{total}, {progress.seconds / 60:.1f} minutes, best validation "
             f"{progress.best_psnr:.2f} dB; weights in {args.output}"
         )
     accelerator.print(trainer.timing.describe(first.batch_size))

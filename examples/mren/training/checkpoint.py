@@ -1,7 +1,6 @@
 """Checkpoints of a training run: tensors in ``.safetensors`` files, everything else in JSON.
 
-A checkpoint may come from anybody. Nothing in it is executed, and it is compared with the run that it is to continue
-before any of it is used.
+Checkpoints are not trusted. Nothing in them is executed, and they are checked against the run before they are used.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ class CheckpointError(ValueError):
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """Progress of a run."""
 
     step: int = 0
     fraction: float = 0.0
     """Of the schedule, between 0 and 1."""
     minutes: float | None = None
-    """Length of the run that the fraction is part of, if it is given by time."""
+    """Length of the run to which ``fraction`` refers, if it is given in minutes."""
     seconds: float = 0.0
     best_psnr: float = -math.inf
     interval_loss: float = 0.0
@@ -57,7 +56,7 @@ class Progress:
 
 
 def parse_progress(values: Any) -> Progress:
-    """The progress that a checkpoint holds.
+    """Check and parse the progress in a checkpoint.
 
     Raises:
         ValueError: If a value is missing, unknown, or of another type or range.
@@ -82,7 +81,7 @@ def parse_progress(values: Any) -> Progress:
     }
     for name, is_valid in valid.items():
         if not is_valid:
-            raise ValueError(f"its {name} is not of the type and range of a run")
+            raise ValueError(f"its {name} has an invalid type or value")
     return Progress(**values)
 
 
@@ -96,16 +95,16 @@ def _is_row(row: object, columns: tuple[str, ...]) -> bool:
 
 
 def write_checkpoint(output: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: object) -> None:
-    """Write a checkpoint, whole or not at all, and delete all but the newest ones.
+    """Write a checkpoint atomically, and delete all but the newest ones.
 
     Args:
         output: Folder of the run.
-        step: Number of steps that were taken.
-        tensors: The tensors of each ``.safetensors`` file, by the name of the file.
-        state: Everything else, of the types that JSON has.
+        step: Number of steps so far.
+        tensors: The tensors of each ``.safetensors`` file, by file name.
+        state: Everything else; JSON-serialisable.
 
     Raises:
-        OSError: If it cannot be written; the checkpoints before it stay.
+        OSError: If it cannot be written; earlier checkpoints are kept.
     """
     folder = output / "checkpoints" / f"step_{step:07d}"
     scratch = folder.with_name(folder.name + PARTIAL)
@@ -122,11 +121,11 @@ def write_checkpoint(output: Path, step: int, tensors: Mapping[str, Mapping[str,
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for old in checkpoints(output)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)  # one too many is no reason to end a run
+        shutil.rmtree(old, ignore_errors=True)  # a leftover checkpoint is no reason to abort a run
 
 
 def read_checkpoint(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], Any]:
-    """The tensors, by the name of their file, and the state of a checkpoint.
+    """Read the tensors of a checkpoint, by file name, and its state.
 
     Raises:
         CheckpointError: If a file is missing or damaged.
@@ -143,37 +142,38 @@ def read_checkpoint(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dic
 
 
 def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise unless tensors have the names, shapes and types of others, and finite values.
+    """Check that tensors are finite and have the expected names, shapes and types.
 
     Raises:
-        ValueError: As it says.
+        ValueError: If they do not.
     """
     if given.keys() != expected.keys():
         raise ValueError(f"holds {len(given)} tensors, of which {len(given.keys() & expected.keys())} are the run's")
     for name, value in given.items():
-        if (value.shape, value.dtype) != (expected[name].shape, expected[name].dtype):
-            raise ValueError(f"{name} is {tuple(value.shape)} of {value.dtype}, not as the run has it")
+        own = expected[name]
+        if (value.shape, value.dtype) != (own.shape, own.dtype):
+            raise ValueError(f"{name} is {tuple(value.shape)} of {value.dtype}, not {tuple(own.shape)} of {own.dtype}")
         if not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values")
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first: by number, for names grow longer after step 9,999,999."""
+    """The finished checkpoints of a run, oldest first; by number, as names get longer after step 9,999,999."""
     found = {path: path.name.removeprefix("step_") for path in (output / "checkpoints").glob("step_*")}
     return sorted((path for path, step in found.items() if step.isdecimal()), key=lambda path: int(found[path]))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The state of an optimizer whose state consists of tensors, as Adam's does, by number of parameter and name."""
+    """The state of an optimizer such as Adam, whose state consists of tensors, by parameter number and name."""
     state = optimizer.state_dict()["state"]
     return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`optimizer_tensors` returned.
+    """Restore the state that :func:`optimizer_tensors` returned.
 
     Raises:
-        ValueError: If that is not the state of Adam for these parameters, none of which may lack a part of its state.
+        ValueError: If it is not a state of Adam for these parameters, or that of a parameter is incomplete.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
@@ -183,13 +183,13 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
             raise ValueError(f"{one_line(key)[:80]} belongs to no parameter")
         state.setdefault(int(number), {})[name] = value
     expected: dict[str, Tensor] = {}
-    for number in state:  # parameters that were not trained yet have none
+    for number in state:  # parameters that have not been trained yet have none
         parameter = parameters[number]
         expected[f"{number}.step"] = parameter.new_zeros(())
         expected |= {f"{number}.{name}": parameter for name in ("exp_avg", "exp_avg_sq")}
     check_tensors(tensors, expected)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    # The fused update walks through memory: what belongs to a parameter must lie in the order of the parameter.
+    # The fused update works on raw memory: state must have the memory format of its parameter.
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             # The steps are copied, too: loaded tensors map the file, which some systems then cannot delete.

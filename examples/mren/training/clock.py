@@ -1,4 +1,4 @@
-"""The clock of a training run: where the time of its steps goes, and how many steps fit into a given time."""
+"""Timing of a training run: the parts of its steps, and the number of steps that fit into a given time."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MEASURED_STEPS = 50  # after which a run of given minutes decides how many steps fit
+MEASURED_STEPS = 50  # timed before a run of given minutes estimates how many steps fit
 SAVE_EVERY = 60.0  # seconds between validations of a run of given minutes
-VALIDATION_SHARE = 0.03  # of its time at most, but for the last one
-MARGIN = 2.0  # seconds that such a run keeps for writing its last files
+VALIDATION_SHARE = 0.03  # maximum share of its time, not counting the last one
+MARGIN = 2.0  # seconds that such a run reserves for writing its last files
 
 
 @dataclass
 class Timing:
-    """Where the time of a step goes, in seconds, summed over the steps that were timed."""
+    """Seconds spent in each part of a step, summed over the timed steps."""
 
     seconds: dict[str, float] = field(default_factory=lambda: {"input": 0.0, "network": 0.0, "update": 0.0})
-    """Of drawing the patches; of forward, loss and backward; of clipping, optimizer and average of the weights."""
+    """Input: drawing patches. Network: forward, loss and backward. Update: gradient clipping, optimizer and EMA."""
     steps: int = 0
 
     def add(self, times: Sequence[float]) -> None:
-        """Add a step, given when each of its parts began, and when the last one ended."""
-        for part, begun, ended in zip(self.seconds, times, times[1:], strict=False):
-            self.seconds[part] += ended - begun
+        """Add a step, given the start times of its parts and the end time of the last one."""
+        for part, start, end in zip(self.seconds, times, times[1:], strict=False):
+            self.seconds[part] += end - start
         self.steps += 1
 
     def describe(self, batch_size: int) -> str:
-        """One line on the speed, and on what share of it is which part's."""
+        """One line with the speed, and the share of each part in the time of a step."""
         total = sum(self.seconds.values())
         if not (self.steps and total):
             return "no step was timed"
-        shares = ", ".join(f"{part} {taken / total:.1%}".replace("%", " %") for part, taken in self.seconds.items())
+        shares = ", ".join(f"{part} {spent / total:.1%}".replace("%", " %") for part, spent in self.seconds.items())
         speed = self.steps / total
-        return f"{speed:.4g} steps/s, {speed * batch_size:.4g} images/s; of a step: {shares}"
+        return f"{speed:.4g} steps/s, {speed * batch_size:.4g} images/s; time per step: {shares}"
 
 
 @dataclass
 class Deadline:
-    """When a run of given minutes ends, and how many steps fit before."""
+    """The end of a run of given minutes, and the number of steps that fit before it."""
 
     end: float
     """On the clock of ``time.monotonic``."""
@@ -49,7 +49,7 @@ class Deadline:
     validation: float | None = None
     """Seconds that the last validation took; ``None`` before the first."""
     last_measurement: tuple[int, float] | None = None
-    """Its step and its time; steps are measured from there on."""
+    """Its step and its time, from which the next measurement starts."""
 
     def is_short(self, step: int) -> bool:
         """Whether the end would come before enough steps are timed."""
@@ -59,7 +59,7 @@ class Deadline:
         return now + (MEASURED_STEPS - timed) * (now - self.last_measurement[1]) / timed > self.end
 
     def measure(self, step: int, *, short: bool = False) -> None:
-        """Measure the steps since the last call, if they are enough. The first call comes after compilation.
+        """Measure the steps since the last call, if there are enough. The first call must come after compilation.
 
         Args:
             step: Number of steps so far.
@@ -78,7 +78,7 @@ class Deadline:
             self.last_measurement = step, now
 
     def validated(self, step: int, seconds: float) -> None:
-        """Leave a validation out of the measurement of the steps."""
+        """Record a validation and exclude it from the measurement of the steps."""
         self.validation = seconds
         self.last_measurement = step, time.monotonic()
 
@@ -93,5 +93,5 @@ class Deadline:
         known = self.validation is not None
         validation = self.validation if known else steps_per_validation * self.seconds_per_step
         left = self.end - time.monotonic() - validation - MARGIN
-        share = 1 - VALIDATION_SHARE * (left > SAVE_EVERY)  # the rest goes to the validations on the way
+        share = 1 - VALIDATION_SHARE * (left > SAVE_EVERY)  # the rest is for intermediate validations
         return max(1, int(share * left / self.seconds_per_step))

@@ -1,4 +1,4 @@
-"""The options of every command that trains, and what ``run.json`` keeps of those of a run for ``--resume``."""
+"""Command-line options of training, and their storage in ``run.json`` for ``--resume``."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from examples.mren.options import scale_factor
 from examples.mren.training.recipes import LOSSES, PRECISIONS, RECIPES, Training
 
 OPTIONS = "options"  # of run.json
-_PER_INVOCATION = ("output", "resume", "dry_run", "max_minutes")  # and not of the run
+_PER_INVOCATION = ("output", "resume", "dry_run", "max_minutes")  # not part of the run
 VALIDATE_EVERY = 500  # steps
 HELD_OUT = 10  # images
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of a command line; with ``--resume`` those of the run that are not given again are read.
+    """Parse a command line; with ``--resume``, options that are not given are those of the run.
 
     Raises:
         UsageError: If there is no run to resume, or an option contradicts it.
@@ -48,14 +48,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     contradicting = _contradicting(args, saved, settings)
     if contradicting:
         raise UsageError(
-            f"{given.output} was begun with {'; '.join(contradicting)}; leave it out to go on with the run, or start "
+            f"{given.output} was started with {'; '.join(contradicting)}; leave it out to resume the run, or start "
             "afresh in another folder."
         )
     return checked(parser, args)
 
 
 def training_of(args: argparse.Namespace) -> Training:
-    """How the options say that networks are trained; threads and determinism are set."""
+    """The :class:`Training` that the options describe. Also sets the number of threads and determinism."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(args.deterministic)
@@ -63,7 +63,7 @@ def training_of(args: argparse.Namespace) -> Training:
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``run.json`` keeps of the options, of types that JSON has."""
+    """The options that ``run.json`` stores; JSON-serialisable."""
     options = {name: value for name, value in vars(args).items() if name not in _PER_INVOCATION}
     return json.loads(json.dumps(options, default=str))  # paths become text
 
@@ -96,15 +96,15 @@ def _as_argv(name: str, value: Any) -> list[str]:
         return []
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
-    if isinstance(value, list):  # of folders; one whose name begins with a dash would be an option
+    if isinstance(value, list):  # of folders; a name that starts with a dash would be taken for an option
         return [f"--{option}", *(f"./{each}" if str(each).startswith("-") else str(each) for each in value)]
     return [f"--{option}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
 def _contradicting(args: argparse.Namespace, saved: argparse.Namespace, settings: Mapping[str, Any]) -> list[str]:
-    """The options by which a command line would make another run of the one that was saved.
+    """The options in which a command line contradicts a saved run.
 
-    Data and initial weights are not among them: what counts is their content, wherever it is.
+    Data and initial weights are not among them: their contents count, wherever they are.
     """
     names = ("scale", "variant", "num_blocks", "config", "recipe", "degrade", "warm_up_new", "held_out", "seed")
     names += ("precision", "accumulate", "compile", "channels_last", "textured")
@@ -118,7 +118,7 @@ def _contradicting(args: argparse.Namespace, saved: argparse.Namespace, settings
         return values | {"ema_decay": recipe.ema_decay or 0}
 
     before = decisive(saved)
-    for name in stages:  # the recipe may be another one by now
+    for name in stages:  # the recipe may have changed since
         before[name] = settings.get(name, before[name])
     return [
         f"--{name.replace('_', '-')} {before[name]}, not {value}"
@@ -135,41 +135,42 @@ class _RaisingParser(argparse.ArgumentParser):
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that trains; their values go to :func:`training_of`."""
+    """Add the options of every command that trains; :func:`training_of` takes their values."""
     add = parser.add_argument
-    add("--recipe", choices=sorted(RECIPES), help="how networks are trained")
+    add("--recipe", choices=sorted(RECIPES), help="training recipe")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=whole_number(1), help="length instead of the recipe's")
-    length.add_argument("--minutes", type=positive_number, help="the same by the clock: the schedule ends on time")
-    add("--batch-size", type=whole_number(1), help="instead of the recipe's, in all its stages")
-    add("--patch-size", type=whole_number(1), help="of the high-resolution patches, likewise")
-    add("--lr", type=_learning_rate, help="learning rate instead of that of the recipe's first stage")
-    add("--loss", choices=tuple(LOSSES), help="likewise; l1+fft is L1 plus 0.05 times the L1 of the spectrum")
+    length.add_argument("--steps", type=whole_number(1), help="number of training steps, instead of the recipe's")
+    length.add_argument("--minutes", type=positive_number, help="training time instead of a number of steps")
+    add("--batch-size", type=whole_number(1), help="patches per step, instead of the recipe's, in all stages")
+    add("--patch-size", type=whole_number(1), help="side of the high-resolution patches, likewise")
+    add("--lr", type=_learning_rate, help="learning rate of the first stage, instead of the recipe's")
+    add("--loss", choices=tuple(LOSSES), help="loss, likewise; l1+fft is L1 plus 0.05 times the L1 of the spectrum")
     add(
         "--ema-decay",
         type=number(lambda value: 0 <= value < 1, "at least 0 and below 1"),
-        help="instead of the recipe's; 0 for no exponential moving average (EMA) of the weights",
+        help="decay of the exponential moving average (EMA) of the weights, instead of the recipe's; 0 for no EMA",
     )
-    add("--init", type=path_name, help="weight file to begin from, such as that of another scale")
+    add("--init", type=path_name, help="weight file to start from, such as that of another scale")
     add(
         "--warm-up-new",
         type=whole_number(0),
         default=0,
         metavar="STEPS",
-        help="steps at the start that train only what --init does not have",
+        help="number of initial steps that train only the parameters missing in --init",
     )
-    add("--textured", action=argparse.BooleanOptionalAction, default=False, help="prefer patches with much texture")
+    add("--textured", action=argparse.BooleanOptionalAction, default=False, help="prefer patches with more texture")
     add("--precision", choices=tuple(PRECISIONS), default="no", help="mixed precision")
     for name, meaning in {
-        "compile": "torch.compile the blocks of the network",
-        "cuda-graph": "replay a step as CUDA graphs",
-        "channels-last": "the network's memory format",
-        "deterministic": "refuse operations that are not",
+        "compile": "compile the blocks of the network with torch.compile",
+        "cuda-graph": "replay forward and backward as CUDA graphs",
+        "channels-last": "use the channels_last memory format",
+        "deterministic": "use only deterministic operations",
     }.items():
         add(f"--{name}", action=argparse.BooleanOptionalAction, default=False, help=meaning)
-    add("--accumulate", type=whole_number(1), default=1, metavar="PARTS", help="parts that a batch is processed in")
-    add("--threads", type=whole_number(1, 4096), help="threads of the processor")
-    add("--max-minutes", type=positive_number, default=math.inf, help="stop after this long, to be resumed")
+    about = "accumulate the gradients of each batch over PARTS parts"
+    add("--accumulate", type=whole_number(1), default=1, metavar="PARTS", help=about)
+    add("--threads", type=whole_number(1, 4096), help="number of CPU threads")
+    add("--max-minutes", type=positive_number, default=math.inf, help="stop with a checkpoint after this many minutes")
 
 
 def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -179,41 +180,41 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=path_name, nargs="+", help="folders of high-resolution images; required, but with --resume")
-    add("-o", "--output", type=path_name, default=Path("runs/mren"), help="folder for everything that is written")
-    add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="what the network enlarges by")
-    add("--variant", choices=tuple(VARIANTS), default="mren", help="widths of the network")
-    add("--num-blocks", type=whole_number(1), default=6, help="MREBs")
+    add("--data", type=path_name, nargs="+", help="folders of high-resolution images; required without --resume")
+    add("-o", "--output", type=path_name, default=Path("runs/mren"), help="output folder")
+    add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="upscaling factor")
+    add("--variant", choices=tuple(VARIANTS), default="mren", help="network variant")
+    add("--num-blocks", type=whole_number(1), default=6, help="number of MREBs")
     add("--config", type=json_object, default={}, metavar="JSON", help="further arguments of the network")
     add_training_options(parser)
     parser.set_defaults(recipe="paper")
-    add("--degrade", choices=("photo",), help="JPEG, noise and blur in half of the low-resolution patches")
+    add("--degrade", choices=("photo",), help="degrade half of the low-resolution patches: JPEG, noise and blur")
     validation = parser.add_mutually_exclusive_group()
-    about = f"training images kept for validation; {HELD_OUT}, if left out"
+    about = f"training images held out for validation; {HELD_OUT} if not given"
     validation.add_argument("--held-out", type=whole_number(1), metavar="N", help=about)
     validation.add_argument(
         "--val-data", type=path_name, nargs="+", help="folders of high-resolution images to validate on instead"
     )
-    add("--skip-bad", action=argparse.BooleanOptionalAction, default=False, help="go on without images that are bad")
+    add("--skip-bad", action=argparse.BooleanOptionalAction, default=False, help="skip unreadable and too small images")
     add(
         "--validate-every",
         type=whole_number(1),
-        help=f"steps between validations and checkpoints; {VALIDATE_EVERY}, or about a minute if --minutes are given",
+        help=f"steps between validations and checkpoints; if not given, {VALIDATE_EVERY}, or a minute with --minutes",
     )
     add(
         "--resume",
         action="store_true",
-        help="go on with the run in the output folder; its options need not be repeated, --steps or --minutes may "
-        "make it longer",
+        help="resume the run in the output folder; its options need not be repeated, and --steps or --minutes may "
+        "extend it",
     )
     add(
         "--seed",
         type=whole_number(0, 2**32 - 1),
         default=0,
-        help="of the initial weights and of everything that is drawn",
+        help="random seed",
     )
-    add("--cpu", action=argparse.BooleanOptionalAction, default=False, help="even if there is a GPU")
-    add("--dry-run", action="store_true", help="read the images, draw one batch, say what there is, stop")
+    add("--cpu", action=argparse.BooleanOptionalAction, default=False, help="train on the CPU even if there is a GPU")
+    add("--dry-run", action="store_true", help="read the images, draw one batch, print a summary, then exit")
     return parser
 
 
@@ -228,7 +229,7 @@ def _learning_rate(text: str) -> float:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """A parser's type: a JSON object."""
+    """An argparse type: a JSON object."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -239,9 +240,9 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    """The options, unless those of :func:`add_training_options` contradict each other, which ends the process."""
+    """Return the options; those of :func:`add_training_options` that contradict each other are a usage error."""
     if args.patch_size is not None and args.patch_size < args.scale:
         parser.error(f"argument --patch-size: must be at least --scale, {args.scale}, got {args.patch_size}")
     if args.warm_up_new and args.init is None:
-        parser.error("argument --warm-up-new: needs --init, which says what is not new")
+        parser.error("argument --warm-up-new: needs --init, which tells which parameters are new")
     return args

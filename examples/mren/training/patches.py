@@ -1,4 +1,4 @@
-"""Patches to train on, cut out of pairs of images."""
+"""Training patches, cropped from pairs of images."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from examples.mren.degradation import MCU, degrade_patch, draw_patch_degradation
 class PatchSampler:
     """Random aligned patches, flipped and rotated, as a pure function of the seed and the step.
 
-    So a run that is resumed at a step draws what the run that was never stopped would have drawn, and several processes
-    that share a batch draw disjoint parts of the one that a single process would have.
+    A resumed run therefore draws the same patches as an uninterrupted one, and several processes that share a batch
+    draw disjoint parts of the batch of a single process.
 
-    All images lie in one buffer on ``device``, and a batch is one gather from it: on a GPU nothing is decoded, cut out
-    or sent while the network waits.
+    All images are kept in one buffer on ``device``, and a batch is one gather from it: on a GPU, the network does not
+    wait for decoding, cropping or transfers.
 
     Args:
         pairs: The images.
         scale: High-resolution pixels per low-resolution pixel.
         patch_size: Side of the high-resolution patch, a multiple of ``scale``.
         batch_size: Patches per step, over all processes.
-        seed: Of everything that is drawn.
-        device: Where the images are kept and the patches are made.
-        degrade: Whether every second low-resolution patch is degraded as a photograph may be, see
-            :mod:`examples.mren.degradation`. The low-resolution images are then kept where JPEGs are made, on the CPU,
-            and a GPU is only sent patches, without being waited for.
-        textured: Whether each patch is drawn twice from its image, and the one with more texture taken: the one whose
-            neighbouring pixels, in the low-resolution green, differ more.
+        seed: Random seed.
+        device: Where the images are kept and the patches are cropped.
+        degrade: Whether half of the low-resolution patches are degraded like photographs, see
+            :mod:`examples.mren.degradation`. The low-resolution images are then kept on the CPU, where JPEGs are made,
+            and their patches are copied to a GPU asynchronously.
+        textured: Whether to draw two patches of each image and use the one with more texture: with larger differences
+            between neighbouring pixels of the low-resolution green channel.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PatchSampler:
         self._set_patches(patch_size, batch_size)
 
     def with_patches(self, *, patch_size: int, batch_size: int) -> PatchSampler:
-        """A sampler of other patches from the same images, which stay where they are in memory."""
+        """A sampler with other patch and batch sizes, which shares the images in memory."""
         other = copy.copy(self)
         other._set_patches(patch_size, batch_size)
         return other
@@ -76,7 +76,7 @@ class PatchSampler:
         self._hr_indices = _PatchIndices(patch_size, self.device)
 
     def draw(self, step: int) -> list[tuple[int, int, int, int]]:
-        """What step ``step`` trains on: for each patch the image, the low-resolution top and left, the orientation."""
+        """The patches of a step: for each the image, the low-resolution top and left, and the orientation."""
         random = np.random.default_rng((self.seed, step))
         images = random.integers(len(self.paths), size=self.batch_size)
         corners = random.integers(self._sizes[images] - self.side + 1)
@@ -90,11 +90,11 @@ class PatchSampler:
         return [tuple(row) for row in np.concatenate([images[:, None], corners, orientations], axis=1).tolist()]
 
     def files(self, step: int) -> list[Path]:
-        """The images that step ``step`` trains on."""
+        """The image files of the patches of a step."""
         return [self.paths[index] for index, *_ in self.draw(step)]
 
     def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
-        """Low- and high-resolution patches of a step, between 0 and 1, the part that process ``rank`` works on."""
+        """Low- and high-resolution patches of a step, between 0 and 1; the share of process ``rank``."""
         drawn = torch.tensor(self.draw(step)[rank::world_size])
         corners = drawn * torch.tensor([1, self.scale, self.scale, 1])
         low, high = self._lr.cut(drawn, self._lr_indices), self._hr.cut(corners, self._hr_indices)
@@ -135,10 +135,10 @@ class _Texture:
 
 
 class _Images:
-    """Images that lie end to end in one buffer, plane after plane."""
+    """Images stored end to end in one buffer, plane after plane."""
 
     def __init__(self, images: list[Tensor], device: torch.device | str) -> None:
-        # Copied one by one: of images that were cropped, flatten and cat would make two copies at once.
+        # Copied one by one: flatten and cat would make two copies of cropped images at once.
         pixels = torch.empty(sum(image.numel() for image in images), dtype=torch.uint8)
         for part, image in zip(pixels.split([image.numel() for image in images]), images, strict=True):
             part.view(image.shape).copy_(image)
@@ -150,7 +150,7 @@ class _Images:
         self.channels = torch.arange(3, device=device).view(1, 3, 1, 1)
 
     def cut(self, drawn: Tensor, indices: _PatchIndices) -> Tensor:
-        """Patches, uint8, for rows of image, top, left and orientation; pixels outside repeat the border."""
+        """The uint8 patches for rows of image, top, left and orientation; pixels outside repeat the border."""
         if self.pixels.is_cuda:
             drawn = drawn.pin_memory()  # otherwise the copy would wait for all steps before it
         drawn = drawn.to(self.pixels.device, non_blocking=self.pixels.is_cuda)
@@ -165,7 +165,7 @@ class _Images:
 
 
 class _PatchIndices:
-    """Where each pixel of a square patch and its margin comes from, for its eight flips and rotations."""
+    """The source of each pixel of a square patch and its margin, for the eight flips and rotations."""
 
     def __init__(self, side: int, device: torch.device | str, *, margin: int = 0) -> None:
         side += 2 * margin

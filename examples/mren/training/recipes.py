@@ -32,8 +32,8 @@ def l1_fft_loss(output: Tensor, target: Tensor) -> Tensor:
     128 x 128 the second term is about four times the first.
 
     Args:
-        output: What a network made, float32 or float64, of shape ``(B, C, H, W)``.
-        target: What it should have made, likewise.
+        output: Output of a network, float32 or float64, of shape ``(B, C, H, W)``.
+        target: Target, likewise.
     """
     spectra = (torch.view_as_real(torch.fft.rfft2(images)) for images in (output, target))
     return F.l1_loss(output, target) + FFT_WEIGHT * F.l1_loss(*spectra)
@@ -44,7 +44,7 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "l1+f
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of a training run with one batch shape, loss and learning rate schedule."""
+    """A part of a training run with one batch shape, loss and learning rate schedule."""
 
     batch_size: int
     """Patches per step, over all processes."""
@@ -66,7 +66,7 @@ class Stage:
     """Last learning rate of ``"one-cycle"`` and ``"cosine"``."""
 
     loss: Loss = "l1"
-    """Mean absolute error, the same with that of the spectrum (:func:`l1_fft_loss`), or mean squared error."""
+    """Mean absolute error, that plus the one of the spectrum (:func:`l1_fft_loss`), or mean squared error."""
 
     def learning_rate(self, fraction: float) -> float:
         """The learning rate after a fraction of the stage, between 0 and 1."""
@@ -100,7 +100,7 @@ class Recipe:
     """Length in passes over the images, each of which gives one patch per pass."""
 
     clip_grad_norm: float | None = None
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
 
     ema_decay: float | None = None
     """Decay of the exponential moving average (EMA) of the weights; the EMA is validated and saved. 0 or ``None`` for
@@ -112,7 +112,7 @@ class Recipe:
             raise ValueError(f"Recipe: the shares of the stages must sum to 1, got {total:g}.")
 
     def locate(self, fraction: float) -> tuple[int, float]:
-        """Number of the stage after a fraction of the run, and the fraction of that stage."""
+        """Index of the stage at a fraction of the run, and the fraction within that stage."""
         number, before = 0, 0.0
         for stage in self.stages[:-1]:
             if fraction < before + stage.share:
@@ -124,13 +124,13 @@ class Recipe:
 RECIPES = {
     # Section 4.2, its "192 x 192 patch" read as high resolution. 3000 epochs of DIV2K's 800 images are 150,000 steps.
     "paper": Recipe((Stage(16, 192, 5e-4, "halving"),), epochs=3000),
-    # Hours on a GPU; ×3 and ×4 best begin from ×2 (--init).
+    # Hours on a GPU; ×3 and ×4 are best started from ×2 (--init).
     "modern": Recipe(
         (Stage(32, 256, 1e-3, "one-cycle", loss="l1+fft"),), steps=50000, clip_grad_norm=1.0, ema_decay=0.999
     ),
     # Ten minutes on a GPU, from the weights of another scale or tail (--init, --minutes 9): one batch shape, so that
-    # nothing is compiled twice. At twice the rate a run from trained weights once lost all it had, for good: an
-    # activation that is zero everywhere lets no gradient through.
+    # nothing is compiled twice. At twice the learning rate, a run from trained weights once collapsed for good: an
+    # activation that is zero everywhere passes no gradient.
     "ten-minutes": Recipe(
         (
             Stage(64, 192, 5e-4, "one-cycle", share=0.88, final_lr=1e-5, loss="l1+fft"),
@@ -140,25 +140,25 @@ RECIPES = {
         clip_grad_norm=1.0,
         ema_decay=0.999,
     ),
-    # An hour or two on a CPU, in bf16 and compiled. With L1, as the published comparisons were made.
+    # An hour or two on a CPU, in bf16 and compiled. With L1, as in the published comparisons.
     "short": Recipe((Stage(8, 128, 1e-3, "one-cycle"),), steps=10000, clip_grad_norm=1.0, ema_decay=0.999),
 }
 
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Of a training, beside those of its recipe: what decides the numbers of a run.
+# Settings besides those of the recipe that determine the results of a run.
 _OWN_SETTINGS = ("minutes", "warm_up_new", "precision", "compile", "channels_last", "accumulate")
 
 
 @dataclass(frozen=True)
 class Training:
-    """How networks are trained: a recipe, and what is done in another way. What is ``None`` is as the recipe has it."""
+    """A training recipe and its overrides; ``None`` keeps the value of the recipe."""
 
     recipe: str = "short"
     """Name in :data:`RECIPES`."""
     steps: int | None = None
     minutes: float | None = None
-    """Length instead of steps."""
+    """Length in minutes, instead of steps."""
     batch_size: int | None = None
     """In all stages."""
     patch_size: int | None = None
@@ -169,9 +169,9 @@ class Training:
     """Likewise."""
     ema_decay: float | None = None
     init: Path | None = None
-    """Weight file to begin from; see :func:`examples.mren.training.warmstart.warm_start`."""
+    """Weight file to start from; see :func:`examples.mren.training.warmstart.warm_start`."""
     warm_up_new: int = 0
-    """Steps at the start that train only what ``init`` does not have."""
+    """Number of initial steps that train only the parameters that ``init`` lacks."""
     precision: str = "no"
     """``"no"``, ``"bf16"`` or ``"fp16"``: mixed precision."""
     compile: bool = False
@@ -180,12 +180,12 @@ class Training:
     """Whether forward and backward are replayed as CUDA graphs."""
     channels_last: bool = True
     accumulate: int = 1
-    """Parts in which a batch is processed."""
+    """Number of parts of a batch whose gradients are accumulated."""
     textured: bool = False
-    """Whether patches with much texture are preferred, see :class:`~examples.mren.training.patches.PatchSampler`."""
+    """Whether patches with more texture are preferred, see :class:`~examples.mren.training.patches.PatchSampler`."""
 
     def plan(self, images: int, scale: int) -> Recipe:
-        """The recipe with its length for a number of images, and patches that are multiples of the scale."""
+        """The recipe with these overrides, its length in steps, and patch sizes that are multiples of the scale."""
         recipe = RECIPES[self.recipe]
         stages = [
             dataclasses.replace(
@@ -204,7 +204,7 @@ class Training:
         return dataclasses.replace(recipe, stages=tuple(stages), steps=steps, ema_decay=decay)
 
     def settings(self, images: int, scale: int) -> dict[str, Any]:
-        """What decides the numbers of a run, apart from network, data and seed, of types that JSON has."""
+        """The settings that determine the results of a run, apart from network, data and seed; JSON-serialisable."""
         recipe = self.plan(images, scale)
         stages = [dataclasses.asdict(stage) for stage in recipe.stages]
         return {
@@ -214,17 +214,17 @@ class Training:
             "ema_decay": recipe.ema_decay,
             **{name: getattr(self, name) for name in _OWN_SETTINGS},
             "init": None if self.init is None else sha256(self.init),
-            "textured": self.textured or None,  # what a run of an earlier version, without it, is taken to have
+            "textured": self.textured or None,  # None matches runs of earlier versions, which lack it
         }
 
 
 def ema_decay_at(recipe: Recipe, step: int) -> float:
-    """The decay of the average at a step. It grows with the steps, so that the average soon forgets the start."""
+    """The EMA decay at a step. It grows with the steps, so that the EMA soon forgets the initial weights."""
     return min(recipe.ema_decay or 0.0, (1 + step) / (10 + step))
 
 
 def make_optimizer(net: nn.Module, lr: float) -> Adam:
-    """Adam over all parameters of a network, in one kernel where torch has one.
+    """Adam over all parameters of a network, fused where torch supports it.
 
     MREN has hundreds of small parameters. Updating them one by one costs more than their arithmetic.
     """
@@ -234,7 +234,7 @@ def make_optimizer(net: nn.Module, lr: float) -> Adam:
 
 
 class Mixed(nn.Module):
-    """A network in mixed precision: float32 weights, convolutions in a lower type, a result in float32."""
+    """A network in mixed precision: float32 weights, convolutions in a lower precision, float32 output."""
 
     def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -249,8 +249,8 @@ class Mixed(nn.Module):
 
 
 def blocks_of(net: nn.Module) -> Iterator[nn.Module]:
-    """The blocks that a network repeats, which are compiled one by one in a fraction of the time of the whole."""
+    """The blocks of a network, which compile one by one in a fraction of the time of the whole network."""
     for child in net.children():
-        # A container of another class, such as a folded one, computes in its own way.
+        # Subclasses of these containers, such as ChainedMREBs, have their own forward.
         parts = child.children() if type(child) in (nn.Sequential, nn.ModuleList) else [child]
         yield from (part for part in parts if next(part.children(), None) is not None)

@@ -34,29 +34,29 @@ from examples.mren.training.patches import PatchSampler
 from examples.mren.training.recipes import Training
 from examples.records import write_rows
 
-FALLEN = 1.0  # dB below the best validation from which a network seldom comes back
-CHECK_EVERY = {"cpu": 10, "cuda": 100}  # steps between checks of loss and clock: each waits for the device
+COLLAPSE = 1.0  # drop in dB below the best validation from which a network seldom recovers
+CHECK_EVERY = {"cpu": 10, "cuda": 100}  # steps between checks of loss and clock, each of which waits for the device
 
 
 class Trainer:
     """One run: the network, its data, and its progress.
 
     Args:
-        net: The network with the weights that it begins from, on any device; it is trained in place.
+        net: The network with its initial weights, on any device; it is trained in place.
         training: How it is trained.
-        sampler: The patches; its device is that of the training.
-        output: Folder for everything that is written.
-        label: What to call the run.
+        sampler: Draws the patches; training runs on its device.
+        output: Output folder.
+        label: Name of the run in messages.
         draw: Called with a sampler, a step and the ``rank`` and ``world_size`` of the process; returns inputs and
             targets.
         accelerator: The processes that share each batch.
-        untouched: Names of the parameters that ``training.init`` does not have.
-        held_out: Images to validate on, by the name of their mean PSNR in the log. What is best is chosen by the mean
-            of these. Without any, nothing is chosen: the last EMA of the weights is the result.
+        untouched: Names of the parameters that ``training.init`` lacks.
+        held_out: Images to validate on, by the log column of their mean PSNR. The best weights are chosen by the mean
+            of these columns. Without any, the final EMA of the weights is the result.
         keep: Called with the averaged network whenever it is the best so far.
-        time_steps_alone: Whether the minutes of the run are those of its steps, but for the first, which may compile:
-            on one thread of a CPU processor time, which other programs disturb less. Otherwise they are those from its
-            start to its last file.
+        time_steps_alone: Whether the minutes of the run count only its steps, except the first, which may compile; on a
+            single CPU thread in processor time, which other programs disturb less. Otherwise, they count from the start
+            of the run to its last file.
 
     Attributes:
         learner: The network, its optimizer, and the exponential moving average (EMA) of its weights.
@@ -84,7 +84,7 @@ class Trainer:
         self.training = training
         self.recipe = training.plan(len(sampler.paths), sampler.scale)
         self.minutes = training.minutes
-        self.steps = self.recipe.steps if training.minutes is None else None  # until steps were timed
+        self.steps = self.recipe.steps if training.minutes is None else None  # unknown until steps are timed
         self.output = output
         self.label = label
         self.draw = draw
@@ -104,8 +104,8 @@ class Trainer:
         for stage in self.recipe.stages:
             if stage.batch_size % processes:
                 raise TrainingError(
-                    f"a batch of {stage.batch_size} does not divide among {processes} processes; use a --batch-size "
-                    "that does."
+                    f"a batch of {stage.batch_size} does not divide among {processes} processes; choose a multiple of "
+                    f"{processes} as --batch-size."
                 )
         self.learner = Learner(net, training, self.recipe, self.device, self.accelerator, untouched=untouched)
         self.timing = Timing()
@@ -124,7 +124,7 @@ class Trainer:
         progress = self.progress
         self.learner.net.train()
         started = time.monotonic() if started is None else started
-        before, begun = progress.seconds, progress.step
+        before, first_step = progress.seconds, progress.step
         one_thread = self.device.type == "cpu" and torch.get_num_threads() == 1
         clock = time.process_time if one_thread else time.perf_counter
         deadline = None
@@ -149,7 +149,7 @@ class Trainer:
                 checking = self._is_check_due(deadline)
                 if not self.time_steps_alone:
                     progress.seconds = before + time.monotonic() - started
-                elif progress.step > begun + 1:
+                elif progress.step > first_step + 1:
                     if checking:
                         self._synchronize()
                     progress.seconds += clock() - since
@@ -171,7 +171,7 @@ class Trainer:
                     shown["PSNR"] = f"{self._log():.2f}"
                     self._save(best=progress.history[-1]["psnr"] > progress.best_psnr)
                 elif due or out_of_time:
-                    # Not validated: that a run was stopped must not show in what comes out of it.
+                    # Not validated: an interruption must not change the result of a run.
                     self._save(best=False)
                 if due:
                     saved = time.monotonic()
@@ -184,14 +184,14 @@ class Trainer:
 
     def _is_check_due(self, deadline: Deadline | None) -> bool:
         """Whether the loss and the clock are checked after this step."""
-        # Whoever asked for the end waits for it, or kills the process.
+        # Whoever interrupted the run is waiting, or will kill the process.
         is_ending = self.interrupted and self.accelerator.num_processes == 1
         # With long steps, the next regular check could come after the end.
         is_unmeasured = deadline is not None and not deadline.is_measured
         return is_ending or is_unmeasured or self.progress.step % self.check_every == 0
 
     def validate_start(self) -> float:
-        """Validate the weights that the run begins from, and keep them as the best so far; returns their PSNR."""
+        """Validate the initial weights, and keep them as the best so far; returns their PSNR."""
         means = self._validate()
         self.progress.best_psnr = sum(means.values()) / len(means)
         if self.accelerator.is_main_process:
@@ -199,17 +199,17 @@ class Trainer:
         return self.progress.best_psnr
 
     def interrupt(self) -> None:
-        """Ask a run to stop at its next check of the clock, with a checkpoint. Signal handlers may call it."""
+        """Make a run stop with a checkpoint at its next check of the clock. Safe to call from signal handlers."""
         self.interrupted = True
 
     def resume(self) -> int:
-        """Go back to the newest readable checkpoint and return its step; 0 if none was written yet.
+        """Resume from the newest readable checkpoint and return its step; 0 if none was written yet.
 
-        A run may have another length than before: its schedule is then laid over the whole of it, as if the run had
-        been begun with that length.
+        A run may have a new length: its schedule is then stretched over it, as if the run had been started with that
+        length.
 
         Raises:
-            TrainingError: If the run is longer than asked for, or no checkpoint is readable.
+            TrainingError: If the run was already trained for longer than that, or no checkpoint is readable.
         """
         found = checkpoints(self.output)
         if not found:
@@ -235,18 +235,18 @@ class Trainer:
         self.progress = progress
 
     def _fit_schedule(self, progress: Progress) -> None:
-        """Set the fraction of the schedule for what was trained, in a run of this length."""
+        """Set the fraction of the schedule that is completed, for the length of this run."""
         if self.minutes is None:
-            length, taken, option = self.steps or 1, progress.step, f"--steps {self.steps}"
+            length, completed, option = self.steps or 1, progress.step, f"--steps {self.steps}"
         else:
-            length, taken, option = self.minutes * 60, progress.seconds, f"--minutes {self.minutes:g}"
+            length, completed, option = self.minutes * 60, progress.seconds, f"--minutes {self.minutes:g}"
         if self.minutes is None or progress.minutes != self.minutes:
-            if taken > length:
+            if completed > length:
                 raise TrainingError(
                     f"{self.output}: has been trained for {progress.step} steps, {progress.seconds / 60:.1f} minutes, "
-                    f"which {option} would cut off; give more to go on."
+                    f"which is more than {option}; pass a larger value to continue."
                 )
-            progress.fraction = taken / length
+            progress.fraction = completed / length
         progress.minutes = self.minutes
 
     def _learning_rate(self) -> float:
@@ -254,7 +254,7 @@ class Trainer:
         return self.recipe.stages[number].learning_rate(fraction)
 
     def _plan(self, deadline: Deadline) -> None:
-        """Count anew how many steps fit into the time that is left."""
+        """Re-estimate how many steps fit into the remaining time."""
         first = self.samplers[0]
         trained = first.batch_size * first.side**2
         validated = sum(pair.lr[0].numel() for pairs in self.held_out.values() for pair in pairs)
@@ -265,14 +265,14 @@ class Trainer:
             self.steps = self.progress.step + max(1, int(agreed.item()))
 
     def _advance(self) -> None:
-        """Move the schedule on by the step that was taken."""
+        """Advance the schedule by one step."""
         progress = self.progress
         if self.minutes is None:
             progress.fraction = progress.step / (self.steps or 1)
         elif self.time_steps_alone:
             progress.fraction = min(1.0, progress.seconds / (60 * self.minutes))
         elif self.steps is not None:
-            # What is left of the schedule is laid over the steps that are left.
+            # Spread the rest of the schedule over the remaining steps.
             left = self.steps - progress.step
             progress.fraction = 1.0 if left <= 0 else progress.fraction + (1 - progress.fraction) / (left + 1)
 
@@ -284,9 +284,9 @@ class Trainer:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         is_timed = step % self.check_every == self.check_every - 1  # the step after which the loss is checked
         clock = [self._clock()] if is_timed else []
-        given, wanted = self.draw(self.samplers[number], step, rank=rank, world_size=processes)
+        x, target = self.draw(self.samplers[number], step, rank=rank, world_size=processes)
         clock += [self._clock()] if is_timed else []
-        loss = self.learner.backward(given, wanted, stage.loss, step=step)
+        loss = self.learner.backward(x, target, stage.loss, step=step)
         clock += [self._clock()] if is_timed else []
         self.learner.update(stage.learning_rate(fraction), step=step)
         if is_timed:
@@ -302,10 +302,10 @@ class Trainer:
         return time.monotonic()
 
     def _record(self, losses: list[Tensor]) -> float:
-        """Add the losses since the last check, means over the processes, to the log; returns the last one.
+        """Add the losses since the last check, averaged over the processes, to the log; returns the last one.
 
         Raises:
-            TrainingError: At the first that is not finite.
+            TrainingError: If a loss is not finite.
         """
         values = self.accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
         for value, step in zip(values, range(self.progress.step - len(values), self.progress.step), strict=True):
@@ -338,11 +338,11 @@ class Trainer:
         row |= {"psnr": sum(means.values()) / len(means)} | means
         progress.history.append(row | {"lr": self._learning_rate(), "seconds": round(progress.seconds, 1)})
         progress.interval_loss, progress.interval_steps = 0.0, 0
-        if row["psnr"] < progress.best_psnr - FALLEN and self.accelerator.is_main_process:
+        if row["psnr"] < progress.best_psnr - COLLAPSE and self.accelerator.is_main_process:
             note(
                 f"{self.label}: validation fell to {row['psnr']:.2f} dB at step {progress.step}, from "
-                f"{progress.best_psnr:.2f} dB. The best weights are kept; if it stays there, stop and --init from them "
-                "with a lower --lr."
+                f"{progress.best_psnr:.2f} dB. The best weights are kept; if it does not recover, stop, and start from "
+                "them with --init and a lower --lr."
             )
         return row["psnr"]
 
@@ -358,44 +358,44 @@ class Trainer:
             sr = self.learner.average(pair.lr.to(self.device).unsqueeze(0).float() / 255).squeeze(0)
             if not sr.isfinite().all():
                 raise self._failure(
-                    f"the network's result for {pair.path.name} is not finite after step {self.progress.step}"
+                    f"the network's output for {pair.path.name} is not finite after step {self.progress.step}"
                 )
             total += psnr(to_uint8(sr.cpu()), pair.hr.cpu(), self.samplers[0].scale)
         return self.accelerator.reduce(total, reduction="sum").item() / len(pairs)
 
     def _save(self, *, best: bool) -> None:
-        """Write the weights if they are the best so far, the log, and a checkpoint; each whole or not at all."""
+        """Write the weights if they are the best so far, the log, and a checkpoint; each atomically."""
         progress = self.progress
-        # A finite loss says nothing of the update after it.
+        # A finite loss does not imply finite weights after the update.
         if not self.learner.is_finite():
-            raise self._failure(f"the network is not finite after step {progress.step}")
+            raise self._failure(f"the weights are not finite after step {progress.step}")
         if best:
             progress.best_psnr = progress.history[-1]["psnr"]
         if not self.accelerator.is_main_process:
             return
         state = {"progress": dataclasses.asdict(progress), "scaler": self.learner.scaler.state_dict()}
         try:
-            # Before the checkpoint: a run that is cut off here resumes from the one before and writes them again.
+            # Before the checkpoint: a run interrupted here resumes from the previous one and writes them again.
             if best:
                 self.keep(self.learner.average)
             if progress.history:
                 write_rows(self.output / "log.csv", progress.history, list(progress.history[0]))
             write_checkpoint(self.output, progress.step, self.learner.tensors(), state)
         except OSError as error:
-            raise TrainingError(f"{describe(error)} {self._last_good()} Go on from there with --resume.") from error
+            raise TrainingError(f"{describe(error)} {self._last_good()} Continue from there with --resume.") from error
 
 
 def _seconds_between_saves(deadline: Deadline | None) -> float:
-    """At least a minute, and so long that validations take no more than their share of the time."""
+    """At least a minute, and long enough that validations take no more than their share of the time."""
     validation = None if deadline is None else deadline.validation
     return max(SAVE_EVERY, (validation or 0.0) / VALIDATION_SHARE)
 
 
 def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run of other settings, or to take its result for this one's.
+    """Check the settings of a run in a folder before it is resumed or its result is used.
 
     Raises:
-        TrainingError: If they differ; the message names all that do.
+        TrainingError: If settings differ; the message names all that do.
     """
     differing = [
         f"{name} was {one_line(repr(found.get(name)))[:80]}, is {value!r}"
@@ -404,6 +404,6 @@ def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
     ]
     if differing:
         raise TrainingError(
-            f"{folder} holds a run of other settings ({'; '.join(differing)}); take another --output, or the same "
-            "options and images as there."
+            f"{folder} holds a run with other settings ({'; '.join(differing)}); choose another --output, or use the "
+            "same options and images."
         )

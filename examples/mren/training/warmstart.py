@@ -1,4 +1,4 @@
-"""Begin a training from the weights of another network: another scale, depth or reconstruction, or a narrower one."""
+"""Start training from the weights of another network: of another scale, depth or reconstruction, or narrower."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ TAIL = ("reduce.", "reconstruct.", "tail.")
 
 
 def warm_start(net: MREN, file: str | Path) -> list[str]:
-    """Begin from the weights of another network: copy every tensor that fits by name and shape.
+    """Initialise a network from the weights of another: copy every tensor that fits by name and shape.
 
-    A wider network also takes those of a narrower one. Its first channels get the weights, and read nothing from the
-    others, which keep their own: at first, it computes what the narrower network computes. That is the idea of Chen et
-    al., *Net2Net* (2016), who copy channels where we draw them.
+    A wider network also takes the weights of a narrower one. Its first channels get these weights and read nothing from
+    the other channels, which keep their own: initially, it computes what the narrower network computes. This is the
+    idea of Chen et al., *Net2Net* (2016), who replicate channels where we initialise them randomly.
 
     Args:
         net: The network, changed in place.
         file: A weight file.
 
     Returns:
-        The names of the parameters for which the file has nothing that fits: those stay as they were.
+        The names of the parameters for which the file has nothing that fits; these are unchanged.
 
     Raises:
-        ValueError: If the network of the file is wider, or is narrower and has other blocks, or the file is not one of
-            ours.
+        ValueError: If the network of the file is wider, or narrower with other blocks, or the file is not one of ours.
     """
     config, given = read_weights(Path(file))
     own = net.state_dict()
     width, wanted = (state["head.weight"].shape[0] for state in (given, own))
-    if width > wanted:  # next to nothing fits
-        raise ValueError(f"{file}: has {width} channels, the network {wanted}; begin from one that is not wider.")
+    if width > wanted:  # almost nothing fits
+        raise ValueError(f"{file}: has {width} channels, the network {wanted}; start from one that is not wider.")
     maps = maps_side_by_side(net)
-    # Blocks with other parts, or a last convolution that reads other features, have nothing to widen.
+    # Blocks with other parts, or a last convolution that reads other features, cannot be widened.
     others = maps_side_by_side(MREN(**config, device="meta"))
     same_blocks = all(others[name] == numbers for name, numbers in maps.items() if name in others)
     same_tail = _tail(given) == _tail(own)
@@ -47,8 +46,10 @@ def warm_start(net: MREN, file: str | Path) -> list[str]:
         if name in own and (tensor.shape == own[name].shape or (widens and _is_narrower(tensor, own[name]))):
             fitting[name] = widened(tensor, own[name], *maps.get(name, ()))
     if "head.weight" not in fitting:
-        came = f"has {width} channels and other blocks, the network {wanted} channels"
-        raise ValueError(f"{file}: {came}; begin from one that is as wide, or whose SCACBs have the same parts.")
+        raise ValueError(
+            f"{file}: has {width} channels and other blocks, the network {wanted} channels; start from one that is as "
+            "wide, or whose SCACBs have the same parts."
+        )
     net.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
 
