@@ -146,7 +146,7 @@ def test_deep_tiffs_of_every_layout(compression: str | None, planar: str, order:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"photometric": "miniswhite", "shape": (8, 9)}, "counted from white"),
+        ({"photometric": "miniswhite", "shape": (8, 9)}, "0 is white"),
         ({"photometric": "separated", "shape": (8, 9, 4)}, "16 bits per value of SEPARATED"),
         ({"photometric": "minisblack", "shape": (8, 9, 5), "planarconfig": "contig"}, "5 values per pixel"),
         ({"photometric": "rgb", "shape": (2, 8, 9, 3)}, "holds 2 pictures"),
@@ -209,7 +209,7 @@ def test_what_a_deep_tiff_says_besides_its_pixels(tmp_path: Path) -> None:
     )
     picture = read_picture(tmp_path / "b.tif")
     assert picture.icc_profile is None
-    assert picture.notes == ("its colour profile is not one of RGB, and left out",)
+    assert picture.notes == ("its colour profile is not for RGB and is left out",)
     assert picture.color.shape == (3, 1, 2)
 
 
@@ -324,7 +324,7 @@ def test_the_first_picture_of_an_animation_is_taken_and_said(tmp_path: Path) -> 
         first, second = Image.new("RGB", (9, 8), "red"), Image.new("RGB", (9, 8), "blue")
         first.save(tmp_path / f"a{suffix}", save_all=True, append_images=[second])
         picture = read_picture(tmp_path / f"a{suffix}")
-        assert picture.notes == ("the first of its 2 pictures is taken",)
+        assert picture.notes == ("only the first of its 2 frames is read",)
         assert picture.color[0].mean() > 0.9 > 0.1 > picture.color[2].mean()
 
 
@@ -344,12 +344,12 @@ def test_formats_by_their_suffix(suffix: str, tmp_path: Path) -> None:
 
 def test_bits_that_are_not_kept_are_said(tmp_path: Path) -> None:
     pillow_heif.from_bytes("RGB;16", (WIDTH, HEIGHT), deep(3).tobytes()).save(tmp_path / "a.heic")
-    assert read_picture(tmp_path / "a.heic").notes == ("of its 10 bits per value 8 are taken",)
+    assert read_picture(tmp_path / "a.heic").notes == ("its 10 bits per value are reduced to 8",)
     for bits in (8, 10, 12):
         values = deep(3) >> (16 - bits)
         content = imagecodecs.avif_encode(values.astype(np.uint8) if bits == 8 else values, bitspersample=bits)
         (tmp_path / "a.avif").write_bytes(content)
-        said = () if bits == 8 else (f"of its {bits} bits per value 8 are taken",)
+        said = () if bits == 8 else (f"its {bits} bits per value are reduced to 8",)
         assert read_picture(tmp_path / "a.avif").notes == said
 
 
@@ -649,7 +649,7 @@ def test_a_profile_of_gray_does_not_end_up_in_colour(tmp_path: Path) -> None:
     rgb().quantize(16).save(tmp_path / "palette.png", icc_profile=gray_profile())
     picture = read_picture(tmp_path / "palette.png")
     assert picture.icc_profile is None
-    assert picture.notes == ("its colour profile is not one of RGB, and left out",)
+    assert picture.notes == ("its colour profile is not for RGB and is left out",)
 
     Image.new("L", (8, 8), 55).save(tmp_path / "gray.png", icc_profile=gray_profile())
     gray = read_picture(tmp_path / "gray.png")
@@ -736,7 +736,7 @@ def test_hdr_stays_in_a_png(tmp_path: Path) -> None:
     write_picture(tmp_path / "deep.png", Picture(picture.color, None, 16, None, picture.metadata.stripped()))
     assert b"cICP" + pq in (tmp_path / "deep.png").read_bytes()
     for suffix in (".jpg", ".tif", ".webp"):
-        with pytest.raises(ValueError, match=r"cannot say which colours .* write \.png"):
+        with pytest.raises(ValueError, match=r"cannot store the colour space .* write \.png"):
             check_writable(tmp_path / f"out{suffix}", picture)
 
 

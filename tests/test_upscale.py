@@ -282,7 +282,7 @@ def animation(path: Path) -> None:
         (lambda path: rgb().convert("CMYK").save(path), "in.jpg", "CMYK, .* convert it to RGB"),
         (lambda path: rgb().convert("F").save(path), "in.tif", "floating-point; save it with 8 bits"),
         (lambda path: rgb().convert("I").save(path), "in.tif", "32 bits per pixel"),
-        (negative_tiff, "in.tif", "16-bit gray counted from white"),
+        (negative_tiff, "in.tif", "16-bit gray where 0 is white"),
         (animation, "in.tif", "holds 2 pictures"),
     ],
 )
@@ -301,7 +301,7 @@ def test_what_would_be_degraded_is_refused(make, name: str, message: str, tmp_pa
         (Picture(torch.rand(3, 4, 4), torch.rand(1, 4, 4)), "out.jpg", "JPEG has no transparency, .* write .png"),
         (Picture(torch.rand(1, 4, 4), bits=16), "out.jpg", "JPEG has no 16-bit gray, .* write .png or .tif"),
         (Picture(torch.rand(1, 4, 4), bits=16), "out.webp", "WebP has no 16-bit gray"),
-        (Picture(torch.rand(1, 1, 16_384)), "out.webp", "WebP ends at 16383 pixels a side, got 16384"),
+        (Picture(torch.rand(1, 1, 16_384)), "out.webp", "WebP allows at most 16383 pixels a side, got 16384"),
         (Picture(torch.rand(1, 4, 4)), "out.xyz", "must end in one of .png, .jpg"),
     ],
 )
@@ -318,7 +318,7 @@ def test_format_is_refused_before_the_network_runs(tmp_path: Path, run, capsys, 
     assert "JPEG has no transparency" in capsys.readouterr().err
     Image.new("L", (9000, 8)).save(tmp_path / "long.png")  # 18,000 wide, when it is enlarged
     assert run(tmp_path / "long.png", "-o", tmp_path / "out.webp") == 1
-    assert "WebP ends at 16383 pixels a side, got 18000" in capsys.readouterr().err
+    assert "WebP allows at most 16383 pixels a side, got 18000" in capsys.readouterr().err
 
 
 def test_a_previous_result_survives_a_failed_write(tmp_path: Path, monkeypatch) -> None:

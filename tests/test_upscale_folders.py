@@ -201,7 +201,7 @@ def test_what_was_done_to_a_file_is_said(tmp_path: Path, run, capsys) -> None:
     first, second = Image.new("RGB", (8, 9), "red"), Image.new("RGB", (8, 9), "blue")
     first.save(tmp_path / "in.gif", save_all=True, append_images=[second])
     assert run(tmp_path / "in.gif", "-o", tmp_path / "out.png") == 0
-    assert capsys.readouterr().err == f"{tmp_path / 'in.gif'}: the first of its 2 pictures is taken\n"
+    assert capsys.readouterr().err == f"{tmp_path / 'in.gif'}: only the first of its 2 frames is read\n"
     text = PngInfo()
     text.add_text("Author", "Someone")
     first.save(tmp_path / "in.png", pnginfo=text)

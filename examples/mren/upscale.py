@@ -6,9 +6,9 @@
     python -m examples.mren.upscale - -o - <photo.jpg >photo_x4.png
     python -m examples.mren.upscale
 
-Each file comes out as the kind that it was: gray, palette colours as RGB, transparency, 16 bits, colour profile, EXIF,
-XMP. Files keep their names, and their formats where those can be written (otherwise PNG).
-Without arguments a photograph is shrunk and upscaled again, and the comparison written to mren_sample.png.
+Results keep gray, transparency, 16 bits, colour profile, EXIF and XMP; palettes become RGB. Files keep their names, and
+their formats where those can be written (otherwise PNG).
+Without arguments, a photograph is downscaled and upscaled again, and the comparison is written to mren_sample.png.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ def upscale(
     """Upscale a picture, and its transparency as a separate gray image.
 
     Args:
-        net: A network or an engine: RGB in, RGB ``scale`` times as large out; gray is repeated for it and averaged
-            again.
-        picture: What to upscale.
-        scale: The network's.
-        tile: Larger pictures are upscaled by tiles of this size in memory.
-        on_tile: Called with the number of tiles done and their total, as by :func:`sc_blocks.tiling.tiled`.
+        net: A network or an engine that upscales RGB images by ``scale``; gray is repeated for it, and the result
+            averaged.
+        picture: The picture.
+        scale: The upscaling factor of ``net``.
+        tile: Size of the tiles in which larger pictures are processed.
+        on_tile: Called with the number of tiles done and in total, as by :func:`sc_blocks.tiling.tiled`.
 
     Returns:
         The upscaled picture, otherwise of the same kind.
@@ -122,8 +122,8 @@ def upscale_file(
     """Read, upscale and write one file, and print what was written.
 
     Raises:
-        ValueError: If the file cannot be read, or the result not be written or would be too large.
-        FileExistsError: If a file came to be where the result goes.
+        ValueError: If the file cannot be read, or the result is too large or cannot be written.
+        FileExistsError: If a file was created in the meantime where the result goes.
         OSError: If the result cannot be written.
     """
     source: Path | BinaryIO = _standard_input() if job.source is None else job.source
@@ -159,7 +159,7 @@ def upscale_file(
 
 
 class _GrayAdapter(nn.Module):
-    """An RGB network as one for gray images."""
+    """Adapter of an RGB network for gray images."""
 
     def __init__(self, net: Engine) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class _GrayAdapter(nn.Module):
 
 
 def _clamp_to_neighbourhood(large: Tensor, small: Tensor, scale: int) -> Tensor:
-    """Limit an upscaled map to the values near each pixel's origin, so that what is opaque stays exactly opaque."""
+    """Clamp an upscaled map to the values around each source pixel, so that opaque regions stay exactly opaque."""
     highest, lowest = F.max_pool2d(small, 5, stride=1, padding=2), -F.max_pool2d(-small, 5, stride=1, padding=2)
     bounds = F.interpolate(torch.stack([lowest, highest]), scale_factor=scale, mode="nearest")
     return torch.minimum(torch.maximum(large, bounds[0]), bounds[1])
@@ -184,7 +184,7 @@ def _standard_input() -> io.BytesIO:
 
 
 def _count_pixels(job: Job) -> int:
-    """The pixels of an input, which measure the work; 0 if it will be refused."""
+    """The number of pixels of an input, as a measure of the work; 0 if it will be refused."""
     try:
         width, height = (1, 1) if job.source is None else read_size(job.source)
     except (OSError, ValueError):
@@ -193,9 +193,9 @@ def _count_pixels(job: Job) -> int:
 
 
 def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) -> int:
-    """Upscale files, showing the time left on a terminal; one that fails does not stop the others.
+    """Upscale files with a progress bar; a file that fails does not stop the others.
 
-    For several files, such as the frames of a video, it prints how many were done per second, and how many failed.
+    For several files, such as the frames of a video, prints the throughput and the number of failures.
 
     Returns:
         The exit code: 1 if a file failed.
@@ -214,7 +214,7 @@ def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) 
                 upscale_file(net, job, scale, options, on_tile=show)
             except BrokenPipeError:
                 raise
-            # RuntimeError: no memory even for the smallest tile, or a fault of the device.
+            # RuntimeError: out of memory even for the smallest tile, or a device error.
             except (OSError, ValueError, RuntimeError, MemoryError) as error:
                 about_target = job.target is not None and str(job.target) in str(error)
                 with tqdm.external_write_mode():
@@ -224,7 +224,7 @@ def upscale_all(net: Engine, jobs: Sequence[Job], scale: int, options: Options) 
             bar.update(done_before - bar.n)
     done, seconds = len(jobs) - failed, time.perf_counter() - start
     if done > 1:
-        rest = f"; {failed} failed, named above" * bool(failed)
+        rest = f"; {failed} failed, see above" * bool(failed)
         note(f"{done} images in {seconds:.1f} s, {done / seconds:.3g} per second{rest}")
     return code
 
@@ -238,11 +238,10 @@ def _explain(error: BaseException, job: Job) -> str:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     if args.inputs and args.output is None:
-        raise UsageError("-o is needed: a file for a single image, otherwise a folder.")
+        raise UsageError("-o is required: a file for a single image, otherwise a folder.")
     if args.engine != "torch" and (args.device not in ("auto", "cpu") or args.local is not None):
         raise UsageError(
-            f"--engine {args.engine}: computes on the CPU, with statistics of whole tiles; leave out "
-            "--device and --local."
+            f"--engine {args.engine}: runs on the CPU, with statistics of whole tiles; leave out --device and --local."
         )
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -286,16 +285,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, 1 if files failed, or 2 if nothing was done because of how it was called."""
+    """Run the command; returns 0, or 1 if files failed, or 2 for a usage error."""
     parser = command_parser("examples.mren.upscale", __doc__)
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="IN", help="image files and folders of them; - for standard input")
+    add("inputs", nargs="*", metavar="IN", help="image files and folders; - for standard input")
     add(
         "-o",
         "--output",
         type=given_name,
         metavar="OUT",
-        help="file for a single image, - for standard output, otherwise folder",
+        help="output file for a single image, - for standard output, otherwise output folder",
     )
     add_network_options(parser)
     add_device_option(parser)
@@ -303,25 +302,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--engine",
         choices=("torch", *get_args(Runtime)),
         default="torch",
-        help="what computes; each but torch an extra",
+        help="inference engine; all but torch are optional extras (default: %(default)s)",
     )
-    add("--threads", type=whole_number(1, 4096), metavar="N", help="of the processor; all, if left out")
-    add("--tile", type=whole_number(2 * OVERLAP), default=TILE, metavar="N", help="input pixels (default: %(default)s)")
+    add("--threads", type=whole_number(1, 4096), metavar="N", help="number of CPU threads (default: all)")
+    add("--tile", type=whole_number(2 * OVERLAP), default=TILE, metavar="N", help="tile side in pixels (%(default)s)")
     add_local_option(parser, "compute the statistics of the attention over windows instead of whole tiles")
-    add_ensemble_option(parser, "slower and a little better")
-    add("--max-megapixels", type=positive_number, default=256, metavar="N", help="of a result (%(default)s)")
-    add("--recursive", action="store_true", help="include subfolders, and keep them in the output")
+    add_ensemble_option(parser, "slightly better results")
+    add("--max-megapixels", type=positive_number, default=256, metavar="N", help="limit for a result (%(default)s)")
+    add("--recursive", action="store_true", help="include subfolders, and keep their structure in the output")
     existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace results that exist; never an input")
-    existing.add_argument(
-        "--skip-existing", action="store_true", help="continue a folder: skip images that have a result"
-    )
-    add("--format", choices=("png", "jpg", "webp", "tif", "avif"), help="to write; each file's own, if left out")
-    add(
-        "--quality", type=whole_number(1, 100), metavar="N", help="of JPEG (95), WebP and AVIF (90); WebP is lossy then"
-    )
-    add("--background", type=_color, metavar="COLOR", help="put behind transparency for JPEG: a name, or #rrggbb")
-    add("--strip-metadata", action="store_true", help="leave out EXIF, GPS, XMP, resolution and text; not the profile")
+    existing.add_argument("--overwrite", action="store_true", help="replace existing results, but never an input")
+    existing.add_argument("--skip-existing", action="store_true", help="skip images whose result exists")
+    add("--format", choices=("png", "jpg", "webp", "tif", "avif"), help="output format (default: that of each input)")
+    about = "quality of JPEG (95), AVIF (90) and WebP, which it makes lossy"
+    add("--quality", type=whole_number(1, 100), metavar="N", help=about)
+    add("--background", type=_color, metavar="COLOR", help="background for transparency in JPEG: a name or #rrggbb")
+    add("--strip-metadata", action="store_true", help="drop EXIF, GPS, XMP, resolution and text; keep the profile")
     return run_command(run, parser.parse_args, argv)
 
 
@@ -329,7 +325,7 @@ def _color(text: str) -> tuple[int, int, int]:
     try:
         return ImageColor.getrgb(text)[:3]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be the name of a colour, or #rrggbb, got {text[:40]}") from None
+        raise argparse.ArgumentTypeError(f"must be a colour name or #rrggbb, got {text[:40]}") from None
 
 
 if __name__ == "__main__":

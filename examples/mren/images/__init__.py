@@ -1,1 +1,1 @@
-"""Image files: reading and writing with colour profile and metadata, 8 and 16 bits, transparency."""
+"""Reading and writing of image files with 8 or 16 bits, transparency, colour profile and metadata."""

@@ -1,4 +1,4 @@
-"""Colour profiles: what they are for, and pictures converted by them to sRGB."""
+"""Colour profiles: their colour spaces, and conversion to sRGB."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from PIL import Image, ImageCms
 
 
 def profile_space(icc_profile: bytes | None) -> bytes:
-    """The colour space of what a profile is for, as it names it: RGB, GRAY, CMYK."""
+    """The colour space of a profile as stored, such as ``b"RGB "``, ``b"GRAY"`` or ``b"CMYK"``."""
     return b"" if icc_profile is None else icc_profile[16:20]
 
 
 def srgb_profile() -> bytes:
-    """The colour profile of sRGB, which does not depend on the day: one file in gives one file out."""
+    """An sRGB profile with a fixed date, so that output files are reproducible."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return profile[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + profile[36:]
 
 
 def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
-    """An image of CMYK by its profile, or of Lab, as sRGB."""
+    """Convert a CMYK image with its profile, or a Lab image, to sRGB."""
     source = ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc_profile or b"")
     return _convert(
         image,
@@ -32,7 +32,7 @@ def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
 
 
 def gray_to_srgb(image: Image.Image, icc_profile: bytes) -> Image.Image:
-    """A gray image by its profile as RGB, for a format without gray."""
+    """Convert a gray image with its profile to sRGB, for a format without gray."""
     converted = _convert(image.convert("L"), io.BytesIO(icc_profile))
     if image.mode == "LA":
         converted.putalpha(image.getchannel("A"))

@@ -1,8 +1,8 @@
-"""The metadata of an image file: which of it is kept in an enlarged picture, and how.
+"""The metadata of an image file that is kept in an upscaled picture.
 
-The descriptive fields of EXIF with the camera's settings and GPS, XMP, the resolution in dots per inch, and the text of
-a PNG are kept. The orientation is reset, because pictures are turned upright; the size, the thumbnail and the layout
-of the file are left out, because they are another picture's.
+Kept are the descriptive EXIF fields with camera settings and GPS, XMP, the resolution in dots per inch, and the text of
+a PNG. The orientation is reset, because pictures are turned upright; size, thumbnail and file layout are dropped, as
+they do not apply to the new picture.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _COLOR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB")
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says besides its pixels and its colour profile."""
+    """The metadata of a file besides its colour profile."""
 
     exif: bytes | None = None
     xmp: bytes | None = None
@@ -35,15 +35,15 @@ class Metadata:
     text: tuple[tuple[str, str], ...] = ()
     """Keywords and texts of a PNG."""
     color_chunks: tuple[tuple[bytes, bytes], ...] = ()
-    """Chunks of a PNG that say what its colours mean: part of the picture, and kept when metadata is stripped."""
+    """PNG chunks that define its colours: part of the picture, so kept when metadata is stripped."""
 
     def stripped(self) -> Metadata:
-        """Only the metadata without which the picture looks wrong."""
+        """Only the metadata without which the picture would look wrong."""
         return Metadata(color_chunks=self.color_chunks)
 
     @property
     def gamma(self) -> float | None:
-        """The exponent that a PNG's values were encoded with, if nothing better says so and it is not sRGB's."""
+        """The encoding exponent of a PNG, if no other chunk overrides it and it is not that of sRGB."""
         chunks = dict(self.color_chunks)
         if b"cICP" in chunks or b"sRGB" in chunks or len(chunks.get(b"gAMA", b"")) != 4:
             return None
@@ -52,17 +52,17 @@ class Metadata:
 
     @property
     def has_unusual_colors(self) -> bool:
-        """Whether a PNG says by cICP that its colours are not those of sRGB: HDR, or a wide gamut."""
+        """Whether the cICP chunk of a PNG declares colours other than sRGB: HDR or a wide gamut."""
         code = dict(self.color_chunks).get(b"cICP")
         return code is not None and code[:2] != bytes([1, 13])
 
 
 def read_metadata(opened: Image.Image, color_chunks: tuple[tuple[bytes, bytes], ...] = ()) -> Metadata:
-    """The metadata to keep of an image that Pillow has decoded, without damaged entries.
+    """The metadata to keep from an image decoded by Pillow, without damaged entries.
 
     Args:
         opened: The image.
-        color_chunks: Of a PNG.
+        color_chunks: Colour chunks of a PNG.
     """
     return Metadata(
         exif=_kept_exif(opened),
@@ -74,16 +74,16 @@ def read_metadata(opened: Image.Image, color_chunks: tuple[tuple[bytes, bytes], 
 
 
 def read_orientation(opened: Image.Image) -> int:
-    """The orientation of the camera by EXIF, from 1 (upright) to 8."""
+    """The EXIF orientation, from 1 (upright) to 8."""
     try:
         value = opened.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged: Pillow's parser raises nearly anything
+    except Exception:  # damaged: Pillow's parser may raise anything
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def read_color_chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
-    """The chunks of a PNG that say what its colours mean; of a long one only the name."""
+    """The chunks of a PNG that define its colours; the content of long ones is dropped."""
     chunks: list[tuple[bytes, bytes]] = []
     file.seek(8)
     while len(head := file.read(8)) == 8:
@@ -131,7 +131,7 @@ def _kept_dpi(found: Any) -> tuple[float, float] | None:
 
 
 def _kept_text(found: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    # Without EXIF and XMP that older programs store as text: they are kept in fields of their own.
+    # Without the EXIF and XMP that older programs store as text; these have their own fields.
     return tuple(
         (str(key), str(value))
         for key, value in found.items()

@@ -1,4 +1,4 @@
-"""A picture in memory: colours, transparency, and what its file said of it."""
+"""A picture in memory: colours, transparency and metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from examples.mren.images.metadata import Metadata
 
 @dataclass(frozen=True)
 class Picture:
-    """An image and what its file says of it."""
+    """An image with the metadata of its file."""
 
     color: Tensor
     """Values between 0 and 1, float32 of shape (1, H, W) for gray and (3, H, W) for RGB."""
@@ -29,19 +29,19 @@ class Picture:
     """Colour profile, as stored."""
 
     metadata: Metadata = field(default_factory=Metadata)
-    """What else the file says."""
+    """Other metadata."""
 
     lossy: bool = False
-    """Whether the file was compressed with loss, so that lossless output would be large without need."""
+    """Whether the file was compressed with loss, so that lossless output would be needlessly large."""
 
     notes: tuple[str, ...] = ()
-    """What was lost or changed since the file was read, in words for users."""
+    """Messages for users about what was lost or changed on reading."""
 
 
 def bleed(color: Tensor, alpha: Tensor) -> Tensor:
-    """Give every fully transparent pixel the colour of the nearest one that shows.
+    """Give every fully transparent pixel the colour of the nearest visible one.
 
-    The colours of such pixels are arbitrary, mostly black, and any filter would mix them into visible edges.
+    The colours of such pixels are arbitrary, mostly black, and any filter would blend them into visible edges.
 
     Args:
         color: Shape (C, H, W).
@@ -60,9 +60,9 @@ def bleed(color: Tensor, alpha: Tensor) -> Tensor:
 
 
 def gamma_to_srgb(picture: Picture) -> Picture:
-    """A picture in sRGB, if the file says that its values were encoded with another exponent; any other as it is.
+    """Convert a picture to sRGB if it was encoded with another exponent; any other is returned unchanged.
 
-    A colour profile comes before the exponent, which programs write beside it for readers without colour management.
+    A colour profile overrides the exponent, which programs add for readers without colour management.
     """
     gamma = picture.metadata.gamma
     if gamma is None or picture.icc_profile is not None:
@@ -73,11 +73,11 @@ def gamma_to_srgb(picture: Picture) -> Picture:
 
 
 def composite(picture: Picture, background: tuple[int, int, int]) -> Picture:
-    """A picture without transparency, as it looks over a background of one colour.
+    """Composite a picture over a background of one colour.
 
     Args:
         picture: The picture.
-        background: Red, green and blue between 0 and 255, in sRGB or, if the picture has one, by its colour profile.
+        background: Red, green and blue from 0 to 255, in the colour profile of the picture, or sRGB if it has none.
 
     Example:
         >>> half = Picture(torch.zeros(1, 1, 1), alpha=torch.full((1, 1, 1), 0.5))
@@ -91,5 +91,5 @@ def composite(picture: Picture, background: tuple[int, int, int]) -> Picture:
     if len(set(background)) == 1:
         backdrop = backdrop[: picture.color.shape[0]]
     color = picture.color * picture.alpha + backdrop * (1 - picture.alpha)
-    icc_profile = picture.icc_profile if color.shape == picture.color.shape else None  # not one of gray for colours
+    icc_profile = picture.icc_profile if color.shape == picture.color.shape else None  # no gray profile for colours
     return replace(picture, color=color, alpha=None, icc_profile=icc_profile)

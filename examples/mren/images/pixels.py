@@ -1,4 +1,4 @@
-"""The pixels of an image file, as the whole numbers that it holds."""
+"""The integer pixel values of an image file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from examples.mren.images.metadata import Metadata
 
 
 class RefusedError(ValueError):
-    """A file whose kind cannot be kept in the result, as opposed to one that cannot be read."""
+    """A readable file of a kind that cannot be preserved in the result."""
 
 
 @dataclass
 class Pixels:
-    """An image as its file holds it, upright."""
+    """An image as stored in its file, but upright."""
 
     values: np.ndarray
     """uint8 or uint16, shape (H, W, C): gray, gray and alpha, RGB, or RGB and alpha."""
@@ -27,7 +27,7 @@ class Pixels:
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Raise if an image of a width and height has too many pixels."""
+    """Raise if an image of this width and height has too many pixels."""
     if size[0] * size[1] > max_pixels:
         raise RefusedError(
             f"has {size[0]} x {size[1]} pixels, {size[0] * size[1] / 1e6:.3g} megapixels; "
@@ -36,6 +36,6 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def rewind(file: BinaryIO) -> BinaryIO:
-    """A file, to be read from its beginning."""
+    """Seek to the beginning of a file, and return it."""
     file.seek(0)
     return file

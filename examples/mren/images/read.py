@@ -1,10 +1,10 @@
-"""Image files of many kinds, read as what they are.
+"""Reading of image files of many kinds without loss.
 
-Gray, RGB, palettes and one-bit images, each with or without transparency, with 8 bits per value, or with 16 in PNG and
-TIFF. CMYK and Lab become sRGB by their profiles. What would have to be degraded on the way, such as floating-point
-values, is refused with a message rather than degraded.
+Supported are gray, RGB, palette and one-bit images with or without transparency, with 8 bits per value, or 16 in PNG
+and TIFF. CMYK and Lab are converted to sRGB by their profiles. Images that would lose precision, such as floating-point
+ones, are refused with a message.
 
-A file may come from anybody: its size is looked at before it is decoded, and only the formats listed here are tried.
+Files are not trusted: their size is checked before decoding, and only the formats listed here are tried.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from examples.mren.images.metadata import read_color_chunks, read_metadata, read
 from examples.mren.images.picture import Picture
 from examples.mren.images.pixels import Pixels, RefusedError, check_size, rewind
 
-# Recognised by their content, not by their name. Formats that start other programs, such as EPS, are left out.
+# Recognised by content, not by name. Formats that start other programs, such as EPS, are excluded.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "PPM", "HEIF")
 _LOSSY = ("JPEG", "MPO", "AVIF", "HEIF")
 IMAGE_SUFFIXES = (
@@ -43,12 +43,12 @@ _SAMPLES_PER_PIXEL = 277  # the TIFF tag
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _REFUSED = {
-    "CMYK": "CMYK, whose colours depend on the press, without a profile that says which; convert it to RGB first",
+    "CMYK": "CMYK without a profile, which defines its colours; convert it to RGB first",
     "I": "32 bits per pixel; save it with 8 or 16 bits",
     "F": "floating-point; save it with 8 bits, or with 16 as whole numbers",
 }
 
-# Steps of gray PNGs of 2 and 4 bits in 8: Pillow takes them for the pixels, but not for the gray that is transparent.
+# Factors from 2- and 4-bit gray to 8 bits: Pillow applies them to the pixels, but not to the transparent gray value.
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}
 
 _stderr_lock = threading.Lock()  # images may be read in several threads
@@ -57,17 +57,17 @@ _stderr_lock = threading.Lock()  # images may be read in several threads
 def read_picture(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read an image file, upright and with its transparency.
 
-    One-bit images become gray, palettes RGB; the orientation that a camera noted is applied. The first picture of an
-    animation, or of a phone's JPEG that holds several, is taken.
+    One-bit images become gray and palettes RGB; the EXIF orientation is applied. Of an animation, or a phone's JPEG
+    with several pictures, the first one is read.
 
     Args:
-        source: The file, or one that is open for reading bytes.
-        max_pixels: How many it may have; larger ones are refused before they are decoded.
+        source: The file, or a binary file object.
+        max_pixels: Maximum number of pixels; larger images are refused before they are decoded.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not an image, is damaged or too large, or is of a kind that could not be kept as it
-            is; the message names the file.
+        ValueError: If the file is not an image, is damaged or too large, or is of a kind that cannot be preserved; the
+            message names the file.
 
     Example:
         >>> from skimage import data_dir
@@ -92,16 +92,16 @@ def read_picture(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS)
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file of a folder is an image by its name, and a file with contents; hidden files are none.
+    """Whether a path is a regular file with the suffix of an image, and not hidden.
 
     Raises:
-        OSError: If the folder cannot be looked into.
+        OSError: If its folder cannot be searched.
     """
     return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def read_size(source: str | Path | BinaryIO) -> tuple[int, int]:
-    """Width and height that an image file says it has, not turned; nothing is decoded.
+    """Width and height in the header of an image file, before orientation; nothing is decoded.
 
     Raises:
         ValueError: If it is not an image; the message names the file.
@@ -116,7 +116,7 @@ def read_size(source: str | Path | BinaryIO) -> tuple[int, int]:
 
 
 def read_pixels(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Read an image file as the whole numbers that it holds; see :func:`read_picture`."""
+    """Read the integer pixel values of an image file; see :func:`read_picture`."""
     with _opened(source) as file:
         if _is_tiff(file):
             with tifffile.TiffFile(rewind(file)) as tiff:
@@ -131,12 +131,12 @@ def read_pixels(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) 
 
 @contextmanager
 def _opened(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
-    """A file that is open, whose name every error names."""
+    """Open a file, and prefix all errors with its name."""
     name = "standard input"
     if isinstance(source, (str, Path)):
         name = str(source)
         check_regular(source)
-    # Not by its path: Pillow maps such files into memory, and misreads those that are turned.
+    # Opened here: given a path, Pillow memory-maps the file, and misreads rotated images.
     with open(source, "rb") if isinstance(source, (str, Path)) else nullcontext(source) as file:
         try:
             yield _not_empty(file)
@@ -147,11 +147,11 @@ def _opened(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
         except UnidentifiedImageError as error:
             kinds = ", ".join(kind for kind in _FORMATS if kind not in ("MPO", "DIB"))
             raise ValueError(f"{name}: not a readable image (its content is none of {kinds}).") from error
-        except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        except Exception as error:  # Pillow's decoders may raise anything on damaged files
             if is_out_of_memory(error):
                 raise
             reason = one_line(error)[:200] or type(error).__name__
-            raise ValueError(f"{name}: not a readable image ({reason}); save it anew, or copy it again.") from error
+            raise ValueError(f"{name}: not a readable image ({reason}); save or copy it again.") from error
 
 
 def _not_empty(file: BinaryIO) -> BinaryIO:
@@ -169,7 +169,7 @@ def _open_with_pillow(file: BinaryIO) -> Image.Image:
     file.seek(0)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and not _register_heif():
         raise RefusedError("HEIC, which needs pillow-heif; python -m pip install -e '.[heif]' installs it")
-    Image.init()  # loads Pillow's readers; those of AVIF and HEIF may be missing
+    Image.init()  # loads Pillow's plugins; those for AVIF and HEIF may be missing
     return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
@@ -183,11 +183,11 @@ def _register_heif() -> bool:
 
 
 def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
-    """An image of 8 bits per value."""
+    """Read an image with 8 bits per value."""
     notes: list[str] = []
     if getattr(opened, "is_animated", False) and opened.format not in ("MPO", "TIFF"):  # previews, or a second view
         frames = getattr(opened, "n_frames", 2)
-        notes.append(f"the first of its {frames} pictures is taken")
+        notes.append(f"only the first of its {frames} frames is read")
     arguments = opened.tile[0][3] if opened.format == "PPM" else None
     deep = opened.format == "PPM" and (opened.mode in ("I", "F") or (type(arguments) is tuple and arguments[1] > 255))
     if deep or opened.mode.startswith("I;16"):
@@ -196,7 +196,7 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
         )
     bits = _deep_bits(opened, file)
     if bits > 8:
-        notes.append(f"of its {bits} bits per value 8 are taken")
+        notes.append(f"its {bits} bits per value are reduced to 8")
     if opened.format == "TIFF" and opened.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > len(opened.getbands()):
         notes.append(OTHER_CHANNEL)
     is_lossy = opened.format in _LOSSY or (opened.format == "WEBP" and _first_frame(rewind(file)) == b"VP8 ")
@@ -227,13 +227,13 @@ def _read_with_pillow(opened: Image.Image, file: BinaryIO) -> Pixels:
 
 
 def _first_frame(file: BinaryIO) -> bytes:
-    """The name of the chunk that holds the first picture of a WebP: ``VP8 `` with loss, ``VP8L`` without."""
+    """The name of the chunk of a WebP's first picture: ``VP8 `` if lossy, ``VP8L`` if lossless."""
     file.seek(12)
     while len(head := file.read(8)) == 8:
         if head[:4] in (b"VP8 ", b"VP8L"):
             return head[:4]
         size = int.from_bytes(head[4:], "little")
-        # A frame of an animation: its chunks follow after 16 bytes of its place and duration.
+        # The chunks of an animation frame follow after 16 bytes for its position and duration.
         file.seek(16 if head[:4] == b"ANMF" else size + size % 2, 1)
     return b"VP8 "
 
@@ -250,8 +250,8 @@ def _deep_bits(opened: Image.Image, file: BinaryIO) -> int:
 
 @contextmanager
 def _silenced_libtiff() -> Iterator[None]:
-    """Keep libtiff from printing errors to stderr that Pillow raises anyway."""
-    if sys.stderr is None:  # closed, as that of a service can be: its number may be another file's
+    """Silence errors of libtiff on stderr, which Pillow raises anyway."""
+    if sys.stderr is None:  # closed, as in a service: descriptor 2 may be another file
         yield
         return
     with _stderr_lock:

@@ -1,4 +1,4 @@
-"""Pictures written as image files, whole or not at all, in what each format can hold."""
+"""Atomic writing of pictures to image files, within what each format supports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from examples.mren.images.picture import Picture, gamma_to_srgb
 
 @dataclass(frozen=True)
 class Format:
-    """What a file format can hold, and how it is written."""
+    """The capabilities of a file format, and the options for writing it."""
 
     name: str
     longest_side: int
@@ -32,7 +32,7 @@ class Format:
     sixteen_bits: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     lossy_options: dict[str, Any] | None = None
-    """Instead, for a picture that was compressed with loss before; ``None`` for a format that is never lossy."""
+    """Options for a picture that was compressed with loss before; ``None`` for a format that is never lossy."""
 
 
 _PNG = Format("PNG", 2**31 - 1, sixteen_bits=True)
@@ -59,61 +59,61 @@ FORMATS = {
 
 _MAX_JPEG_SEGMENT = 65_000
 _XMP_TAG = 700
-_BYTE, _ASCII, _LONG, _SIGNED_LONG = 1, 2, 4, 9  # types of TIFF
+_BYTE, _ASCII, _LONG, _SIGNED_LONG = 1, 2, 4, 9  # TIFF field types
 
 
 def check_writable(path: str | Path, picture: Picture, *, scale: int = 1, background: bool = False) -> None:
-    """Raise unless the format that a path's suffix stands for can hold a picture, enlarged by ``scale``.
+    """Check that the format of a path's suffix can hold a picture, upscaled by ``scale``.
 
     Args:
         path: Path of the file.
         picture: The picture.
-        scale: What it is still to be enlarged by.
-        background: Whether transparency may be laid over a background.
+        scale: The factor by which it will be upscaled.
+        background: Whether transparency will be composited over a background.
 
     Raises:
-        ValueError: If it cannot, or no format has that suffix; the message names the path and what would work.
+        ValueError: If it cannot, or the suffix is unknown; the message names the path and what would work.
     """
     fmt = FORMATS.get(Path(path).suffix.lower())
     if fmt is None:
         raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}.")
     if picture.alpha is not None and not fmt.alpha and not background:
         raise ValueError(
-            f"{path}: {fmt.name} has no transparency, the picture has; write .png, .webp or .tif, or choose a "
+            f"{path}: {fmt.name} has no transparency, but the picture does; write .png, .webp or .tif, or choose a "
             "--background."
         )
     if picture.bits == 16 and not fmt.sixteen_bits:
         kind = "16-bit gray" if picture.color.shape[0] == 1 else "16-bit colour"
-        raise ValueError(f"{path}: {fmt.name} has no {kind}, the picture is; write .png or .tif.")
+        raise ValueError(f"{path}: {fmt.name} has no {kind}, which the picture is; write .png or .tif.")
     if picture.metadata.has_unusual_colors and fmt is not _PNG:
-        raise ValueError(f"{path}: {fmt.name} cannot say which colours the picture has (its cICP chunk); write .png.")
+        raise ValueError(f"{path}: {fmt.name} cannot store the colour space of the picture (cICP chunk); write .png.")
     longest = max(picture.color.shape[1:]) * scale
     if longest > fmt.longest_side:
         raise ValueError(
-            f"{path}: {fmt.name} ends at {fmt.longest_side} pixels a side, got {longest}; write .png or .tif."
+            f"{path}: {fmt.name} allows at most {fmt.longest_side} pixels a side, got {longest}; write .png or .tif."
         )
 
 
 def write_picture(
     path: str | Path, picture: Picture, *, quality: int | None = None, overwrite: bool = True
 ) -> tuple[str, ...]:
-    """Write a picture in the format that the path's suffix stands for, whole or not at all.
+    """Write a picture atomically in the format of the path's suffix.
 
     Values are clamped to between 0 and 1.
 
     Args:
-        path: Where to; missing folders are made.
-        picture: What to write. WebP and AVIF store gray as RGB.
-        quality: Of JPEG, WebP and AVIF, from 1 to 100; WebP becomes lossy by it. Without it JPEG and AVIF are written
-            nearly without loss, and WebP without any if the picture never had one.
-        overwrite: Whether a file that is there may be replaced.
+        path: The file to write; missing folders are created.
+        picture: The picture. WebP and AVIF store gray as RGB.
+        quality: Of JPEG, WebP and AVIF, from 1 to 100; makes WebP lossy. Without it, JPEG and AVIF are written at high
+            quality, and WebP losslessly if the picture was never compressed with loss.
+        overwrite: Whether an existing file may be replaced.
 
     Returns:
         The metadata of the picture that the format cannot hold, in words.
 
     Raises:
         ValueError: If the format cannot hold the picture, see :func:`check_writable`.
-        FileExistsError: If a file is there that must not be replaced.
+        FileExistsError: If the file exists and must not be replaced.
         OSError: If the file cannot be written.
     """
     check_writable(path, picture)
@@ -122,7 +122,7 @@ def write_picture(
 
 
 def encode_picture(file: BinaryIO, picture: Picture, suffix: str, *, quality: int | None = None) -> tuple[str, ...]:
-    """Write a picture into an open file that can be sought in; see :func:`write_picture`."""
+    """Write a picture into a seekable file object; see :func:`write_picture`."""
     fmt = FORMATS[suffix.lower()]
     if fmt is not _PNG:
         picture = gamma_to_srgb(picture)
@@ -149,14 +149,14 @@ def encode_picture(file: BinaryIO, picture: Picture, suffix: str, *, quality: in
 
 
 def save_image(image: Image.Image, path: str | Path, *, overwrite: bool = True) -> None:
-    """Write a Pillow image in the format that the path's suffix stands for, whole or not at all."""
+    """Write a Pillow image atomically in the format of the path's suffix."""
     fmt = FORMATS[Path(path).suffix.lower()]
     with atomic_write(Path(path), overwrite=overwrite) as scratch:
         image.save(scratch, format=fmt.name, **fmt.options)
 
 
 def _supported_metadata(fmt: Format, metadata: Metadata) -> tuple[Metadata, tuple[str, ...]]:
-    """The part of a picture's metadata that a format takes, and what it does not take, in words."""
+    """The metadata that a format supports, and descriptions of what it does not."""
     left_out: list[str] = []
     if fmt is not _PNG:
         if metadata.text:
@@ -190,26 +190,26 @@ def _png_info(metadata: Metadata) -> PngImagePlugin.PngInfo:
     for kind, content in metadata.color_chunks:
         info.add(kind, content)
     for key, text in metadata.text:
-        info.add_text(key, text)  # as iTXt where Latin-1 lacks a letter
+        info.add_text(key, text)  # as iTXt if it is not Latin-1
     if metadata.xmp is not None:
         info.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
     return info
 
 
 def _write_deep_png(file: BinaryIO, values: np.ndarray, metadata: Metadata, icc_profile: bytes | None) -> None:
-    """Write the pixels by libpng, and the metadata chunks that Pillow writes into a PNG of one pixel."""
+    """Write the pixels with libpng, and the metadata chunks as Pillow writes them into a PNG of one pixel."""
     pixels: bytes = imagecodecs.png_encode(values)
     one_pixel = io.BytesIO()
     mode = {2: "LA", 3: "RGB", 4: "RGBA"}[values.shape[2]]
     Image.new(mode, (1, 1)).save(one_pixel, format="PNG", **_pillow_options(_PNG, metadata, icc_profile))
     encoded = one_pixel.getvalue()
     header = 8 + 25  # the signature and IHDR
-    end = encoded.rindex(b"IDAT") - 4  # the last chunk but IEND; its length stands before its name
+    end = encoded.rindex(b"IDAT") - 4  # the last chunk before IEND; its length precedes its name
     file.write(pixels[:header] + encoded[header:end] + pixels[header:])
 
 
 def _write_tiff(file: BinaryIO, values: np.ndarray, metadata: Metadata, icc_profile: bytes | None) -> None:
-    """By tifffile: Pillow writes neither 16 bits per colour, nor EXIF into a compressed file."""
+    """Write with tifffile: Pillow supports neither 16-bit colour nor EXIF in a compressed file."""
     exif = Image.Exif()
     if metadata.exif is not None:
         exif.load(metadata.exif)
@@ -253,7 +253,7 @@ def _write_tiff(file: BinaryIO, values: np.ndarray, metadata: Metadata, icc_prof
 
 
 def _tiff_value(value: Any) -> tuple[int, int, Any]:
-    """The type of a TIFF's field, how many it holds, and these."""
+    """The type, count and value of a TIFF field."""
     if isinstance(value, bytes):
         return _BYTE, len(value), value
     if isinstance(value, int):
