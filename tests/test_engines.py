@@ -308,7 +308,7 @@ def test_engines_compute_on_the_cpu_over_whole_tiles(tmp_path: Path, capsys) -> 
         (["--format", "ncnn", "--fold", "-o", "x"], "ncnn cannot be folded; onnx, openvino, pt2 can"),
         (["--format", "openvino", "--precision", "float16", "-o", "x"], "precision float16 is for the format onnx"),
         (["--format", "ncnn", "-o", "there"], "there: would be overwritten; pass --overwrite"),
-        (["--format", "ncnn", "-o", "file", "--overwrite"], "file: is a file, ncnn is written as a folder"),
+        (["--format", "ncnn", "-o", "file", "--overwrite"], "file: is a file, but ncnn is written as a folder"),
         (["--format", "openvino", "-o", ".", "--overwrite"], ".: is the current folder, or one above it"),
         (["--format", "openvino", "-o", "..", "--overwrite"], "..: is the current folder, or one above it"),
     ],

@@ -386,7 +386,7 @@ def test_timm_does_not_swallow_arguments(pretrained: bool, wrong: str) -> None:
 
 @pytest.mark.parametrize("options", [{"num_blocks": 3}, {"exchange": "inputs"}], ids=str)
 def test_timm_does_not_mix_weights_with_options(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"weight file says how .* got {next(iter(options))} too"):
+    with pytest.raises(ValueError, match=f"weight file determines .* got {next(iter(options))} too"):
         timm.create_model("mren", pretrained=True, **options)
 
 

@@ -112,7 +112,7 @@ def test_a_model_of_anybody_is_scored(tmp_path: Path, weights: Path, capsys) -> 
     [
         (looping, "has the operator Loop"),
         (reading_elsewhere, "keeps its weights in other files"),
-        (with_two_inputs, "takes 2 inputs"),
+        (with_two_inputs, "has 2 inputs"),
         (lambda: enlarging(kind=TensorProto.UINT8), "takes images of uint8; float is needed"),
         (lambda: enlarging(kind=TensorProto.INT64), "takes images of int64; float is needed"),
         (lambda: enlarging(size=(64, 64)), "takes images of one size only"),

@@ -1,4 +1,4 @@
-"""Export MREN for other runtimes, and check the result against torch before it gets its name.
+"""Export MREN for other runtimes, and check the result against torch.
 
     python -m examples.mren.export -o mren_x4.onnx
     python -m examples.mren.export --format openvino -o mren_x4_openvino
@@ -6,9 +6,9 @@
     python -m examples.mren.export --format litert --size 128 128 -o mren_s_x4.tflite
     python -m examples.mren.export --precision int8 --calibrate DIV2K_train_HR -o mren_x4_int8.onnx
 
-What is exported takes and gives float32, RGB between 0 and 1 (clamp the result). It is kept only if the runtime
-computes with it what torch computes, at sizes other than the one that was exported. Core ML runs on Apple's
-systems alone; there the structure is checked.
+Inputs and outputs are float32 RGB between 0 and 1; clamp the outputs. An export is kept only if the runtime reproduces
+the results of torch, also at sizes other than the exported one. Core ML runs only on Apple systems; for it, only the
+structure is checked.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from examples.mren.options import add_network_options
 Precision = Literal["float32", "float16", "int8"]
 
 EXPORTED_SIZE = (24, 20)
-# A single pixel, odd sides, more than one image: none is the exported size.
+# A single pixel, odd sides, several images: none has the exported size.
 CHECKED_SIZES = ((1, 1, 1), (1, 37, 51), (3, 20, 28))
-# Largest difference allowed, of a range of 1. An 8-bit level is 0.004.
+# Largest difference allowed, for values between 0 and 1. An 8-bit level is 0.004.
 TOLERANCES: dict[str, float] = {"float32": 1e-4, "float16": 8e-3}
-FOLDABLE: tuple[Format, ...] = ("onnx", "openvino", "pt2")  # the others have no operators for the border
+FOLDABLE: tuple[Format, ...] = ("onnx", "openvino", "pt2")  # the others lack operators for the border
 ONE_SIZE: tuple[Format, ...] = ("litert",)
-# The formats in which a precision can be written.
+# The formats that support each precision.
 PRECISE: dict[Precision, tuple[Format, ...]] = {
     "float32": get_args(Format),
     "float16": ("onnx",),
@@ -61,13 +61,13 @@ def export(
     metadata: Mapping[str, str] = {},
     overwrite: bool = True,
 ) -> float | None:
-    """Write a network for a runtime, or nothing if its results are not the network's.
+    """Write a network for a runtime, or nothing if its results differ from those of the network.
 
     Args:
         net: The network, in float32. It is not changed.
         target: The file, or the folder for OpenVINO, ncnn and Core ML.
         format: See :mod:`examples.mren.engines`.
-        precision: What is computed in:
+        precision: Type of the computation:
 
             - ``"float32"``;
             - ``"float16"``, for ONNX: weights and maps, with the statistics of the attention in float32;
@@ -75,20 +75,20 @@ def export(
         fold: Whether to write the network as :func:`examples.mren.fold.fold_mren` rewrites it, for OpenVINO after
             :func:`examples.mren.fold.pad_widths`; for ONNX, OpenVINO and pt2, and not for int8: ONNX Runtime quantises
             no transposed convolution.
-        size: Height and width of the images that a LiteRT file takes. The other formats take any.
+        size: Height and width of the images that a LiteRT file takes. The other formats take any size.
         calibration: Low-resolution images between 0 and 1, each (3, H, W), from which ``"int8"`` takes the ranges of
-            its maps. Images like those that the network will see.
-        metadata: What the result says about itself.
-        overwrite: Whether a result that is there may be replaced.
+            its activations. They should be like those that the network will see.
+        metadata: Metadata to store in the result.
+        overwrite: Whether an existing result may be replaced.
 
     Returns:
-        How far the results are from the network's: the largest difference, or for ``"int8"`` the PSNR in dB on the
-        images of the calibration. ``None`` for Core ML, whose results cannot be computed here.
+        The deviation from the results of the network: the largest difference, or for ``"int8"`` the PSNR in dB on the
+        calibration images. ``None`` for Core ML, whose results cannot be computed here.
 
     Raises:
         ValueError: If an argument is out of range, or the results differ too much; the message says where.
         ImportError: If a package is missing; the message says what to install.
-        FileExistsError: If something is there that is not to be replaced.
+        FileExistsError: If something exists there that must not be replaced.
     """
     module = engine_module(format)
     _check_choices(format, precision, fold, calibration)
@@ -124,7 +124,7 @@ def _check_choices(format: Format, precision: Precision, fold: bool, calibration
     if format not in formats:
         raise ValueError(f"precision {precision} is for the format {' or '.join(formats)}; got {format}.")
     if (precision == "int8") != bool(calibration):
-        needs = "needs images to calibrate on" if precision == "int8" else "takes no calibration, which is for int8"
+        needs = "needs images to calibrate on" if precision == "int8" else "takes no calibration images"
         raise ValueError(f"precision {precision} {needs}, got {len(calibration)} images.")
     if fold and format not in FOLDABLE:
         raise ValueError(f"format {format} cannot be folded; {', '.join(FOLDABLE)} can.")
@@ -133,7 +133,7 @@ def _check_choices(format: Format, precision: Precision, fold: bool, calibration
 
 
 class _HalfPrecision(nn.Module):
-    """A network in float16 for images in float32."""
+    """A float16 network with float32 inputs and outputs."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -153,14 +153,14 @@ def _check(engine: Engine, net: nn.Module, sizes: Sequence[tuple[int, ...]], tol
         if not difference <= tolerance:  # not `>`, which NaN would pass
             raise ValueError(
                 f"not written: for an input of {tuple(x.shape)} {name} is {difference:.2g} away from torch, "
-                f"{tolerance:g} are allowed."
+                f"{tolerance:g} is allowed."
             )
         worst = max(worst, difference)
     return worst
 
 
 def describe_export(file: Path, precision: Precision, *, folded: bool) -> dict[str, str]:
-    """What an exported file says about itself, for the weights it is made from."""
+    """The metadata of a file exported from these weights."""
     config, _ = read_weights(file)
     return {
         "scale": str(config["scale"]),
@@ -175,22 +175,22 @@ def describe_export(file: Path, precision: Precision, *, folded: bool) -> dict[s
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Raise if options contradict each other."""
+    """Check that the options do not contradict each other."""
     output, format, calibrate = args.output, args.format, args.calibrate  # noqa: A001
     suffix = SUFFIXES[format]
     if suffix and output.suffix.lower() != suffix:
         raise UsageError(f"{output}: must end in {suffix}.")
     if args.precision == "int8" and calibrate is None:
         raise UsageError(
-            "--precision int8: needs --calibrate FOLDER, high-resolution images such as those of the training; "
-            "without images of the kind that it will see, nobody can tell the range of a map."
+            "--precision int8: needs --calibrate FOLDER with high-resolution images, such as those of the training, "
+            "which determine the ranges of the activations."
         )
     if args.precision != "int8" and calibrate is not None:
         raise UsageError(f"--calibrate: is for --precision int8; {args.precision} needs no images.")
     if args.size is not None and format not in ONE_SIZE:
         raise UsageError(f"--size: is for {', '.join(ONE_SIZE)}; {format} takes images of any size.")
     if args.size is None and format in ONE_SIZE:
-        raise UsageError(f"--format {format}: needs --size HEIGHT WIDTH, the size of the images that it will take.")
+        raise UsageError(f"--format {format}: needs --size HEIGHT WIDTH, the size of its images.")
     try:
         _check_choices(format, args.precision, args.fold, () if calibrate is None else [torch.empty(0)])
     except ValueError as error:
@@ -198,12 +198,12 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _check_output(output: Path, format: Format, *, overwrite: bool) -> None:
-    """Raise if the output could not be written, or would replace something that must stay."""
+    """Check that the output can be written, and replaces nothing that must be kept."""
     here = Path.cwd()
     if format in FOLDERS and output.resolve() in (here, *here.parents):
         raise UsageError(f"{output}: is the current folder, or one above it, which cannot be replaced; name another.")
     if format in FOLDERS and output.is_file():
-        raise UsageError(f"{output}: is a file, {format} is written as a folder; choose another output.")
+        raise UsageError(f"{output}: is a file, but {format} is written as a folder; choose another output.")
     if not (format in FOLDERS and output.is_dir()):
         check_target(output, overwrite=overwrite)
     elif not overwrite:
@@ -219,8 +219,8 @@ def run(args: argparse.Namespace) -> None:
     """Run the command.
 
     Raises:
-        UsageError: If it cannot be done as it was asked for.
-        ValueError: If the result is not what torch computes, or an image cannot be read.
+        UsageError: If the command cannot be run as it was called.
+        ValueError: If the result differs from that of torch, or an image cannot be read.
         OSError: If a file cannot be read or written.
         ImportError: If a package is missing.
     """
@@ -250,8 +250,8 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
     )
     files = [file for file in output.rglob("*") if file.is_file()] if output.is_dir() else [output]
-    unit = "dB to torch on the images of the calibration" if calibration else "at most away from torch"
-    checked = "structure checked; only macOS can compute with it" if deviation is None else f"{deviation:.2g} {unit}"
+    name, unit = ("PSNR to torch", " dB") if calibration else ("largest difference to torch", "")
+    checked = "structure checked; runs only on Apple systems" if deviation is None else f"{name} {deviation:.2g}{unit}"
     print(f"{output}: {sum(file.stat().st_size for file in files) / 1e6:.2f} MB, {args.precision}, {checked}")
 
 
@@ -269,28 +269,28 @@ def _parser() -> argparse.ArgumentParser:
         type=path_name,
         required=True,
         metavar="OUT",
-        help="file; for openvino, ncnn and coreml a folder",
+        help="output file; a folder for openvino, ncnn and coreml",
     )
-    add("--format", choices=get_args(Format), default="onnx", help="of the runtime (%(default)s)")
+    add("--format", choices=get_args(Format), default="onnx", help="output format (default: %(default)s)")
     add_network_options(parser)
-    add("--size", nargs=2, type=whole_number(1, 8192), metavar=("HEIGHT", "WIDTH"), help="of the images, for litert")
+    add("--size", nargs=2, type=whole_number(1, 8192), metavar=("HEIGHT", "WIDTH"), help="image size, for litert")
     add(
         "--precision",
         choices=get_args(Precision),
         default="float32",
-        help="float16 is for onnx, int8 for onnx and openvino (%(default)s)",
+        help="float16 for onnx; int8 for onnx and openvino (default: %(default)s)",
     )
     add(
         "--fold",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="rewrite the network to compute the same with fewer products; for onnx, openvino and pt2",
+        help="rewrite the network to compute the same function with fewer MACs; for onnx, openvino and pt2",
     )
     add(
         "--calibrate",
         type=path_name,
         metavar="FOLDER",
-        help="for int8: high-resolution images such as those of the training",
+        help="folder of high-resolution images for int8 calibration, such as those of the training",
     )
     add("--overwrite", action="store_true", help="replace the output if it exists")
     return parser

@@ -1,8 +1,7 @@
-"""MREN for inference: the same function, rewritten to run faster.
+"""MREN rewritten for faster inference of the same function.
 
-Beyond what :func:`sc_blocks.deploy.fold` does to the blocks, the tail stands in one row with the reconstruction, so
-that its convolution is merged with the one before it; and the bicubic enlargement becomes a convolution at low
-resolution.
+In addition to folding the blocks with :func:`sc_blocks.deploy.fold`, the convolution of the tail is merged with the
+last one of the reconstruction, and the bicubic upsampling becomes a convolution at low resolution.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from sc_blocks.deploy import fold
 
 
 class BicubicConv(nn.Module):
-    """Bicubic enlargement of images by a whole factor, as a 5x5 convolution that makes all pixels of a place at once.
+    """Bicubic upsampling by a whole factor as a 5x5 convolution followed by a pixel shuffle.
 
-    Exact everywhere: beyond the border, bicubic enlargement repeats the outermost pixels.
+    Exact everywhere, as bicubic upsampling repeats the outermost pixels beyond the border.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class BicubicConv(nn.Module):
     ) -> None:
         super().__init__()
         self.factor = factor
-        # Weight of each of 5 pixels in the `factor` pixels that the middle one becomes.
+        # Weights of 5 pixels in each of the `factor` pixels that the middle one becomes.
         pixels = torch.eye(5, dtype=torch.float64)[None, :, None]
         weights = F.interpolate(pixels, scale_factor=(1, factor), mode="bicubic", align_corners=False)
         kernel_1d = weights[0, :, 0, 2 * factor : 3 * factor]
@@ -55,21 +54,21 @@ class BicubicConv(nn.Module):
 
 
 class FoldedMREN(nn.Module):
-    """What :func:`fold_mren` makes."""
+    """The network that :func:`fold_mren` returns."""
 
     def __init__(self, net: MREN) -> None:
         super().__init__()
         self.scale = net.scale
         self.head, self.body, self.reduce = fold(net.head), fold(net.body), fold(net.reduce)
         *stages, last = net.reconstruct
-        # Called one by one, so that each map is freed when the next is made.
+        # Called one by one, so that each map is freed as soon as the next one exists.
         self.reconstruct = nn.ModuleList([*map(fold, stages), fold(nn.Sequential(last, net.tail))])
         weight = net.head.weight
         self.enlarge = BicubicConv(net.scale, device=weight.device, dtype=weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The folded reconstruction works in channels_last, and passes it on from stage to stage. Features in another
-        # memory format have no name here: they are freed before the large maps are made.
+        # The folded reconstruction works in channels_last from stage to stage. Features in another memory format are
+        # not bound to a name here, so that they are freed before the large maps are allocated.
         features = self._features(x).contiguous(memory_format=torch.channels_last)
         for stage in self.reconstruct:
             features = stage(features)
@@ -87,10 +86,10 @@ def fold_mren(net: MREN) -> FoldedMREN:
         net: The network; it is not changed.
 
     Returns:
-        The copy, in eval mode and without gradients. Hooks of the network itself are not copied.
+        The copy, in eval mode and without gradients. Hooks on the network itself are not copied.
 
     Raises:
-        TypeError: If ``net`` is not an :class:`~examples.mren.model.MREN`, or of a subclass, which may compute
+        TypeError: If ``net`` is not an :class:`~examples.mren.model.MREN`, or is of a subclass, which may compute
             something else.
 
     Example:
@@ -106,19 +105,19 @@ def fold_mren(net: MREN) -> FoldedMREN:
 
 
 def pad_widths(net: MREN, multiple: int = 16) -> MREN:
-    """Copy a network with more channels, which change nothing, so that their number is round.
+    """Copy a network and pad its widths with zero weights to a multiple, without changing what it computes.
 
-    The vector units of a processor take 16 numbers of float32 at once, and engines have fast paths for whole units: 64
-    channels often take less time than 60. The weights of what is added are zero.
+    Vector units process 16 float32 values at once, and engines have fast paths for whole vectors: 64 channels often
+    take less time than 60.
 
     Args:
-        net: The network, as its class builds it; it is not changed.
-        multiple: What the numbers of channels between blocks become multiples of.
+        net: An unmodified network; it is not changed.
+        multiple: The widths between blocks become multiples of it.
 
     Raises:
         ValueError: If modules of the network were replaced, or ``multiple`` is below 1.
         TypeError: If ``net`` is not an :class:`~examples.mren.model.MREN`, such as one that was folded before, or
-            ``multiple`` is no integer.
+            ``multiple`` is not an integer.
 
     Example:
         >>> net = MREN(4).eval()

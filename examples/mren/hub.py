@@ -1,6 +1,6 @@
-"""MREN for the Hugging Face Hub: ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``, folders included.
+"""MREN for the Hugging Face Hub and local folders: ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``.
 
-The folder's ``model.safetensors`` is a weight file like any other: ``--weights`` of the commands takes it too.
+The folder's ``model.safetensors`` is an ordinary weight file, which ``--weights`` of the commands accepts, too.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from sc_blocks.scacb import Exchange, Parts
 
 
 def _as_json(value: Any) -> Any:
-    """An argument as a configuration file gives it back: NumPy's numbers as Python's, pairs as lists."""
+    """An argument as a configuration file returns it: NumPy numbers as Python numbers, pairs as lists."""
     return np.asarray(value).tolist()
 
 
 class HubMREN(
     MREN,
     PyTorchModelHubMixin,
-    coders=dict.fromkeys((np.generic, tuple, list), (_as_json, _as_json)),  # the mixin drops what JSON does not take
+    coders=dict.fromkeys((np.generic, tuple, list), (_as_json, _as_json)),  # the mixin drops what JSON cannot hold
     library_name="sc_blocks",
     pipeline_tag="image-to-image",
     tags=["super-resolution"],
 ):
     """MREN with the methods of :class:`huggingface_hub.PyTorchModelHubMixin`.
 
-    The constructor is that of :class:`~examples.mren.model.MREN`, except that it takes only what a configuration file
-    can hold: no channel of your own, and neither ``device`` nor ``dtype``, which belong to the machine; call ``.to()``.
+    The constructor is that of :class:`~examples.mren.model.MREN`, restricted to what a configuration file can hold: no
+    custom channels, and neither ``device`` nor ``dtype``; call ``.to()`` instead.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -65,7 +65,7 @@ class HubMREN(
         gate: bool = True,
         relay: Relay = "raw",
     ) -> None:
-        # The mixin would leave anything else out of the configuration and put the default there.
+        # The mixin would silently save the default for anything else.
         if communication is not None and not isinstance(communication, (int, float, np.number, str)):
             raise TypeError(
                 f"HubMREN: communication must be a number, {', '.join(map(repr, COMMUNICATIONS))} or None, which a "
@@ -86,16 +86,16 @@ class HubMREN(
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        # Our own writer: whole or not at all, and with the arguments in the metadata, so that load_mren reads it too.
+        # Our own writer: atomic, and with the arguments in the metadata, so that load_mren reads the file, too.
         save_weights(self, save_directory / constants.SAFETENSORS_SINGLE_FILE, dict(self._hub_mixin_config))
 
     @classmethod
     def _from_pretrained(
         cls, *, model_id: str, config: dict[str, Any] | None = None, strict: bool = True, **given: Any
     ) -> HubMREN:
-        # The mixin fills `config` in from config.json because the parameter is there. It lets arguments of the call win
-        # over the file, ignores entries that it does not know, and by default loads what fits: each of these would
-        # silently make another network than the one that was saved.
+        # The mixin fills in `config` from config.json because of this parameter. It lets arguments override the file,
+        # ignores unknown entries, and by default loads only what fits: each would silently build another network than
+        # the saved one.
         if config is None:
             raise ValueError(f"{model_id}: has no {constants.CONFIG_NAME}; was it written by HubMREN.save_pretrained?")
         accepted = cls._hub_mixin_init_parameters.keys() - {"self"}
@@ -118,4 +118,4 @@ class HubMREN(
             net = super()._from_pretrained(model_id=model_id, strict=strict, **given)
         except RuntimeError as error:
             raise ValueError(f"{model_id}: its weights do not fit its arguments, {config}: {error}") from error
-        return net.eval()  # not every release of the mixin does
+        return net.eval()  # not all releases of the mixin do this

@@ -1,8 +1,8 @@
-"""ONNX files of MREN and of others: how to run them, and how long they take.
+"""Run ONNX files in onnxruntime, and measure their latency.
 
     python -m examples.mren.onnxfile mren_x4.onnx mren_x4_int8.onnx --size 120 160
 
-prints the size and the latency of each file in onnxruntime, on the CPU, measured in turn.
+prints the size and the latency of each file on the CPU, measured in turn.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from examples.timing import interleave, ratio, stopwatch, summarise
 
 Session = onnxruntime.InferenceSession
 
-# Operators that repeat a part as often as a number in the file says. No export of ours has any.
+# Control flow, such as loops whose length is a number in the file. Our exports have none.
 _REFUSED = {"Loop", "Scan", "If", "SequenceMap"}
 
 
 def open_session(file: str | Path, *, threads: int = 0) -> Session:
-    """Open an ONNX file in onnxruntime, on the CPU.
+    """Open an ONNX file in onnxruntime on the CPU.
 
     Args:
         file: The file.
@@ -53,9 +53,9 @@ def open_session(file: str | Path, *, threads: int = 0) -> Session:
         model = onnx.load(file, load_external_data=False)
         reason = _why_refused(model)
         if reason is None:
-            # No fallback: it would print, and try the same provider once more.
+            # No fallback: it would print, and try the same provider again.
             return Session(file, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    except Exception as error:  # onnxruntime has an exception of its own for each of its status codes
+    except Exception as error:  # onnxruntime has its own exception for each status code
         if is_out_of_memory(error):
             raise MemoryError from error
         raise ValueError(f"{file}: onnxruntime cannot run it ({one_line(error)[:300]}).") from error
@@ -63,17 +63,17 @@ def open_session(file: str | Path, *, threads: int = 0) -> Session:
 
 
 def _why_refused(model: onnx.ModelProto) -> str | None:
-    """Why a file is refused, or ``None``: it could run for ever, reads other files, or is no network for images."""
+    """Why a file is refused (may run for ever, reads other files, does not process images), or ``None``."""
     for graph in _graphs(model):
         for node in graph.node:
             if node.op_type in _REFUSED:
-                return f"has the operator {node.op_type}, by which a small file can run for ever"
+                return f"has the operator {node.op_type}, which is refused as it could run for ever"
         tensors = [t for node in graph.node for each in node.attribute for t in _tensors(each)]
         tensors += getattr(graph, "initializer", [])  # a function has none
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
-            return "keeps its weights in other files, of which only itself may be read"
+            return "keeps its weights in other files, which are not read"
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
-        return f"takes {len(model.graph.input)} inputs and gives {len(model.graph.output)}; one image each is needed"
+        return f"has {len(model.graph.input)} inputs and {len(model.graph.output)} outputs; one of each is needed"
     image = model.graph.input[0].type.tensor_type
     kind = onnx.TensorProto.DataType.Name(image.elem_type).lower()
     if kind != "float":
@@ -84,7 +84,7 @@ def _why_refused(model: onnx.ModelProto) -> str | None:
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """The graph of a model, those in its nodes, and its functions."""
+    """The graph of a model, its subgraphs, and its functions."""
     stack: list[Any] = [model.graph, *model.functions]
     while stack:
         graph = stack.pop()
@@ -99,7 +99,7 @@ def _tensors(attribute: onnx.AttributeProto) -> list[onnx.TensorProto]:
 
 
 def run_session(session: Session, x: Tensor) -> Tensor:
-    """What a session computes for images between 0 and 1, shape (N, 3, H, W).
+    """Run a session on images between 0 and 1 of shape (N, 3, H, W).
 
     Raises:
         ValueError: If it fails.
@@ -114,10 +114,10 @@ def run_session(session: Session, x: Tensor) -> Tensor:
 
 
 def onnx_upscaler(file: str | Path, scale: int) -> Callable[[Tensor], Tensor]:
-    """An ONNX file as a function from uint8 images, shape (3, H, W), to enlarged uint8 images.
+    """An ONNX file as a function from uint8 images of shape (3, H, W) to upscaled uint8 images.
 
     Raises:
-        ValueError: If it cannot be run, takes images of one size only, or says that it is of another scale.
+        ValueError: If it cannot be run, takes images of one size only, or is not for this scale by its metadata.
     """
     session = open_session(file)
     stated = session.get_modelmeta().custom_metadata_map.get("scale", "none")
@@ -145,9 +145,9 @@ def onnx_upscaler(file: str | Path, scale: int) -> Callable[[Tensor], Tensor]:
 def latencies(
     files: Sequence[Path], size: tuple[int, int], *, rounds: int = 11, threads: int = 1
 ) -> dict[Path, list[float]]:
-    """Seconds for an image of that height and width, one value for each round; the files run in turn.
+    """Seconds for an image of this height and width, one value per round; the files run in turn.
 
-    With one thread, processor time is measured, which other programs disturb less; otherwise wall-clock time.
+    With one thread, processor time is measured, which other programs disturb less; otherwise, wall-clock time.
     """
     clock = time.process_time if threads == 1 else time.perf_counter
     x = torch.rand(1, 3, *size)
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> None:
     names = unique_names(args.files, suffixes=True)
     measured = latencies(args.files, tuple(args.size), rounds=args.rounds, threads=args.threads)
     size = " x ".join(map(str, (1, 3, *args.size)))
-    clock = "one thread, processor time" if args.threads == 1 else f"{args.threads or 'all'} threads, clock time"
+    clock = "one thread, processor time" if args.threads == 1 else f"{args.threads or 'all'} threads, wall-clock time"
     print(f"onnxruntime {onnxruntime.__version__}, {size}, {clock}")
     for name, file in names.items():
         seconds, times = summarise(measured[file]), ratio(measured[file], measured[args.files[0]])
@@ -180,10 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = command_parser("examples.mren.onnxfile", __doc__)
     add = parser.add_argument
-    add("files", nargs="+", type=path_name, metavar="FILE", help="ONNX files; ratios are to the first")
+    add("files", nargs="+", type=path_name, metavar="FILE", help="ONNX files; ratios are relative to the first")
     add("--size", nargs=2, type=whole_number(1), default=(120, 160), metavar=("HEIGHT", "WIDTH"), help="(120 160)")
-    add("--rounds", type=whole_number(1), default=11, help="times that each is measured (%(default)s)")
-    add("--threads", type=whole_number(0, 4096), default=1, help="0 for one a core (%(default)s)")
+    add("--rounds", type=whole_number(1), default=11, help="number of measurements of each file (%(default)s)")
+    add("--threads", type=whole_number(0, 4096), default=1, help="number of threads; 0 for one per core (%(default)s)")
     return run_command(run, parser.parse_args, argv)
 
 

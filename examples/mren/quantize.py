@@ -1,8 +1,8 @@
-"""Static quantisation of an exported network to int8, by onnxruntime; OpenVINO runs what comes out, too.
+"""Static int8 quantisation of an exported network by onnxruntime; OpenVINO can run the result, too.
 
-The inputs and weights of the convolutions on features are quantised: weights per output channel, maps per tensor. The
-convolutions that read or write an image, bicubic among them, and the attention with its statistics stay in float: they
-are a small part of the work.
+The convolutions on features are quantised: weights per output channel, activations per tensor. The convolutions that
+read or write an image, including the bicubic one, and the attention with its statistics stay in float: they are a small
+part of the computation.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from examples.mren.data import imresize, list_images, mod_crop, read_rgb
 from examples.mren.engines import Engine, Runtime, engine_module, import_extra, openvino
 
 MAX_IMAGES = 24
-MAX_SIDE = 96  # of a low-resolution image; more of them tells more than larger ones
+MAX_SIDE = 96  # of a low-resolution image; more images help more than larger ones
 MIN_PSNR = 38.0  # to the float network, in dB
 
-FLOAT_PART = ".attention."  # of the names of weights that are left in float
+FLOAT_PART = ".attention."  # part of the names of weights that stay in float
 
 
 def calibration_images(folder: Path, scale: int) -> list[Tensor]:
-    """Low-resolution images between 0 and 1 made from a folder's, evenly spaced over it.
+    """Low-resolution images between 0 and 1, made from evenly spaced images of a folder.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -41,7 +41,7 @@ def calibration_images(folder: Path, scale: int) -> list[Tensor]:
     for file in files[::step]:
         image = read_rgb(file)
         if min(image.shape[1:]) < scale:
-            raise ValueError(f"{file}: smaller than {scale} x {scale} pixels; nothing is left at low resolution.")
+            raise ValueError(f"{file}: smaller than {scale} x {scale} pixels; remove it.")
         low = imresize(mod_crop(image, scale), 1 / scale).float() / 255
         top, left = ((side - min(side, MAX_SIDE)) // 2 for side in low.shape[1:])
         images.append(low[:, top : top + MAX_SIDE, left : left + MAX_SIDE])
@@ -49,15 +49,15 @@ def calibration_images(folder: Path, scale: int) -> list[Tensor]:
 
 
 def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
-    """Replace an exported network by one that works in int8, for images like these.
+    """Quantise an exported network to int8 in place.
 
     Args:
-        file: An ONNX file whose weights have their names in the state dict.
-        images: Low-resolution, between 0 and 1, each (3, H, W).
+        file: An ONNX file whose weights are named as in the state dict.
+        images: Low-resolution calibration images between 0 and 1, each (3, H, W).
     """
     model = onnx.load(file)
     metadata = {each.key: each.value for each in model.metadata_props}
-    add_pre_process_metadata(model)  # or onnxruntime logs, twice, advice on a command of its own
+    add_pre_process_metadata(model)  # otherwise, onnxruntime logs a warning twice
     in_float = _first_and_last_convs(model.graph)
     quantize_static(
         model,
@@ -71,7 +71,7 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
             if node.op_type == "Conv" and node.name not in in_float and FLOAT_PART not in node.input[1]
         ],
         per_channel=True,
-        # 7 bits: processors without VNNI add pairs of products in 16 bits, which products of 8 bits overflow.
+        # 7 bits: processors without VNNI add pairs of products in 16 bits, which would overflow with 8-bit weights.
         reduce_range=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
@@ -83,7 +83,7 @@ def quantize_file(file: Path, images: Sequence[Tensor]) -> None:
 
 
 def _first_and_last_convs(graph: onnx.GraphProto) -> set[str]:
-    """The names of the convolutions that read the image, or write the result."""
+    """The names of the convolutions that read the image or write the result."""
     reading, writing = {graph.input[0].name}, {graph.output[0].name}
     for node in graph.node:
         if node.op_type != "Conv" and reading.intersection(node.input[:1]):
@@ -103,19 +103,19 @@ def write_int8(
     images: Sequence[Tensor],
     metadata: Mapping[str, str] = {},
 ) -> None:
-    """Convert a network for ONNX Runtime or OpenVINO, to work in int8 for images like these.
+    """Convert a network to int8 for ONNX Runtime or OpenVINO.
 
     Args:
-        network: In eval mode, with the convolutions of its attention in modules of that name; not folded, for no
-            transposed convolution is quantised.
+        network: In eval mode, with the convolutions of its attention in modules named ``attention``; not folded, as
+            transposed convolutions are not quantised.
         path: The file or folder.
         runtime: ``"onnx"`` or ``"openvino"``.
-        example: An image for it, for tracing.
-        images: Low-resolution, between 0 and 1, each (3, H, W).
-        metadata: What the result says about itself.
+        example: An input for tracing.
+        images: Low-resolution calibration images between 0 and 1, each (3, H, W).
+        metadata: Metadata to store in the result.
     """
     if runtime == "openvino":
-        import_extra("openvino", "openvino")  # before the work, which takes minutes
+        import_extra("openvino", "openvino")  # fail before the quantisation, which takes minutes
     with tempfile.TemporaryDirectory() as folder:
         file = path if runtime == "onnx" else Path(folder) / "network.onnx"
         engine_module("onnx").write(network, file, example, metadata)
@@ -125,7 +125,7 @@ def write_int8(
 
 
 class _Images(CalibrationDataReader):
-    """Images as onnxruntime asks for them."""
+    """Calibration images in the form that onnxruntime reads."""
 
     def __init__(self, images: Sequence[Tensor]) -> None:
         self.images: Iterator[Tensor] = iter(images)
@@ -136,10 +136,10 @@ class _Images(CalibrationDataReader):
 
 
 def check(engine: Engine, net: nn.Module, images: Sequence[Tensor]) -> float:
-    """PSNR to the float network, in dB.
+    """PSNR to the float network in dB.
 
     Raises:
-        ValueError: If it is so low that the quantisation must have gone wrong.
+        ValueError: If it is so low that the quantisation must have failed.
     """
     squares: list[Tensor] = []
     for image in images:
@@ -149,7 +149,7 @@ def check(engine: Engine, net: nn.Module, images: Sequence[Tensor]) -> float:
     psnr = float(-10 * torch.cat(squares).mean().clamp_min(1e-12).log10())
     if not psnr >= MIN_PSNR:
         raise ValueError(
-            f"not written: int8 is {psnr:.1f} dB from torch on the images of the calibration, {MIN_PSNR:g} are "
+            f"not written: the PSNR of int8 to torch is {psnr:.1f} dB on the calibration images, {MIN_PSNR:g} is "
             "needed; calibrate on more images, and of the kind that the network was trained on."
         )
     return psnr

@@ -1,12 +1,12 @@
-"""MREN for spandrel, which finds out from a file's tensors which network they belong to.
+"""MREN for spandrel, which detects a network from the tensors of a file.
 
-After :func:`register_spandrel`, ``spandrel.ModelLoader`` loads MREN as it loads the networks that it knows.
+After :func:`register_spandrel`, ``spandrel.ModelLoader`` loads MREN like its built-in networks.
 
-spandrel hands on a file's tensors and drops its metadata, and tensors do not tell everything. They tell widths, depth,
-``parts``, and channels with parameters. They do not tell ×3 from ×4, whose tensors have the same names and shapes, nor
-any option without parameters: ``exchange``, ``residual``, ``gate``, ``relay``, the weight of a fixed channel, and
-whether a chain of such channels ends with its block. These have the defaults of :class:`~examples.mren.model.MREN`, and
-the scale is ×4, unless a tensor of the file says otherwise, which :func:`write_for_spandrel` puts there.
+spandrel passes on the tensors of a file and drops its metadata. Tensors reveal widths, depth, ``parts``, and channels
+with parameters. They do not distinguish ×3 from ×4, whose tensors have the same names and shapes, nor reveal options
+without parameters: ``exchange``, ``residual``, ``gate``, ``relay``, the weight of a fixed channel, and whether a chain
+of such channels ends with its block. These have the defaults of :class:`~examples.mren.model.MREN`, and the scale is
+×4, unless :func:`write_for_spandrel` has stored them in a tensor of the file.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from torch import Tensor
 from examples.mren.model import MREN, read_weights
 from examples.mren.weightfile import KEY, parse_arguments, write_tensors
 
-# The tensor that holds the constructor's arguments: JSON, one character an element. ASCII outlives a cast to fp16.
+# The tensor of the constructor's arguments: JSON, one character per element. ASCII survives a cast to fp16.
 ARGUMENTS = "mren_arguments"
 ID = "MREN"
 
 
 class MRENArch(Architecture[MREN]):
-    """How spandrel recognises MREN and builds it.
+    """Detects and builds MREN for spandrel.
 
     Example:
         >>> from examples.mren.model import mren
@@ -63,16 +63,16 @@ class MRENArch(Architecture[MREN]):
         )
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[MREN]:
-        """Build the network that the tensors are of.
+        """Build the network of a state dict.
 
         Args:
-            state_dict: Tensors by name; left as they are.
+            state_dict: Tensors by name; not changed.
 
         Returns:
-            The network, in eval mode, and what spandrel wants to know about it.
+            The network in eval mode, in spandrel's descriptor.
 
         Raises:
-            ValueError: If the tensors do not fit the network that they seem to be of.
+            ValueError: If the tensors do not fit the detected network.
         """
         arguments = read_arguments(state_dict)
         try:
@@ -84,28 +84,28 @@ class MRENArch(Architecture[MREN]):
                 architecture=self,
                 purpose="SR",
                 tags=_tags(state_dict, arguments),
-                # Largest difference to float32 of the shipped weights on photographs, in steps of 1 / 255: below 1 in
-                # float16, about 3 in bfloat16, which costs 0.02 dB at most.
+                # Largest difference of the shipped weights from float32 on photographs, in steps of 1 / 255: below 1 in
+                # float16, about 3 in bfloat16, which costs at most 0.02 dB.
                 supports_half=True,
                 supports_bfloat16=True,
                 scale=net.scale,
                 input_channels=3,
                 output_channels=3,
                 size_requirements=SizeRequirements(),  # any size from 1 x 1, at every scale
-                # The attention pools over whole tiles, but was trained on small patches: tiles score no worse.
+                # The attention pools over whole tiles, but was trained on small patches, so tiles score no worse.
                 tiling=ModelTiling.SUPPORTED,
             )
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"MREN: the tensors do not fit the arguments read there, {arguments}: {error}") from error
+            raise ValueError(f"MREN: the tensors do not fit their arguments, {arguments}: {error}") from error
 
 
 def _check_shapes(state_dict: Mapping[str, Tensor], net: MREN) -> None:
     for name, tensor in net.state_dict().items():
         if name not in state_dict:
             raise ValueError(f"missing key {name}")
-        wanted, came = tuple(tensor.shape), tuple(state_dict[name].shape)
-        if came != wanted:
-            raise ValueError(f"size mismatch for {name}: {came} instead of {wanted}")
+        expected, found = tuple(tensor.shape), tuple(state_dict[name].shape)
+        if found != expected:
+            raise ValueError(f"size mismatch for {name}: {found} instead of {expected}")
 
 
 def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         state_dict: Tensors by name.
 
     Returns:
-        All arguments if the state dict holds them; otherwise those that the tensors tell, and a scale.
+        All arguments if the state dict holds them; otherwise those that the tensors reveal, and a scale.
 
     Warns:
         UserWarning: If the scale could be 3 or 4; 4 is returned.
@@ -137,8 +137,8 @@ def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     if "reconstruct.1.expand.weight" in state_dict:
         scale = 4
         warnings.warn(
-            "MREN: the tensors of x3 and x4 are alike; these are taken for x4. If they are x3, load a copy of the file "
-            "that says so: examples.mren.spandrel_arch.write_for_spandrel(file, copy).",
+            "MREN: the tensors of x3 and x4 are alike; x4 is assumed. For x3, load a copy of the file written by "
+            "examples.mren.spandrel_arch.write_for_spandrel(file, copy).",
             stacklevel=2,
         )
     else:
@@ -163,10 +163,10 @@ def read_arguments(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def write_for_spandrel(weights: str | Path, copy: str | Path) -> None:
-    """Copy a weight file and put its constructor's arguments where spandrel sees them, into a tensor.
+    """Copy a weight file and store its constructor's arguments in a tensor, where spandrel finds them.
 
     Args:
-        weights: A weight file, such as :mod:`examples.mren.train` writes.
+        weights: A weight file, as written by :mod:`examples.mren.train`.
         copy: The ``.safetensors`` file to write; it is for spandrel only.
 
     Raises:
@@ -184,13 +184,13 @@ def write_for_spandrel(weights: str | Path, copy: str | Path) -> None:
 
 
 def register_spandrel(registry: ArchRegistry = MAIN_REGISTRY) -> None:
-    """Make MREN one of the networks that spandrel recognises. Calling it again changes nothing.
+    """Register MREN with spandrel. Calling it again has no effect.
 
     Args:
-        registry: Where to add it; the default is what every ``spandrel.ModelLoader()`` reads.
+        registry: The registry; the default is that of every ``spandrel.ModelLoader()``.
 
     Raises:
-        spandrel.DuplicateArchitectureError: If the registry has a network of that name that is not ours.
+        spandrel.DuplicateArchitectureError: If the registry has another network of that name.
 
     Example:
         >>> import spandrel
@@ -207,7 +207,7 @@ def register_spandrel(registry: ArchRegistry = MAIN_REGISTRY) -> None:
 
 
 def _tags(state_dict: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> list[str]:
-    """Width and depth in spandrel's manner, and each option that is not MREN's default."""
+    """Width and depth in the style of spandrel, and each option that differs from MREN's default."""
     tags = [f"{state_dict['head.weight'].shape[0]}ch", f"{get_seq_len(state_dict, 'body')}nb"]
     for name, value in arguments.items():
         if name not in ("scale", "channels", "num_blocks") and value != MREN.__init__.__kwdefaults__[name]:

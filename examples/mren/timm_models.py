@@ -1,7 +1,7 @@
 """MREN for timm: ``timm.create_model("mren", scale=4, pretrained=True)``.
 
 Importing this module registers ``mren``, ``mren_s`` and ``mren_l``, as importing timm registers its own networks. They
-take timm's arguments and those of :class:`~examples.mren.model.MREN`, and no others.
+take the arguments of timm and of :class:`~examples.mren.model.MREN`, and no others.
 
 ``timm.create_model`` drops arguments that are ``None`` before a network sees them, so ``exchange=None`` and
 ``communication=None`` have no effect there. Call the functions below, or ``MREN``, for those.
@@ -21,7 +21,7 @@ from examples.mren.model import KINDS, MREN, VARIANTS, Scale, Variant, load_mren
 __all__ = ["mren", "mren_l", "mren_s"]
 
 
-# What timm's data pipeline reads: RGB between 0 and 1 as it is, and no classes.
+# For timm's data pipeline: RGB between 0 and 1 without normalisation, and no classes.
 _CFG = PretrainedCfg(
     input_size=(3, 48, 48),  # the paper's training patches at x4; any size will do
     mean=(0.0, 0.0, 0.0),
@@ -31,7 +31,7 @@ _CFG = PretrainedCfg(
     first_conv="head",
     license="mit",
 )
-# The file, that of x4, tells timm that there are weights. A network gets that of its scale.
+# The x4 file tells timm that there are weights. A network gets the file of its scale.
 default_cfgs = generate_default_cfgs(
     {variant: dataclasses.replace(_CFG, file=str(weights_path(4, variant))) for variant in VARIANTS}
 )
@@ -42,20 +42,20 @@ def mren(pretrained: bool = False, **options: Any) -> MREN:
     """The paper's MREN, 60 channels wide.
 
     Args:
-        pretrained: Whether to load trained weights: the shipped ones of that scale, or the file that
-            ``pretrained_cfg_overlay={"file": ...}`` names. They bring their options with them.
-        **options: The arguments of :class:`~examples.mren.model.MREN`, with ×4 where no ``scale`` is given; timm's
-            ``pretrained_cfg``, of whose places of weights ``file`` is read, and ``pretrained_cfg_overlay``, entries
-            that replace those of the former; and ``cache_dir``, which timm passes, but nothing is downloaded.
+        pretrained: Whether to load trained weights: the shipped ones of that scale, or the file given by
+            ``pretrained_cfg_overlay={"file": ...}``. The file determines the other arguments.
+        **options: The arguments of :class:`~examples.mren.model.MREN`, with ``scale=4`` by default; timm's
+            ``pretrained_cfg``, of whose sources only ``file`` is supported, and ``pretrained_cfg_overlay``, which
+            overrides its entries; and ``cache_dir``, which timm passes and which is ignored.
 
     Returns:
         The network; with trained weights in eval mode.
 
     Raises:
-        FileNotFoundError: If there are no such weights; the message lists those that are there.
+        FileNotFoundError: If there are no such weights; the message lists the available ones.
         TypeError: If MREN has no such argument.
-        ValueError: If an argument is out of range, comes together with ``pretrained``, or the file is of another
-            scale or no weights of MREN.
+        ValueError: If an argument is out of range or conflicts with ``pretrained``, or the file is of another scale or
+            is not a weight file of MREN.
 
     Example:
         >>> import timm
@@ -69,13 +69,13 @@ def mren(pretrained: bool = False, **options: Any) -> MREN:
 
 @register_model
 def mren_s(pretrained: bool = False, **options: Any) -> MREN:
-    """MREN-S, ours: MREN with a narrow reconstruction; arguments, result and errors as :func:`mren`."""
+    """Our MREN-S, MREN with a narrow reconstruction; see :func:`mren`."""
     return _build("mren_s", pretrained, **options)
 
 
 @register_model
 def mren_l(pretrained: bool = False, **options: Any) -> MREN:
-    """The paper's MREN-L, 84 channels wide; arguments, result and errors as :func:`mren`."""
+    """The paper's MREN-L, 84 channels wide; see :func:`mren`."""
     return _build("mren_l", pretrained, **options)
 
 
@@ -105,7 +105,7 @@ def _build(
         net, cfg = _load(variant, scale, cfg, options)
     else:
         net = MREN(scale, **VARIANTS[variant], **options)
-    # Where timm's own tools look for it, under both names.
+    # timm's tools look for it under both names.
     net.pretrained_cfg = net.default_cfg = cfg.to_dict()
     return net
 
@@ -115,7 +115,7 @@ def _load(variant: Variant, scale: Scale, cfg: PretrainedCfg, options: dict[str,
     refused = options.keys() - placement.keys()
     if refused:
         raise ValueError(
-            f"{variant}: with pretrained=True the weight file says how the network is built; got "
+            f"{variant}: with pretrained=True the weight file determines the network; got "
             f"{', '.join(sorted(refused))} too. Leave that out, or pass pretrained=False."
         )
     elsewhere = [name for name in ("url", "hf_hub_id", "state_dict") if getattr(cfg, name)]

@@ -1,4 +1,4 @@
-"""Weights of a network in a wider one: which convolutions write or read several maps side by side."""
+"""Copying weights into a wider network, given which convolutions write or read several concatenated maps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 from examples.mren.model import MREN
 from sc_blocks import MREB, SCACB, GatedCommunication
 
-LEVELS = 3  # of an SCACB, whose maps the weighing reads and writes side by side
+LEVELS = 3  # of an SCACB, whose concatenated maps the weighing reads and writes
 
 
 def maps_side_by_side(net: MREN) -> dict[str, tuple[int, int]]:
-    """Parameters of convolutions that write or read several maps, and the numbers of these maps."""
+    """The parameters of convolutions on several maps, with the numbers of maps that they write and read."""
     maps: dict[str, tuple[int, int]] = {}
     for path, block in net.named_modules():
         found: dict[str, tuple[int, int]] = {}
@@ -28,11 +28,11 @@ def maps_side_by_side(net: MREN) -> dict[str, tuple[int, int]]:
 
 
 def widened(tensor: Tensor, own: Tensor, written: int = 1, read: int = 1) -> Tensor:
-    """A weight or a bias with that of a narrower convolution in the first channels of each map.
+    """A weight or bias with that of a narrower convolution in the first channels of each map.
 
     Args:
-        tensor: The narrower one.
-        own: The wider one; it is not changed.
+        tensor: The weight or bias of the narrower convolution.
+        own: That of the wider one; it is not changed.
         written: Number of maps that the convolution writes.
         read: Number of maps that it reads.
     """
@@ -42,6 +42,6 @@ def widened(tensor: Tensor, own: Tensor, written: int = 1, read: int = 1) -> Ten
         return widened
     narrow, wide = (weight.unflatten(1, (read, -1)).unflatten(0, (written, -1)) for weight in (tensor, widened))
     outputs, inputs = narrow.shape[1], narrow.shape[3]
-    wide[:, :outputs] = 0  # what the narrower network computes does not depend on other channels
+    wide[:, :outputs] = 0  # the first channels must not read the others
     wide[:, :outputs, :, :inputs] = narrow
     return widened

@@ -1,7 +1,7 @@
-"""MREN in other runtimes: one module for each, all with the same two functions.
+"""Inference runtimes for MREN: one module per format, all with the same two functions.
 
 =============  ================================================  ================
-module         what it writes                                    sizes
+module         output                                            image sizes
 =============  ================================================  ================
 ``onnx``       one file; ONNX Runtime, TensorRT and others       any
 ``openvino``   a folder: ``model.xml`` and ``model.bin``         any
@@ -11,8 +11,8 @@ module         what it writes                                    sizes
 ``pt2``        one file; :func:`torch.export.load`               any
 =============  ================================================  ================
 
-``write(network, path, example)`` converts any network from images to images, and ``load(path, threads=...)`` opens what
-it wrote as an :data:`Engine`. Each module imports its runtime only when it is used.
+``write(network, path, example)`` converts any image-to-image network, and ``load(path, threads=...)`` opens the result
+as an :data:`Engine`. Each module imports its runtime only when it is used.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Any, Literal, Protocol, cast, get_args
 
 from torch import Tensor, nn
 
-Engine = Callable[[Tensor], Tensor]  # from images, float32 of shape (N, 3, H, W) on the CPU, to enlarged ones
+Engine = Callable[[Tensor], Tensor]  # maps float32 images of shape (N, 3, H, W) on the CPU to upscaled ones
 Format = Literal["onnx", "openvino", "ncnn", "litert", "coreml", "pt2"]
-Runtime = Literal["onnx", "openvino", "ncnn"]  # those that upscale images of any size on a computer
+Runtime = Literal["onnx", "openvino", "ncnn"]  # those that run on a computer for images of any size
 
-# What a name must end in; nothing for a folder of any name.
+# Required suffix of the output; empty for a folder of any name.
 SUFFIXES: dict[Format, str] = {
     "onnx": ".onnx",
     "openvino": "",
@@ -38,7 +38,7 @@ SUFFIXES: dict[Format, str] = {
     "coreml": ".mlpackage",
     "pt2": ".pt2",
 }
-# Those that are written as a folder, and the files that are in it: only a folder without others is ever replaced.
+# Formats written as a folder, and its files: a folder that holds any others is never replaced.
 FOLDERS: dict[Format, frozenset[str]] = {
     "openvino": frozenset({"model.xml", "model.bin"}),
     "ncnn": frozenset({"model.ncnn.param", "model.ncnn.bin", "metadata.json"}),
@@ -49,20 +49,20 @@ FOLDERS: dict[Format, frozenset[str]] = {
 
 
 class EngineModule(Protocol):
-    """What each module of this package offers."""
+    """Interface of the modules of this package."""
 
     def write(self, network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
-        """Convert a network; ``example`` is an image for it, and ``metadata`` what the result says about itself."""
+        """Convert a network; ``example`` is an input for it, and ``metadata`` is stored in the result."""
 
     def load(self, path: Path, *, threads: int = 0) -> Engine:
-        """Open what was written, to run with this number of threads; 0 for one per core."""
+        """Open the result, to run with this number of threads; 0 for one per core."""
 
 
 def engine_module(name: Format) -> EngineModule:
     """The module for a format.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If the format is unknown.
     """
     if name not in get_args(Format):
         raise ValueError(f"format must be one of {', '.join(get_args(Format))}; got {name!r}.")
@@ -70,7 +70,7 @@ def engine_module(name: Format) -> EngineModule:
 
 
 def import_extra(name: str, extra: str) -> Any:
-    """Import a module of an extra; where it is missing, the error says what to install."""
+    """Import a module of an optional extra; if it is missing, the error says what to install."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -81,12 +81,12 @@ def import_extra(name: str, extra: str) -> Any:
 
 
 def compile_network(network: nn.Module, runtime: Runtime, example: Tensor, *, threads: int = 0) -> Engine:
-    """Convert a network and open it in a runtime, in one go and without leaving a file.
+    """Convert a network and open it in a runtime, without leaving files.
 
     Args:
-        network: Any network from images to images, in eval mode. It is not changed.
-        runtime: Which one.
-        example: An input of it, for tracing; the result takes other sizes, too.
+        network: Any image-to-image network, in eval mode. It is not changed.
+        runtime: ``"onnx"``, ``"openvino"`` or ``"ncnn"``.
+        example: An input for tracing; the result takes other sizes, too.
         threads: Number of threads; 0 for one per core.
 
     Raises:

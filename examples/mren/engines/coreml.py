@@ -1,4 +1,4 @@
-"""Core ML: a .mlpackage for Apple's devices, from iOS 17 and macOS 14 on."""
+"""Core ML: a .mlpackage for Apple devices, from iOS 17 and macOS 14."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from examples.mren.engines import Engine, import_extra
 
-MIN_SIDE, MAX_SIDE = 16, 1024  # sides of the images; tiles for larger ones
+MIN_SIDE, MAX_SIDE = 16, 1024  # of an image; larger ones need tiling
 
 
 def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
@@ -40,12 +40,12 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 
 
 def load(path: Path, *, threads: int = 0) -> Engine:
-    """Not offered: only macOS can compute with a package, and nothing here was tried there."""
-    raise NotImplementedError("Core ML computes on Apple's systems alone.")
+    """Not supported: packages run only on Apple systems, where this code is untested."""
+    raise NotImplementedError("Core ML runs only on Apple systems.")
 
 
 def operators(path: Path) -> set[str]:
-    """The names of the operators in a package, to be looked up in what an accelerator supports."""
+    """The names of the operators in a package, to check them against those an accelerator supports."""
     specification = _import().utils.load_spec(str(path))
     (block,) = specification.mlProgram.functions["main"].block_specializations.values()
     return {operation.type for operation in block.operations}

@@ -1,4 +1,4 @@
-"""LiteRT, the runtime for phones that was TensorFlow Lite: a .tflite file for images of one size."""
+"""LiteRT, formerly TensorFlow Lite, the runtime for phones: a .tflite file for images of one size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from examples.mren.engines import Engine, import_extra
 
 
 def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
-    """Convert a network to a file for an image as large as ``example``, with axes as in torch. No metadata are kept."""
+    """Convert a network to a file for one image of the size of ``example``, in NCHW. No metadata is stored."""
     litert_torch = import_extra("litert_torch", "litert")
     root = logging.getLogger()
     level = root.level
@@ -46,7 +46,7 @@ def load(path: Path, *, threads: int = 0) -> Engine:
 
 
 def operators(path: Path) -> set[str]:
-    """The names of a file's operators, to be looked up in what an accelerator supports."""
+    """The names of a file's operators, to check them against those an accelerator supports."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     plain = Interpreter(str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)

@@ -1,4 +1,4 @@
-"""ncnn: Tencent's runtime for phones and small computers, on the CPU and by Vulkan; pnnx converts to it."""
+"""ncnn, Tencent's runtime for phones and small computers, on CPUs and Vulkan; converted by pnnx."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def write(
 ) -> None:
     """Convert a network to a folder with ``model.ncnn.param`` and ``model.ncnn.bin``.
 
-    Weights are float32. ncnn has no place for metadata; they go into ``metadata.json``.
+    Weights are float32. ncnn files cannot hold metadata, which goes into ``metadata.json``.
 
     Args:
         network: The network.
         path: The folder.
-        example: An image for it.
-        metadata: What the result says about itself.
-        any_size: Whether it is for an image of any size; otherwise for those of the size of ``example``. Not every
-            network can be the first: ncnn pools to a size that is a number, and not to one that depends on the image.
+        example: An input for the network.
+        metadata: Metadata of the result.
+        any_size: Whether the result takes images of any size; otherwise, only of the size of ``example``. Not every
+            network supports the former: ncnn pools only to a constant size, not to one that depends on the image.
 
     Raises:
-        ValueError: If pnnx cannot convert it, or ncnn has no layer for a part of it.
+        ValueError: If pnnx cannot convert the network, or ncnn lacks a layer for it.
     """
     pnnx = import_extra("pnnx", "ncnn")
     height, width = example.shape[2:]
     path.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns about checks of shapes
+        warnings.simplefilter("ignore")  # tracing warns about shape checks
         traced = Path(folder) / "network.pt"
         torch.jit.trace(network, example[:1], check_trace=False).save(str(traced))
         # pnnx.export would also execute the Python file that pnnx writes.
@@ -53,19 +53,19 @@ def write(
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if done.returncode != 0 or not (path / BIN).is_file():
         raise ValueError(f"pnnx cannot convert the network ({one_line(done.stderr)[-300:]}).")
-    # Operators without a layer of ncnn keep their own names, such as F.adaptive_max_pool2d.
+    # Operators that ncnn lacks keep their torch names, such as F.adaptive_max_pool2d.
     kinds = {line.split()[0] for line in (path / PARAM).read_text(encoding="utf-8").splitlines()[2:]}
     if unknown := sorted(kind for kind in kinds if "." in kind or ":" in kind):
-        raise ValueError(f"ncnn has no layer for {', '.join(unknown)}, which the network has for images of any size.")
+        raise ValueError(f"ncnn has no layer for {', '.join(unknown)}, which the network needs for images of any size.")
     if metadata:
         (path / "metadata.json").write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
 
 
 def load(path: Path, *, threads: int = 0) -> Engine:
-    """Open such a folder, on the CPU and in float32.
+    """Open such a folder on the CPU in float32.
 
     Raises:
-        ValueError: If a layer is unknown to ncnn.
+        ValueError: If ncnn cannot load it.
     """
     ncnn = import_extra("ncnn", "ncnn")
     net = ncnn.Net()
@@ -79,7 +79,7 @@ def load(path: Path, *, threads: int = 0) -> Engine:
 
     def enlarge(image: np.ndarray) -> np.ndarray:
         extractor: Any = net.create_extractor()
-        # A copy, in which each channel begins where ncnn expects it; in numpy's memory it would read beyond the image.
+        # Copied so that channels are aligned as ncnn expects; in numpy's memory, it would read beyond the image.
         extractor.input("in0", ncnn.Mat(image).clone())
         code, result = extractor.extract("out0")
         if code != 0:

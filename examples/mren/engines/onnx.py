@@ -16,14 +16,14 @@ from examples.mren.engines.program import export_program
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 20  # the first with Gelu; before, it is five nodes that runtimes have to recognise
+OPSET = 20  # the first with Gelu; in earlier ones it is five nodes that runtimes must recognise
 
 
 def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
     """Convert a network to a file for images of any number, height and width."""
     onnx = import_extra("onnx", "onnx")
-    import_extra("onnxscript", "onnx")  # what the exporter needs
-    with torch.no_grad():  # not inference_mode: the exporter refuses what a network keeps from it
+    import_extra("onnxscript", "onnx")  # the exporter needs it
+    with torch.no_grad():  # not inference_mode: the exporter refuses tensors cached in it
         scale = network(example).shape[2] // example.shape[2]
     program = export_program(network, example)
     with warnings.catch_warnings():
@@ -36,7 +36,7 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
             input_names=["input"],
             output_names=["output"],
             opset_version=OPSET,
-            external_data=False,  # one file, also where it is moved to
+            external_data=False,  # a single file, which can be moved
             verbose=False,
         )
     model = onnx.load(path)
@@ -47,7 +47,7 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 
 
 def load(path: Path, *, threads: int = 0) -> Engine:
-    """Open a file in ONNX Runtime, on the CPU.
+    """Open a file in ONNX Runtime on the CPU.
 
     Raises:
         ValueError: If ONNX Runtime cannot run it.
@@ -58,7 +58,7 @@ def load(path: Path, *, threads: int = 0) -> Engine:
 
 
 def _tidy(model: onnx.ModelProto, scale: int) -> None:
-    """Name the sizes, and drop what the exporter notes about its own run, half of the file."""
+    """Name the dynamic axes, and remove the exporter's debug information, half of the file."""
     del model.graph.value_info[:]
     model.doc_string = ""
     for node in model.graph.node:

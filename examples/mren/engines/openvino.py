@@ -1,4 +1,4 @@
-"""OpenVINO: Intel's runtime, for x86 and ARM processors, Intel's GPUs and NPUs."""
+"""OpenVINO, Intel's runtime for x86 and ARM processors and Intel's GPUs and NPUs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Precision = Literal["f32", "bf16"]
 def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str] = {}) -> None:
     """Convert a network to a folder with ``model.xml`` and ``model.bin``, for images of any number, height and width.
 
-    The files are made from ONNX, which OpenVINO reads itself: its own converter sends telemetry.
+    The network is converted through ONNX, which OpenVINO reads: its own converter sends telemetry.
     """
-    import_extra("openvino", "openvino")  # a package that is missing is named before the first conversion
+    import_extra("openvino", "openvino")  # fail before the first conversion if it is missing
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
         onnx.write(with_rbwas(network, _MaskedRBWA), file, example)
@@ -31,7 +31,7 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 
 
 def convert(file: Path, path: Path, metadata: Mapping[str, str] = {}) -> None:
-    """Convert an ONNX file to such a folder; what is quantised in the file is computed in int8."""
+    """Convert an ONNX file to such a folder; quantised layers stay in int8."""
     openvino = import_extra("openvino", "openvino")
     model = openvino.Core().read_model(file)
     for name, value in metadata.items():
@@ -41,37 +41,37 @@ def convert(file: Path, path: Path, metadata: Mapping[str, str] = {}) -> None:
 
 
 def load(path: Path, *, threads: int = 0, precision: Precision = "f32") -> Engine:
-    """Open such a folder, on the CPU.
+    """Open such a folder on the CPU.
 
     Args:
         path: The folder.
         threads: Number of threads; 0 for one per core.
-        precision: ``"bf16"`` computes in bfloat16, which is faster on a processor that has it. OpenVINO would choose it
-            there by itself.
+        precision: ``"bf16"`` computes in bfloat16, which is faster on processors that support it and OpenVINO's default
+            there.
     """
     core = import_extra("openvino", "openvino").Core()
-    core.set_property({"ENABLE_MMAP": False})  # or the files could not be deleted on Windows as long as it runs
+    core.set_property({"ENABLE_MMAP": False})  # otherwise, Windows cannot delete the files while the model is loaded
     return _StaticShapeModel(core, path / MODEL, threads, precision)
 
 
 class _MaskedRBWA(FoldedRBWA):
-    """A folded RBWA that puts the outermost pixels in their place by masks.
+    """A folded RBWA that writes the outermost pixels with masks.
 
-    OpenVINO merges that with what comes next. To write by index, it would reorder the memory of the whole map, twice.
+    OpenVINO fuses them with the next layer. For writing by index, it would reorder the whole map in memory twice.
     """
 
     def place_frame(self, inner: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
         height, width = inner.shape[2:]
-        row = torch.arange(height).view(1, 1, -1, 1)  # with all axes, or it would still reorder
+        row = torch.arange(height).view(1, 1, -1, 1)  # with all axes; otherwise, OpenVINO still reorders
         column = torch.arange(width).view(1, 1, 1, -1)
         inner = torch.where(row == 0, top, torch.where(row == height - 1, bottom, inner))
         return torch.where(column == 0, left, torch.where(column == width - 1, right, inner))
 
 
 class _StaticShapeModel:
-    """A model that is compiled for the size of the images whenever that changes.
+    """A model that is recompiled whenever the size of the images changes.
 
-    For a size that it knows, OpenVINO computes up to twice as fast, and images and tiles mostly come in one.
+    With static shapes OpenVINO is up to twice as fast, and images and tiles are mostly of one size.
     """
 
     def __init__(self, core: Any, file: Path, threads: int, precision: Precision) -> None:

@@ -1,4 +1,4 @@
-"""What all conversions start from: MREN in operators that every runtime has, and its graph for any size."""
+"""The common basis of all conversions: MREN in widely supported operators, and its graph for any image size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sc_blocks.deploy.rbwa import FoldedRBWA
 
 
 class PortableMREN(nn.Module):
-    """MREN as it was trained, with its bicubic enlargement in operators that every runtime has."""
+    """MREN, unfolded, with its bicubic upsampling in operators that every runtime supports."""
 
     def __init__(self, net: MREN) -> None:
         super().__init__()
@@ -33,20 +33,20 @@ class PortableMREN(nn.Module):
 
 
 class PortableBicubic(nn.Module):
-    """Bicubic enlargement by a whole factor as slices, a convolution and a transposed convolution; exact.
+    """Exact bicubic upsampling by a whole factor with slices, a convolution and a transposed convolution.
 
     Core ML's converter, TensorRT and ncnn before 2022 have no bicubic operator, and that of ONNX Runtime takes twenty
-    times as long. The GPU delegate of LiteRT takes neither the padding with copies of the border nor the pixel shuffle
-    of :class:`examples.mren.fold.BicubicConv`: their operators are gathers and permutations of six axes. The transposed
-    convolution, whose weights are 0 and 1, is that pixel shuffle. It has no groups, which LiteRT does not know and
-    ONNX Runtime gets wrong in WebGPU.
+    times as long. The GPU delegate of LiteRT supports neither the replication padding nor the pixel shuffle of
+    :class:`examples.mren.fold.BicubicConv`, which become gathers and permutations of six axes. The transposed
+    convolution, whose weights are 0 and 1, replaces the pixel shuffle. It has no groups, which LiteRT does not support
+    and ONNX Runtime computes incorrectly in WebGPU.
     """
 
     def __init__(self, factor: int, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.factor = factor
         self.weight = BicubicConv(factor, dtype=dtype).weight
-        pixels = torch.eye(3 * factor * factor, dtype=self.weight.dtype)  # of 3 colours, in the order of their channels
+        pixels = torch.eye(3 * factor * factor, dtype=self.weight.dtype)  # of 3 colours, as a pixel shuffle orders them
         self.shuffle = nn.Parameter(pixels.reshape(-1, 3, factor, factor), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class PortableBicubic(nn.Module):
 
 
 def with_rbwas(network: nn.Module, kind: type[FoldedRBWA]) -> nn.Module:
-    """A copy of a network whose folded RBWAs are of a kind that suits an engine."""
+    """A copy of a network with its folded RBWAs replaced by a subclass that suits an engine."""
     network = copy.deepcopy(network)
     for module in network.modules():
         if isinstance(module, FoldedRBWA):
@@ -67,8 +67,8 @@ def with_rbwas(network: nn.Module, kind: type[FoldedRBWA]) -> nn.Module:
 
 
 def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
-    """The graph of a network for any number, height and width of images."""
-    # Gradients stay enabled: otherwise a network that caches tensors would cache those of the tracer.
+    """Export the graph of a network for images of any number, height and width."""
+    # Gradients stay enabled: otherwise, a network that caches tensors would cache those of the tracer.
     with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
         warnings.simplefilter("ignore")  # deprecations inside torch
         # Two images: a batch of one would become a constant of the graph.

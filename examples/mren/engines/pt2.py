@@ -1,4 +1,4 @@
-"""PyTorch's own exported program: runs with torch alone, without the code of the network."""
+"""PyTorch's exported program, which runs with torch alone, without the code of the network."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def write(network: nn.Module, path: Path, example: Tensor, metadata: Mapping[str
 
 
 class _IndexedRBWA(FoldedRBWA):
-    """A folded RBWA that takes its outermost pixels by index.
+    """A folded RBWA that reads the outermost pixels by index.
 
-    The program would remember that a slice was smaller than the map, and refuse maps of one or two rows.
+    With slices, the exported program would specialise on maps larger than the slice, and refuse one or two rows.
     """
 
     def with_frame(self, inner: Tensor, x: Tensor, plain: MapFunction, band: int) -> Tensor:
@@ -35,7 +35,7 @@ class _IndexedRBWA(FoldedRBWA):
 
 
 def load(path: Path, *, threads: int = 0) -> Engine:
-    """Open a file in torch. The number of threads is that of the process; ``threads`` is not used."""
+    """Open a file in torch. It runs with the threads of the process; ``threads`` is ignored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = torch.export.load(path).module()
