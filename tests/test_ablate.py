@@ -64,7 +64,7 @@ def test_trunks_have_equal_parameters_between_one_head_and_tail() -> None:
 
 
 def test_trunks_that_cannot_be_equal_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"trunk=IMDB: comes no closer to the .* parameters of MREBs than"):
+    with pytest.raises(ValueError, match=r"trunk=IMDB: the closest to the .* parameters of MREBs is"):
         TABLES["trunk"].variants[1].row(4, {"channels": 12, "num_blocks": 1, "reconstruct_channels": [8, 6]})
 
 
@@ -211,7 +211,7 @@ def test_a_damaged_table_of_results_is_named_before_any_work(tmp_path: Path, cap
     ("more", "words"),
     [
         (["--test", "nowhere"], "no folder at"),
-        (["--config", '{"exchange": null}'], "exchange: --table exchange compares it; leave it to the rows"),
+        (["--config", '{"exchange": null}'], "exchange: is compared by --table exchange; leave it out"),
         (["--config", '{"exchanges": null}'], "--config: MREN.__init__() got an unexpected keyword argument"),
         (["--patch-size", "128"], "less than the patch of 128 x 128"),
     ],

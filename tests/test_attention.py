@@ -192,7 +192,7 @@ def test_the_sample(tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch) -> Non
         (["there.png", "-o", "out.png"], "there.png: not a readable image"),
         (["IN", "-o", "out.png", "--blocks", "1", "4"], "--blocks: must be numbers from 1 to 3, got 1 4"),
         (["IN", "-o", "out.png", "--blocks", "0"], "--blocks: must be numbers from 1 to 3, got 0"),
-        (["narrow.png", "-o", "out.png", "--max-side", "10"], "narrow.png: too narrow to shrink it by 5"),
+        (["narrow.png", "-o", "out.png", "--max-side", "10"], "narrow.png: too narrow to downscale it by 5"),
         (["IN", "-o", "out.png", "--weights", "none.safetensors"], "no weights at none.safetensors"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -238,7 +238,7 @@ def test_the_weights_for_photographs_are_named_as_everywhere(photo: Path, tmp_pa
     monkeypatch.setattr(command, "draw", lambda *_, title, channel: titles.append(title) or Figure())
     arguments = ["--variant", "mren_s", "--weights", "photo", "--device", "cpu"]
     assert command.main([str(photo), "-o", str(tmp_path / "out.png"), *arguments]) == 0
-    assert titles == ["mren_s_x4_photo ×4, looking at 0.png, 14 × 9"]
+    assert titles == ["mren_s_x4_photo ×4, 0.png, 14 × 9"]
 
 
 def test_draws_without_a_display_and_without_pyplot() -> None:

@@ -213,7 +213,7 @@ def test_psnr_of_rgb_by_hand() -> None:
     assert psnr_rgb(first, second) == pytest.approx(20 * math.log10(255) - 10 * math.log10(error))
     with pytest.raises(TypeError, match=r"^psnr_rgb: sr must be uint8"):
         psnr_rgb(first.float(), second)
-    with pytest.raises(ValueError, match=r"^psnr_rgb: sr and hr must have one shape"):
+    with pytest.raises(ValueError, match=r"^psnr_rgb: sr and hr must have the same shape"):
         psnr_rgb(first[:, 1:], second)
 
 

@@ -235,7 +235,7 @@ def test_what_is_no_pair_is_named(tmp_path: Path, weights: Path, capsys) -> None
     for words in (
         f"{hr / 'lost.png'}: has no partner in {lr}; lost.png or lostx2.png would be one.",
         f"{hr / 'scale.png'}: has no partner of x2; {lr / 'scalex4.png'} is x4 by its name.",
-        f"{lr / 'size.png'}: has 16 x 16 pixels; for --scale 2 its high-resolution partner asks for 24 x 25; it fits",
+        f"{lr / 'size.png'}: has 16 x 16 pixels; for --scale 2 its high-resolution partner requires 24 x 25; it fits",
         f"{hr / 'twice.png'}: has several partners, {lr / 'twice.bmp'} and {lr / 'twice.png'}",
         f"{lr / 'alone.png'}: has no high-resolution partner",
         f"{lr / 'sharedx2.png'}: is the partner of ",
@@ -320,7 +320,7 @@ def test_a_set_that_is_not_whole_is_said(tmp_path: Path, weights: Path, capsys) 
         write_photos(Path(folder), [(48, 48)])
     assert main(["--data", *folders, "--scale", "2", "--weights", str(weights)]) == 0
     said = capsys.readouterr().err
-    assert "Set5: 1 image, others score 5 under this name" in said
+    assert "Set5: 1 image, but published scores are of 5" in said
     assert "mine:" not in said
 
 

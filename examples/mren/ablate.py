@@ -1,11 +1,11 @@
-"""Repeat the paper's ablations, and compare trunks and recipes, at one equal budget with paired seeds.
+"""Repeat the paper's ablations, and compare trunks and recipes, at equal budgets with paired seeds.
 
     python -m examples.mren.ablate --table 3 4 --variant mren_s --data FOLDER --test Set5 --recipe short --steps 3200 \
         --batch-size 4 --patch-size 128 -o runs/ablation
 
-trains every row of the tables with every seed, scores it, and writes ``runs.csv``, a line for each run and test set,
-``table_3.md`` and ``table_4.md``. With ``--minutes`` all rows train for equal time instead of equal steps. A run that
-is there already is not trained again, one that was cut off is resumed; rows that tables share are trained once.
+trains and scores every row of the tables with every seed, and writes ``runs.csv`` with a line for each run and test
+set, ``table_3.md`` and ``table_4.md``. With ``--minutes``, all rows train for equal time instead of equal steps.
+Finished runs are not trained again, interrupted ones are resumed; rows shared by several tables are trained once.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Variant:
     config: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of :class:`~examples.mren.model.MREN` that differ from those of the other rows."""
     paper: float | None = None
-    """PSNR on Set5 at ×4 that the paper prints."""
+    """PSNR on Set5 at ×4 that the paper reports."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the training, see :class:`examples.compare.runner.Row`."""
+    """Training options, see :class:`examples.compare.runner.Row`."""
     drawn: bool = True
-    """Whether the initial weights are drawn by :meth:`MREN.init_weights` instead of by torch's layers."""
+    """Whether weights are initialised by :meth:`MREN.init_weights`, instead of by torch's defaults."""
     block: Callable[[int], nn.Module] | None = None
-    """Called with the width to build what stands in the place of an MREB; the width is that of equal parameters."""
+    """Called with a width to build the replacement of an MREB; the width is chosen for equal parameters."""
 
     @property
     def key(self) -> str:
-        """Name of the row, and of the folder of its runs."""
+        """Name of the row and of the folder of its runs."""
         options = {name.replace("_", "-"): value for name, value in self.options.items()}
         changed = {**self.config, **options} | ({"trunk": self.block.__name__} if self.block else {})
         changed |= {} if self.drawn else {"init": "torch"}
@@ -59,14 +59,14 @@ class Variant:
         return ",".join(f"{name}={value}" for name, value in sorted(values.items())) or "default"
 
     def row(self, scale: int, config: Mapping[str, Any]) -> Row:
-        """What is trained.
+        """The network to train.
 
         Args:
-            scale: What the network enlarges by.
-            config: Arguments that all rows have, ``num_blocks`` among them.
+            scale: Upscaling factor.
+            config: Arguments shared by all rows, including ``num_blocks``.
 
         Raises:
-            ValueError: If no width has as many parameters.
+            ValueError: If no width gives a similar number of parameters.
         """
         arguments = {"scale": scale, **config, **self.config}
         make = partial(fresh_mren, arguments) if self.drawn else partial(MREN, **arguments)
@@ -78,21 +78,21 @@ class Variant:
         found = count_parameters(partial(build, width))
         if abs(found / target - 1) > 0.05:
             raise ValueError(
-                f"{self.key}: comes no closer to the {target:,} parameters of MREBs than {found:,}, at {width} "
-                "channels; take more or fewer --num-blocks."
+                f"{self.key}: the closest to the {target:,} parameters of MREBs is {found:,}, at {width} "
+                "channels; use more or fewer --num-blocks."
             )
         return Row(self.key, partial(build, width), channels=width, options=self.options)
 
 
 def fresh_mren(config: Mapping[str, Any]) -> MREN:
-    """MREN with the weights that a training starts from."""
+    """MREN with its weights initialised for training."""
     net = MREN(**config)
     net.init_weights()
     return net
 
 
 def with_trunk(block: Callable[[int], nn.Module], config: Mapping[str, Any], channels: int) -> MREN:
-    """MREN with other blocks between its head and its tail, as many as it would have MREBs."""
+    """MREN with other blocks in place of its MREBs."""
     net = fresh_mren({**config, "channels": channels, "num_blocks": 1})
     net.body = nn.Sequential(*(block(channels) for _ in range(config["num_blocks"])))
     return net
@@ -106,14 +106,14 @@ class Table:
         self.variants = variants
 
     def tabulate(self, runs: Sequence[Run], scale: int = 4) -> str:
-        """The table in Markdown of those rows that there are runs of; at ×4 with what the paper prints."""
+        """The Markdown table of the rows that have runs; at ×4 with the results of the paper."""
         paper = {variant.key: variant.paper for variant in self.variants if variant.paper is not None}
         titles = {variant.key: variant.title for variant in self.variants}
         return comparison_table(runs, titles=titles, paper=paper if scale == 4 else None)
 
 
 NUM_BLOCKS = 6  # of the paper's network
-BLOCK_COUNTS = {6: 32.24, 3: 32.06, 4: 32.12, 5: 32.16, 7: 32.20, 8: 32.21}  # as the paper prints them
+BLOCK_COUNTS = {6: 32.24, 3: 32.06, 4: 32.12, 5: 32.16, 7: 32.20, 8: 32.21}  # PSNR in the paper
 WEIGHTS = {
     0.2: 32.24, 0: 32.20, 0.1: 32.21, 0.3: 32.20, 0.4: 32.18, 0.5: 32.23,
     0.6: 32.21, 0.7: 32.14, 0.8: 32.19, 0.9: 32.20, 1: 32.18,
@@ -151,7 +151,7 @@ TABLES = {
         Variant("nowhere", {"exchange": None}),
     ),
     "communication": Table(
-        "What reaches a DRACB from the one before",
+        "Communication between DRACBs",
         Variant("0.2 of its map (default)"),
         Variant("nothing", {"communication": 0}),
         Variant("all of its map", {"communication": 1}),
@@ -159,14 +159,14 @@ TABLES = {
         Variant("a share computed from both maps", {"communication": "gated"}),
     ),
     "beyond": Table(
-        "Channels that are not the paper's",
+        "Communication channels beyond the paper",
         Variant("0.2 of the map (the paper's)"),
         Variant("a learned share", {"communication": "learnable"}),
         Variant("a share computed from both maps", {"communication": "gated"}),
         Variant("0.2 of the map, one chain through all MREBs", {"chain": "network"}),
     ),
     "trunk": Table(
-        "Trunks of equal parameters between one head and tail",
+        "Trunks with equal parameters and the same head and tail",
         Variant("MREBs"),
         Variant("IMDBs, of IMDN", block=IMDB),
         Variant("RFDBs, of RFDN", block=RFDB),
@@ -177,15 +177,15 @@ TABLES = {
         Variant("torch's defaults", drawn=False),
     ),
     "recipe": Table(
-        "How it is trained",
-        Variant("one cycle up to 1e-3, averaged weights"),
+        "Training recipe",
+        Variant("one cycle up to 1e-3, EMA of the weights"),
         Variant("one cycle up to 1e-3", options={"ema_decay": 0}),
         Variant("the paper's: 5e-4, halved four times", options={"recipe": "paper"}),
-        Variant("averaged, begun from the weights of ×2", options={"init": weights_path(2)}),
+        Variant("EMA, started from the weights of ×2", options={"init": weights_path(2)}),
     ),
     "training": Table(
         "Loss and patches",
-        # In full: other recipes and command lines may have another loss.
+        # All options in full, as recipes and command lines may set another loss.
         Variant("L1", options={"loss": "l1", "textured": False}),
         Variant("L1, textured patches", options={"loss": "l1", "textured": True}),
         Variant("L1 of pixels and spectrum", options={"loss": "l1+fft", "textured": False}),
@@ -197,14 +197,14 @@ TABLES = {
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.mren.ablate",
-        description="Repeat the paper's ablations, and compare trunks and recipes, at one equal budget.",
+        description="Repeat the paper's ablations, and compare trunks and recipes, at equal budgets.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--table", nargs="+", choices=tuple(TABLES), required=True, help="what to compare")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to train, to share the work")
-    parser.add_argument("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="of all networks")
-    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="mren_s has a narrow tail")
-    parser.add_argument("--num-blocks", type=whole_number(1), default=NUM_BLOCKS, help="MREBs")
+    parser.add_argument("--table", nargs="+", choices=tuple(TABLES), required=True, help="tables to produce")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="train only these rows, to share the work")
+    parser.add_argument("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="upscaling factor")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), default="mren", help="network variant")
+    parser.add_argument("--num-blocks", type=whole_number(1), default=NUM_BLOCKS, help="number of MREBs")
     meaning = """further arguments of all networks, such as '{"exchange": null}'"""
     parser.add_argument("--config", type=json_object, default={}, metavar="JSON", help=meaning)
     add_options(parser)
@@ -224,11 +224,11 @@ def ablate(args: argparse.Namespace) -> list[Run]:
     given = {*args.config} | ({"num_blocks"} if args.num_blocks != NUM_BLOCKS else set())
     if compared := given.intersection(name for variant in variants.values() for name in variant.config):
         raise ValueError(
-            f"{' and '.join(sorted(compared))}: --table {' '.join(args.table)} compares it; leave it to the rows."
+            f"{' and '.join(sorted(compared))}: is compared by --table {' '.join(args.table)}; leave it out."
         )
     if "recipe" in args.table and (args.recipe != "short" or (args.steps or args.minutes) is None):
         raise UsageError(
-            "--table recipe: holds the recipe short against the paper's, at one length; add --recipe short, and "
+            "--table recipe: compares the recipe short with the paper's at the same length; add --recipe short, and "
             "--steps or --minutes."
         )
     try:
@@ -243,7 +243,7 @@ def ablate(args: argparse.Namespace) -> list[Run]:
         trained = {run.name for run in runs}
         for name in args.table:
             if not trained.intersection(variant.key for variant in TABLES[name].variants):
-                continue  # those of --only are in other tables
+                continue  # no row of this table is in --only
             text = TABLES[name].tabulate(runs, args.scale)
             write_text(args.output / f"table_{name}.md", text)
             print(f"\n{TABLES[name].title}\n\n{text}")

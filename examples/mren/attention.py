@@ -1,12 +1,12 @@
-"""Draw what the DRACBs of an MREN let through, and what their communication changes about it.
+"""Draw the masks of the DRACBs of an MREN, and the effect of their communication.
 
     python -m examples.mren.attention photo.jpg -o attention.png
     python -m examples.mren.attention photo.jpg -o attention.pdf --weights own.safetensors --blocks 1 3 6
 
-One row for each MREB, one column for each of its DRACBs. On the left the masks, averaged over their channels; on the
+Each row is an MREB, each column one of its DRACBs. On the left are the masks, averaged over their channels; on the
 right the same masks minus those of a copy of the network without communication between the DRACBs, W = 0. The command
-prints how similar the maps of neighbouring DRACBs are, before and after communication. Without a picture it takes a
-photograph that scikit-image ships.
+prints the correlation between the maps of neighbouring DRACBs before and after communication. Without a picture, it
+uses a photograph from scikit-image.
 """
 
 from __future__ import annotations
@@ -47,38 +47,38 @@ from sc_blocks.introspect import capture_attention
 
 OUTPUT = "mren_attention.png"
 SUFFIXES = (".png", ".pdf", ".svg")
-MAX_SIDE = 512  # a cell of the picture shows no more
-CELL = 1.7  # inches, of a mask's longer side
-OUTSIDE = 0.002  # fraction of the pixels beyond each end of a colour scale
+MAX_SIDE = 512  # more than a cell of the figure can show
+CELL = 1.7  # longer side of a mask in inches
+OUTSIDE = 0.002  # fraction of pixels clipped at each end of a colour scale
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What the DRACBs of a network made of one picture: by MREB, then by DRACB, tensors of shape (C, H, W)."""
+    """Outputs of the DRACBs of a network for one picture: by MREB, then by DRACB, of shape (C, H, W)."""
 
     maps: list[list[Tensor]]
-    """The map that each DRACB computes from its input alone."""
+    """The map that each DRACB computes from its input."""
 
     fused: list[list[Tensor]]
-    """Fused with the map of its predecessor."""
+    """That map fused with the one of the previous DRACB."""
 
     masks: list[list[Tensor]]
     """The gates that multiply the fused maps, between 0 and 1."""
 
 
 def collect_attention(net: MREN, image: Tensor, blocks: Sequence[int]) -> Attention:
-    """Run the body of a network on an RGB image and collect what its DRACBs made.
+    """Run the body of a network on an RGB image and collect the outputs of its DRACBs.
 
     Args:
         net: The network.
-        image: Shape (3, H, W), where the network is.
-        blocks: Which MREBs to look at, from 0.
+        image: Shape (3, H, W), on the device of the network.
+        blocks: Indices of the MREBs, from 0.
 
     Raises:
-        ValueError: If the DRACBs have no masks, as those built with ``gate=False``.
+        ValueError: If the DRACBs have no masks because they were built with ``gate=False``.
     """
     with torch.inference_mode(), capture_attention(net.body, ["*.refine.links.*"]) as captured:
-        net.body(net.head(image[None]))  # not the upsampling, which costs most and has no DRACB
+        net.body(net.head(image[None]))  # without the upsampling, which costs most and has no DRACBs
     links = range(net.body[0].refine.length)
     if "0.refine.links.0.gate" not in captured:
         raise ValueError("collect_attention: net must have masks, got DRACBs that were built with gate=False.")
@@ -99,7 +99,7 @@ def without_communication(net: MREN) -> MREN:
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson correlation over positions, the mean of all channels; a channel that is flat correlates with nothing.
+    """Pearson correlation over positions, averaged over channels; that of a constant channel is 0.
 
     Args:
         a: Shape (C, H, W).
@@ -115,7 +115,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def correlation_table(attention: Attention, blocks: Sequence[int]) -> str:
-    """The similarity of the maps of neighbouring DRACBs as a table, a line for each MREB."""
+    """A table of the correlations between the maps of neighbouring DRACBs, with a line for each MREB."""
     pairs = range(len(attention.maps[0]) - 1)
     lines = [["MREB", *(f"{what} {pair + 1}-{pair + 2}" for what in ("own", "fused") for pair in pairs)]]
     for block, *rows in zip(blocks, attention.maps, attention.fused, strict=True):
@@ -127,22 +127,22 @@ def correlation_table(attention: Attention, blocks: Sequence[int]) -> str:
 def draw(
     image: Tensor, full: Attention, ablated: Attention, blocks: Sequence[int], *, title: str, channel: str
 ) -> Figure:
-    """Draw the masks, and what the communication changes about them.
+    """Draw the masks, and how communication changes them.
 
     Args:
         image: The input of the network, shape (3, H, W).
-        full: Its attention with communication.
-        ablated: Its attention without.
-        blocks: Which MREBs those are, from 0.
-        title: Above everything.
-        channel: The communication, in words.
+        full: The attention with communication.
+        ablated: The attention without communication.
+        blocks: Indices of the MREBs, from 0.
+        title: Title of the figure.
+        channel: Description of the communication.
     """
     masks, ablated_masks = (
         torch.stack([torch.stack([mask.mean(0) for mask in row]) for row in attention.masks])
         for attention in (full, ablated)
     )
     change = masks - ablated_masks
-    # Clip outliers: a handful of pixels would take most of the colour scale.
+    # Clip outliers: otherwise, a few pixels take up most of the colour scale.
     lowest, highest = np.quantile(masks.numpy(), (OUTSIDE, 1 - OUTSIDE))
     limit = np.quantile(change.abs().numpy(), 1 - 2 * OUTSIDE)
     rows, columns, height, width = masks.shape
@@ -184,7 +184,7 @@ def _draw_grid(
 
 
 def read_image(source: Path | None, max_side: int) -> Tensor:
-    """The picture as RGB, shape (3, H, W), shrunk by a whole factor if it is too large."""
+    """Read a picture as RGB of shape (3, H, W), downscaled by a whole factor if it is too large."""
     if source is None:
         image = photograph("chelsea").float() / 255
     else:
@@ -195,7 +195,7 @@ def read_image(source: Path | None, max_side: int) -> Tensor:
     if factor == 1:
         return image
     if min(image.shape[1:]) < factor:
-        raise ValueError(f"{source}: too narrow to shrink it by {factor}; --max-side allows {max_side} pixels.")
+        raise ValueError(f"{source}: too narrow to downscale it by {factor}; raise --max-side, which is {max_side}.")
     return imresize(mod_crop(image, factor), 1 / factor).clamp(0, 1)
 
 
@@ -218,15 +218,15 @@ def run(args: argparse.Namespace) -> None:
     weights = find_weights(args.scale, args.variant, args.weights)
     label = NETWORKS[args.variant or "mren"] if args.weights is None else weights.stem
     name = "chelsea, from scikit-image" if source is None else source.name
-    title = f"{label} ×{net.scale}, looking at {name}, {image.shape[2]} × {image.shape[1]}"
+    title = f"{label} ×{net.scale}, {name}, {image.shape[2]} × {image.shape[1]}"
     channel = net.body[0].refine.links[1].communication  # the first link has none
     about = f"{type(channel).__name__}({channel.extra_repr()})"
     figure = draw(image, full, ablated, blocks, title=title, channel=about)
     with atomic_write(target, overwrite=args.overwrite) as scratch:
         figure.savefig(scratch, format=target.suffix[1:].lower(), dpi=150)
-    print("Correlation between the maps of neighbouring DRACBs, as each made its own and after communication:")
+    print("Correlation between the maps of neighbouring DRACBs, before (own) and after (fused) communication:")
     print(correlation_table(full, blocks))
-    print(f"{target}: masks of {len(blocks)} MREBs, and what communication changes about them")
+    print(f"{target}: masks of {len(blocks)} MREBs, and the effect of communication on them")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -234,12 +234,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("examples.mren.attention", __doc__)
     add = parser.add_argument
     add("input", nargs="?", type=path_name, metavar="IN", help="an image file")
-    add("-o", "--output", type=path_name, default=Path(OUTPUT), metavar="OUT", help="(default: %(default)s)")
+    add("-o", "--output", type=path_name, default=Path(OUTPUT), metavar="OUT", help="output file (%(default)s)")
     add_network_options(parser)
-    add("--blocks", type=int, nargs="+", metavar="N", help="MREBs to show, counted from 1 (all)")
-    add("--max-side", type=whole_number(1), default=MAX_SIDE, metavar="N", help="larger ones are shrunk (%(default)s)")
+    add("--blocks", type=int, nargs="+", metavar="N", help="MREBs to show, counted from 1 (default: all)")
+    add("--max-side", type=whole_number(1), default=MAX_SIDE, metavar="N", help="downscale larger images (%(default)s)")
     add_device_option(parser)
-    add("--overwrite", action="store_true", help="replace the output if it exists; never the input")
+    add("--overwrite", action="store_true", help="replace the output if it exists, but never the input")
     return run_command(run, parser.parse_args, argv)
 
 

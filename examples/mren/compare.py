@@ -1,9 +1,9 @@
-"""Draw what a network makes of details, next to bicubic and the original, as figure 5 of the paper does.
+"""Draw details upscaled by networks next to bicubic and the original, as in figure 5 of the paper.
 
     python -m examples.mren.compare --data Urban100 --crop img_092 img_012:300,200,96 -o details.png
 
-A detail is IMAGE:LEFT,TOP,SIDE in pixels of the original; for an image alone, the square where bicubic is
-furthest from the original is drawn. Scores are of the whole image.
+A detail is IMAGE:LEFT,TOP,SIDE in pixels of the original; for IMAGE alone, the square where bicubic has the largest
+error is drawn. Scores are of the whole image.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from examples.mren.model import NETWORKS, STAGES, VARIANTS, Scale, load_mren, pi
 from examples.mren.options import add_device_option, scale_factor
 from sc_blocks.tiling import tiled
 
-PANEL = 288  # height of a drawn panel in pixels
-OVERVIEW = 432  # width of the one that shows the whole image
+PANEL = 288  # height of a panel in pixels
+OVERVIEW = 432  # width of the panel of the whole image
 GAP = 12  # pixels around a panel
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture and the lines under it."""
+    """A picture and its caption."""
 
     image: Image.Image
     caption: str
@@ -43,7 +43,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Detail:
-    """A square of an image, in pixels; without a place, :func:`find_detail` chooses it."""
+    """A square of an image, in pixels; without ``place``, :func:`find_detail` chooses it."""
 
     image: str
     place: tuple[int, int] | None = None
@@ -73,7 +73,7 @@ class Detail:
 
 
 def find_detail(bicubic: Tensor, hr: Tensor, side: int) -> tuple[int, int]:
-    """Left and top of the square in which an enlarged image is furthest from the original, in the mean square."""
+    """Left and top of the square with the largest mean squared error of an upscaled image."""
     error = (bicubic.double() - hr.double()).square().mean(0, keepdim=True)
     sums = F.avg_pool2d(error.unsqueeze(0), side, stride=1)[0, 0]
     top, left = divmod(int(sums.argmax()), sums.shape[1])
@@ -83,16 +83,16 @@ def find_detail(bicubic: Tensor, hr: Tensor, side: int) -> tuple[int, int]:
 def draw_details(
     files: dict[str, Path], details: Sequence[Detail], scale: int, networks: dict[str, nn.Module]
 ) -> Image.Image:
-    """A row for each detail: where it is, the original, bicubic, and each network.
+    """Draw a row for each detail: an overview, the original, bicubic, and each network.
 
     Args:
         files: Image files by name.
-        details: What to draw of them.
-        scale: The factor by which the images are shrunk and enlarged again.
-        networks: By the name to print.
+        details: The details to draw.
+        scale: The factor by which the images are downscaled and upscaled again.
+        networks: The networks by the name to print.
 
     Raises:
-        ValueError: If there is no such image, or the detail does not lie in it.
+        ValueError: If there is no such image, or a detail is not inside it.
     """
     rows: list[list[Panel]] = []
     for detail in details:
@@ -122,7 +122,7 @@ def draw_details(
 
 
 def draw_panels(rows: Sequence[Sequence[Panel]], *, text_height: int = 48) -> Image.Image:
-    """Rows of pictures on white, each with its caption below."""
+    """Draw rows of pictures on white, each with its caption below."""
     widths = [sum(panel.image.width + GAP for panel in row) + GAP for row in rows]
     heights = [max(panel.image.height for panel in row) + GAP + text_height for row in rows]
     canvas = Image.new("RGB", (max(widths), sum(heights)), "white")
@@ -142,17 +142,17 @@ def draw_panels(rows: Sequence[Sequence[Panel]], *, text_height: int = 48) -> Im
 
 
 def write_sample(net: nn.Module, scale: Scale, target: Path, *, label: str = "MREN", overwrite: bool = True) -> None:
-    """Shrink a photograph that scikit-image ships, upscale it again, and draw the result next to the original.
+    """Downscale a photograph of scikit-image, upscale it again, and draw the result next to the original.
 
     Args:
-        net: The network, which enlarges by ``scale``.
+        net: The network, which upscales by ``scale``.
         scale: The factor.
         target: Image file to write.
-        label: What to call the network in the picture.
-        overwrite: Whether a file that is there may be replaced.
+        label: Name of the network in the picture.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
-        FileExistsError: If there is one that must not be.
+        FileExistsError: If the file exists and must not be replaced.
     """
     side = 240  # a multiple of each scale
     original = photograph("coffee")[:, 60 : 60 + side, 130 : 130 + side]
@@ -178,12 +178,12 @@ def _image(pixels: Tensor) -> Image.Image:
 
 
 def _enlarged(square: Tensor) -> Image.Image:
-    """Enlarge to the height of a panel, by nearest neighbour: smooth enlargement would hide what is compared."""
+    """Enlarge to the height of a panel by nearest neighbour: interpolation would hide the differences."""
     return _image(square).resize((PANEL, PANEL), Image.Resampling.NEAREST)
 
 
 def _overview(hr: Tensor, left: int, top: int, side: int) -> Image.Image:
-    """The whole image in a box of one size, so that the columns of a drawing line up."""
+    """The whole image with the square marked, in a box of fixed size that keeps columns aligned."""
     image = _image(hr)
     factor = min(PANEL / image.height, OVERVIEW / image.width)
     small = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
@@ -228,12 +228,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         required=True,
         metavar="DETAIL",
-        help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for the square where bicubic is worst",
+        help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for the square with the largest error of bicubic",
     )
-    add("-o", "--output", type=path_name, default=Path("details.png"), help="to write (%(default)s)")
-    add("--overwrite", action="store_true", help="replace the output if it is there; never an image of --data")
-    add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="(default: %(default)s)")
-    add("--weights", type=path_name, nargs="+", help="weight files of your own, instead of the shipped ones")
+    add("-o", "--output", type=path_name, default=Path("details.png"), help="output file (%(default)s)")
+    add("--overwrite", action="store_true", help="replace the output if it exists, but never an image of --data")
+    add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="upscaling factor (default: %(default)s)")
+    add("--weights", type=path_name, nargs="+", help="weight files to use instead of the shipped ones")
     add_device_option(parser)
     return run_command(run, parser.parse_args, argv)
 

@@ -1,7 +1,6 @@
-"""Images to train on and to score on: folders of high-resolution images, and their low-resolution twins.
+"""Images for training and scoring: folders of high-resolution images, and their low-resolution versions.
 
-The low-resolution images are made here, by the bicubic of MATLAB's ``imresize`` that the field's test sets were made
-with.
+The low-resolution images are made by the bicubic downscaling of MATLAB's ``imresize``, as in the usual test sets.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ T = TypeVar("T")
 
 
 def imresize(image: Tensor, scale: float) -> Tensor:
-    """Resize as MATLAB's bicubic ``imresize`` does: Keys' kernel (a = -0.5), scaled to shrink, mirrored borders.
+    """Resize like MATLAB's bicubic ``imresize``: Keys' kernel (a = -0.5), antialiased when shrinking, mirrored borders.
 
-    Eight-bit images are rounded after each axis, rows first, as MATLAB does; so the low-resolution test images that the
-    field distributes come out equal in every value.
+    Eight-bit images are rounded after each axis, rows first, like in MATLAB; so the results are identical to the
+    low-resolution images of the usual test sets.
 
     Args:
         image: Shape (C, H, W), uint8, or floating-point in any range.
-        scale: Above 1 a whole number that the image is enlarged by, below 1 the reciprocal of one.
+        scale: A whole number to enlarge, or the reciprocal of one to shrink.
 
     Returns:
         The resized image, in the type of ``image``.
@@ -71,22 +70,22 @@ def imresize(image: Tensor, scale: float) -> Tensor:
 
 
 def _resize_last_axis(image: Tensor, factor: int, *, shrink: bool) -> Tensor:
-    # torch drops what lies outside the image and renormalises; MATLAB mirrors. A mirrored margin as wide as the kernel,
-    # cut off afterwards, makes the two equal.
+    # At the border, torch renormalises the kernel, and MATLAB mirrors the image. A mirrored margin as wide as the
+    # kernel, cropped afterwards, makes them equal.
     margin = 4 * factor if shrink else 4
     across, side = image.shape[1:]
     mirrored = np.pad(np.arange(side), margin, mode="symmetric")
     padded = image[:, :, torch.from_numpy(mirrored).to(image.device)].unsqueeze(0)
     size = (across, padded.shape[3] // factor if shrink else padded.shape[3] * factor)
-    # antialias=True even when enlarging: torch's kernel has a = -0.5 only then. Only along the last axis: torch 2.15
-    # gets the other one wrong where the image is a single pixel wide.
+    # antialias=True even when enlarging: only then does torch's kernel have a = -0.5. Only along the last axis: torch
+    # 2.15 computes the other one incorrectly for images that are one pixel wide.
     resized = F.interpolate(padded, size, mode="bicubic", align_corners=False, antialias=True).squeeze(0)
     kept = side // factor if shrink else side * factor
     return resized[:, :, margin // factor if shrink else margin * factor :][:, :, :kept]
 
 
 def mod_crop(image: Tensor, factor: int) -> Tensor:
-    """Cut height and width of a (C, H, W) image down to multiples of ``factor``, keeping the top left.
+    """Crop height and width of a (C, H, W) image to multiples of ``factor``, keeping the top left.
 
     Raises:
         ValueError: If the image has other dimensions, or nothing would be left.
@@ -107,11 +106,11 @@ def _check_dimensions(function: str, image: Tensor) -> None:
 
 
 def list_images(*folders: str | Path) -> list[Path]:
-    """The image files of folders, each sorted by name; without hidden files, such as the ``._x.jpg`` of a Mac.
+    """The image files in folders, each sorted by name; without hidden files, such as the ``._x.jpg`` of a Mac.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If no image is in one, or one is given twice: its images would be trained on and validated on.
+        ValueError: If a folder has no images, or is given twice, which could mix training and validation images.
     """
     files: list[Path] = []
     known: set[Path] = set()
@@ -134,11 +133,11 @@ def list_images(*folders: str | Path) -> list[Path]:
 
 
 def read_rgb(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Read an image file as uint8 RGB, shape (3, H, W); gray is repeated, opacity left out.
+    """Read an image file as uint8 RGB of shape (3, H, W); gray is repeated, opacity dropped.
 
     Args:
         path: The file.
-        max_pixels: How many it may have; a larger one is refused before it is decoded.
+        max_pixels: Maximum number of pixels; larger images are refused before they are decoded.
 
     Raises:
         ValueError: If the file is not an image, is damaged or too large, or has more than 8 bits per value; the message
@@ -153,15 +152,15 @@ def read_rgb(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 def photograph(name: str) -> Tensor:
-    """A photograph that scikit-image ships, such as ``"coffee"``: uint8 RGB of shape (3, H, W)."""
-    from skimage import data  # here only: importing it takes a second that image files do not need
+    """A photograph from scikit-image, such as ``"coffee"``: uint8 RGB of shape (3, H, W)."""
+    from skimage import data  # imported here, as it takes a second and is rarely needed
 
     return torch.from_numpy(np.array(getattr(data, name)())).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A high-resolution image, cut to whole low-resolution pixels, and its twin; both uint8 (3, H, W)."""
+    """A high-resolution image, cropped to a multiple of the scale, and its low-resolution version; uint8 (3, H, W)."""
 
     path: Path
     hr: Tensor
@@ -175,13 +174,13 @@ def load_pairs(
     min_size: int = 1,
     on_bad: Callable[[str], object] | None = None,
 ) -> list[ImagePair]:
-    """Read images and make their low-resolution twins, once, to be kept in memory.
+    """Read images into memory and make their low-resolution versions.
 
     Args:
         files: The high-resolution images.
-        scale: How much smaller the low-resolution images are.
-        min_size: Smallest height and width allowed, in high-resolution pixels: the patch.
-        on_bad: Called with what is wrong, for each file that is left out because it is unreadable or too small.
+        scale: Ratio of the sizes of high- and low-resolution images.
+        min_size: Smallest height and width allowed, in high-resolution pixels, such as the patch size.
+        on_bad: Called with a message for each file that is skipped because it is unreadable or too small.
 
     Raises:
         ValueError: If a file is unreadable or an image is smaller than ``min_size``, and there is no ``on_bad``.
@@ -214,12 +213,12 @@ def load_pairs(
 
 
 def usable_cores() -> int:
-    """How many cores this process may use; a machine that is shared may have far more."""
+    """Number of cores that this process may use; a shared machine may have many more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def split_held_out(files: list[T], held_out: int) -> tuple[list[T], list[T]]:
-    """Divide files or images into those to train on and ``held_out`` evenly spaced ones to validate on."""
+    """Split files or images into those to train on, and ``held_out`` evenly spaced ones to validate on."""
     if not 0 < held_out < len(files):
         choose = f"choose 1 to {len(files) - 1}" if len(files) > 1 else "at least two images are needed"
         raise ValueError(f"--held-out {held_out} of {len(files)} images: {choose}, so that some remain to train on.")

@@ -1,7 +1,7 @@
-"""The degradations of photographs before they are enlarged: slight blur, noise, and JPEG.
+"""Degradations of low-resolution photographs: slight blur, noise and JPEG.
 
-Networks that are trained on clean images enlarge the blocks of a JPEG along with the picture. Trained on low-resolution
-images that are degraded as here, they learn to leave them out (``--degrade photo`` of :mod:`examples.mren.train`).
+Networks trained on clean images amplify the block artifacts of a JPEG. Trained on low-resolution images degraded as
+here, they learn to remove them (``--degrade photo`` of :mod:`examples.mren.train`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 Subsampling = Literal["4:4:4", "4:2:0"]
 
 QUALITIES = (30, 95)  # of JPEG, both included
-MAX_NOISE = 10.0  # standard deviation, of 255
+MAX_NOISE = 10.0  # standard deviation, on the scale of 0 to 255
 MAX_BLUR = 0.8  # standard deviation, in low-resolution pixels
 MCU = 16  # side of JPEG's minimum coded unit with 4:2:0, in pixels
 
@@ -31,23 +31,23 @@ class Degradation:
     """The degradation of one image: blur, then noise, then JPEG, as in a camera."""
 
     quality: int | None = None
-    """Of the JPEG, from 1 to 100; ``None`` for no compression."""
+    """JPEG quality, from 1 to 100; ``None`` for no compression."""
 
     subsampling: Subsampling = "4:2:0"
-    """Of the JPEG's colours."""
+    """Chroma subsampling of the JPEG."""
 
     noise: float = 0.0
-    """Standard deviation of the Gaussian noise, of 255, independent in each colour of each pixel."""
+    """Standard deviation of the Gaussian noise, on the scale of 0 to 255, independent in each value."""
 
     blur: float = 0.0
     """Standard deviation of the Gaussian blur, in pixels."""
 
     offset: tuple[int, int] = (0, 0)
-    """Rows and columns, from 0 to 15, that the grid of the JPEG is moved by; only :func:`degrade_patch` moves it."""
+    """Shift of the JPEG grid in rows and columns, from 0 to 15; only used by :func:`degrade_patch`."""
 
 
 def make_generator(*numbers: int) -> torch.Generator:
-    """A random generator for some non-negative numbers, such as a seed, a step and the place in a batch.
+    """A random generator seeded by non-negative numbers, such as a seed, a step and an index in the batch.
 
     Example:
         >>> torch.equal(torch.rand(3, generator=make_generator(0, 7)), torch.rand(3, generator=make_generator(0, 7)))
@@ -57,10 +57,10 @@ def make_generator(*numbers: int) -> torch.Generator:
 
 
 def draw_degradation(generator: torch.Generator) -> Degradation:
-    """What a photograph may have gone through.
+    """Draw a random degradation, such as that of a photograph.
 
-    Always JPEG, of quality 30 to 95, three of four with 4:2:0, the grid anywhere; noise of up to 10 in every second
-    one; blur of up to 0.8 pixels in every fourth one. All that varies is uniformly distributed.
+    JPEG of quality 30 to 95 in all cases, with 4:2:0 in three quarters, and its grid anywhere; noise of up to 10 in
+    half of them; blur of up to 0.8 pixels in a quarter. All values are uniformly distributed.
     """
     lowest, highest = QUALITIES
     uniform = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
@@ -75,7 +75,7 @@ def draw_degradation(generator: torch.Generator) -> Degradation:
 
 
 def draw_patch_degradation(generator: torch.Generator) -> Degradation | None:
-    """As :func:`draw_degradation`, but ``None``, a clean patch, in half of the cases."""
+    """Like :func:`draw_degradation`, but ``None``, for a clean patch, in half of the cases."""
     clean = torch.rand((), generator=generator).item() < 0.5
     return None if clean else draw_degradation(generator)
 
@@ -85,8 +85,8 @@ def degrade(image: Tensor, degradation: Degradation, generator: torch.Generator)
 
     Args:
         image: Shape (3, H, W), uint8, on the CPU.
-        degradation: By how much; the grid of the JPEG begins at the top left.
-        generator: Of the noise.
+        degradation: The degradation; the grid of the JPEG starts at the top left.
+        generator: Random generator of the noise.
 
     Returns:
         An image of the same shape and type.
@@ -116,15 +116,15 @@ def degrade(image: Tensor, degradation: Degradation, generator: torch.Generator)
 
 
 def degrade_patch(patch: Tensor, degradation: Degradation | None, generator: torch.Generator) -> Tensor:
-    """Degrade a patch as if it had been cut out of a degraded image, and cut its margin off.
+    """Degrade a patch as if it were cropped from a degraded image, and crop its margin.
 
-    The JPEG is made of the patch with its surroundings, from ``degradation.offset`` on; so the grid lies anywhere in
-    what is left, and no block of it is incomplete.
+    The JPEG is made from the patch and its surroundings, starting at ``degradation.offset``; so its grid can have any
+    position in the result, and no block of it is incomplete.
 
     Args:
         patch: Shape (3, H + 32, W + 32), uint8, on the CPU: the patch with 16 pixels of its surroundings on each side.
-        degradation: By how much; ``None`` to only cut.
-        generator: Of the noise.
+        degradation: The degradation; ``None`` to crop only.
+        generator: Random generator of the noise.
 
     Returns:
         The patch without its margin, shape (3, H, W), uint8.
@@ -145,12 +145,12 @@ def degrade_patch(patch: Tensor, degradation: Degradation | None, generator: tor
 
 
 def compress(image: Tensor, quality: int, subsampling: Subsampling = "4:2:0") -> Tensor:
-    """Write an image as JPEG, by the codec of Pillow, and read it again.
+    """Compress an image as JPEG with Pillow, and decode it again.
 
     Args:
         image: Shape (3, H, W), uint8, on the CPU.
         quality: From 1 to 100.
-        subsampling: Whether colours are kept in full (``"4:4:4"``) or at half the height and width.
+        subsampling: Chroma at full resolution (``"4:4:4"``), or at half the height and width (``"4:2:0"``).
 
     Raises:
         ValueError: If the quality is out of range.

@@ -1,4 +1,4 @@
-"""Self-ensemble: a network asked eight times, with the image mirrored and rotated."""
+"""Self-ensemble: the mean over the eight flips and rotations of an image."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from sc_blocks import _checks
 
 
 class SelfEnsemble(nn.Module):
-    r"""The mean of what a network makes of an image in its eight orientations.
+    r"""The mean of the results of a network for the eight orientations of an image.
 
     .. math:: \bar f(x) = \frac{1}{8} \sum_{g \in D_4} g^{-1} f(g x)
 
-    :math:`D_4` holds the four rotations by multiples of 90° and their mirror images. A network that is trained on all
-    of them makes different errors in each, which partly cancel. It takes eight times as long. Papers mark scores with
-    it by a plus, such as EDSR+.
+    :math:`D_4` holds the four rotations by multiples of 90° and their mirror images. A network trained on all
+    of them makes different errors in each, which partly cancel. It takes eight times as long. Papers mark such scores
+    with a plus, as in EDSR+.
 
     Source: Timofte, Rothe and Van Gool, *Seven ways to improve example-based single image super resolution* (CVPR
     2016), who call it enhanced prediction.
 
     Args:
-        net: From images of shape (N, C, H, W), of any height and width, to images that are larger by a whole factor: a
-            network or an engine.
+        net: A network or an engine that upscales images of shape (N, C, H, W), of any height and width, by a whole
+            factor.
 
     Shape:
         Those of the network.
 
     Raises:
-        ValueError: If an image has not four dimensions.
-        TypeError: If it is no floating-point tensor.
+        ValueError: If an image does not have four dimensions.
+        TypeError: If it is not a floating-point tensor.
 
     Example:
         >>> import torch
@@ -44,7 +44,7 @@ class SelfEnsemble(nn.Module):
         self.net = net
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns the mean."""
+        """The mean over the eight orientations."""
         _checks.check_feature_map("SelfEnsemble", image, None, name="image")
         total = 0
         for turns in range(4):

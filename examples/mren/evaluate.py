@@ -1,9 +1,9 @@
-"""Score MREN on folders of high-resolution images, next to bicubic, by the field's protocol.
+"""Score MREN and bicubic on folders of high-resolution images by the usual protocol.
 
     python -m examples.mren.evaluate --data Set5 Set14 --scale 4 --csv scores.csv
     python -m examples.mren.evaluate --data Set5/HR --lr Set5/LR_bicubic/X4 --scale 4
 
-The low-resolution images are made by MATLAB's bicubic, or given with --lr.
+The low-resolution images are made by MATLAB's bicubic downscaling, or given with --lr.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from sc_blocks.tiling import tiled
 
 Upscale = Callable[[Tensor], Tensor]
 
-MIN_TILE = 64  # twice what tiles share
+MIN_TILE = 64  # twice the overlap of tiles
 # Number of images in the test sets for which papers print means.
 IMAGES = {"Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100, "Manga109": 109}
 
@@ -63,14 +63,14 @@ class Row:
 
 
 def network_upscaler(net: nn.Module, device: torch.device | str, *, tile: int | None = None, scale: int = 1) -> Upscale:
-    """A network as a function from uint8 images, shape (3, H, W), to enlarged uint8 images.
+    """A network as a function from uint8 images of shape (3, H, W) to upscaled uint8 images.
 
     Args:
         net: The network.
-        device: Where it is.
-        tile: Height and width of the tiles in which larger images are processed, as the upscaling command does;
-            ``None`` for whole images.
-        scale: What the network enlarges by, needed for tiles.
+        device: The device of the network.
+        tile: Height and width of the tiles in which larger images are processed, as by the upscaling command; ``None``
+            for whole images.
+        scale: Upscaling factor of the network; needed for tiles.
     """
 
     def upscale(lr: Tensor) -> Tensor:
@@ -91,19 +91,19 @@ def evaluate(
     lr_files: Mapping[Path, Path] | None = None,
     degradation: Degradation | None = None,
 ) -> Iterator[Row]:
-    """Shrink each image, enlarge it by each method, score the result against the image.
+    """Downscale each image, upscale it by each method, and score the result against the image.
 
     Args:
-        files: High-resolution images; each row is filed under the name of its folder.
-        scale: How much smaller the low-resolution images are.
-        methods: Name to function from a uint8 image to one ``scale`` times as large.
-        max_pixels: How many an image may have.
-        lr_files: The low-resolution image of each file, which is then not shrunk.
-        degradation: What the low-resolution images go through before they are enlarged. The noise is that of a fixed
-            seed, the same for images of the same size. The rows are filed under the folder and the degradation.
+        files: High-resolution images; the data set of a row is the name of the folder.
+        scale: Ratio of the sizes of high- and low-resolution images.
+        methods: By name, functions from a uint8 image to one ``scale`` times as large.
+        max_pixels: Maximum number of pixels of an image.
+        lr_files: The low-resolution image of each file, which is then not downscaled.
+        degradation: Degradation of the low-resolution images before they are upscaled. The noise has a fixed seed, so
+            it is the same for images of the same size. The degradation is added to the name of the data set.
 
     Raises:
-        ValueError: If an image cannot be read, or a low-resolution image is not of the size that the scale asks for.
+        ValueError: If an image cannot be read, or a low-resolution image does not have the size given by the scale.
     """
     for path in files:
         dataset = dataset_name(path.parent) + ("" if degradation is None else f", {_describe(degradation)}")
@@ -126,7 +126,7 @@ def _check_sizes(hr: Tensor, lr: Tensor, scale: int, lr_file: Path) -> None:
         fitting = [other for other in STAGES if (hr.shape[1] // other, hr.shape[2] // other) == (height, width)]
         remedy = f"; it fits --scale {fitting[0]}" if fitting else ""
         raise ValueError(
-            f"{lr_file}: has {width} x {height} pixels; for --scale {scale} its high-resolution partner asks for "
+            f"{lr_file}: has {width} x {height} pixels; for --scale {scale} its high-resolution partner requires "
             f"{expected[1]} x {expected[0]}{remedy}."
         )
 
@@ -137,7 +137,7 @@ def _describe(degradation: Degradation) -> str:
 
 
 def mean_score(rows: Sequence[Row]) -> Score:
-    """Mean over images, of PSNR and SSIM each."""
+    """Mean PSNR and mean SSIM over images."""
     return Score(psnr=fmean(row.score.psnr for row in rows), ssim=fmean(row.score.ssim for row in rows))
 
 
@@ -167,8 +167,8 @@ def run(args: argparse.Namespace) -> int:
     names = [dataset_name(folder) for folder in args.data]
     if len(set(names)) < len(names):
         raise UsageError(
-            f"--data: folders must differ in name, by which scores are filed, got {', '.join(names)}; rename one, or "
-            "score it by itself."
+            f"--data: scores are filed by folder name, so names must differ; got {', '.join(names)}; rename one, or "
+            "score it separately."
         )
     net = load_mren(args.scale, args.variant, device=device, path=args.weights)
     scale = net.scale
@@ -177,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
     for name, images in found.items():
         if len(images) != IMAGES.get(name, len(images)):
             number = f"{len(images)} image{'s' if len(images) > 1 else ''}"
-            note(f"{name}: {number}, others score {IMAGES[name]} under this name; do not compare.")
+            note(f"{name}: {number}, but published scores are of {IMAGES[name]}; do not compare with them.")
     files = [path for images in found.values() for path in images]
     if args.csv is not None:
         low = [file for folder in args.lr or [] for file in list_images(folder)]
@@ -191,13 +191,13 @@ def run(args: argparse.Namespace) -> int:
     for path in tqdm(to_score, unit="image", desc=f"x{scale}", disable=None):
         try:
             rows += list(evaluate([path], scale, methods, **given))
-        # RuntimeError: no memory, or a fault of the device.
+        # RuntimeError: out of memory, or a device error.
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failed += 1
             with tqdm.external_write_mode():
                 fail(describe(error, path))
     if failed or problems:
-        note(f"{len(to_score) - failed} of {len(files)} images are scored; means are theirs.")
+        note(f"{len(to_score) - failed} of {len(files)} images are scored; means are over these.")
     if rows:
         print(table(rows))
     if rows and args.csv is not None:
@@ -207,12 +207,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _partners(hr_files: Sequence[list[Path]], folders: Sequence[Path], scale: int) -> tuple[dict[Path, Path], int]:
-    """The low-resolution image of each high-resolution one; those without are named and counted."""
+    """The low-resolution image of each high-resolution one, and the number of problems, which are printed."""
     partners: dict[Path, Path] = {}
     count = 0
     for files, folder in zip(hr_files, folders, strict=True):
         if folder.resolve() == files[0].parent.resolve():
-            raise UsageError(f"--lr: {folder} is the folder of the high-resolution images; give one of its own.")
+            raise UsageError(f"--lr: {folder} is the folder of the high-resolution images; give another one.")
         found, problems = match_lr(files, list_images(folder), scale)
         partners |= found
         count += len(problems)
@@ -236,7 +236,7 @@ def _methods(args: argparse.Namespace, net: MREN, device: torch.device) -> dict[
     def add(name: str, upscale: Upscale) -> None:
         if name in methods:
             raise UsageError(
-                f"{name}: scores are filed by name, and two methods would have this one; rename the file of --weights."
+                f"{name}: scores are filed by name, but two methods have this one; rename the file of --weights."
             )
         methods[name] = upscale
 
@@ -261,8 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--lr",
         type=path_name,
         nargs="+",
-        help="folders of low-resolution images, one for each of --data; without it, images are shrunk. Pairs have "
-        "one name, or are named like baby.png and babyx4.png",
+        help="folders of low-resolution images, one for each of --data; without it, images are downscaled. Pairs share "
+        "a name, or are named like baby.png and babyx4.png",
     )
     add_network_options(parser)
     add_device_option(parser)
@@ -270,30 +270,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--jpeg",
         type=whole_number(1, 100),
         metavar="Q",
-        help="compress the low-resolution images first, with quality Q and 4:2:0",
+        help="compress the low-resolution images as JPEG with quality Q and 4:2:0",
     )
     add(
         "--noise",
         type=whole_number(0, 255),
         default=0,
         metavar="S",
-        help="add Gaussian noise to them, before --jpeg; S is its standard deviation, of 255 (%(default)s)",
+        help="add Gaussian noise of standard deviation S (0 to 255) to them, before --jpeg (%(default)s)",
     )
-    add_local_option(parser, "score with windowed statistics, too")
-    add_ensemble_option(parser, "score with self-ensemble, too")
+    add_local_option(parser, "also score with windowed statistics")
+    add_ensemble_option(parser, "also score with self-ensemble")
     add(
         "--tile",
         type=whole_number(MIN_TILE),
         nargs="+",
         default=[],
         metavar="N",
-        help="score in tiles of N low-resolution pixels, too",
+        help="also score in tiles of N low-resolution pixels",
     )
-    add("--onnx", type=path_name, nargs="+", default=[], metavar="FILE", help="score exported files, too")
-    add("--csv", type=path_name, help="file for the scores of every image")
-    add("--overwrite", action="store_true", help="replace the file of --csv if it is there")
+    add("--onnx", type=path_name, nargs="+", default=[], metavar="FILE", help="also score exported files")
+    add("--csv", type=path_name, help="write the score of each image to this file")
+    add("--overwrite", action="store_true", help="replace the file of --csv if it exists")
     most = MAX_PIXELS // 10**6
-    add("--max-megapixels", type=whole_number(1, most), default=64, metavar="N", help="of an image (%(default)s)")
+    add("--max-megapixels", type=whole_number(1, most), default=64, metavar="N", help="per image (%(default)s)")
     return run_command(run, parser.parse_args, argv)
 
 

@@ -1,6 +1,6 @@
-"""Low-resolution images for high-resolution ones, by the names that the usual data sets give them.
+"""Match low- and high-resolution images by the naming schemes of common data sets.
 
-``baby.png`` belongs to ``baby.png``, ``babyx4.png`` and ``baby_LRBI_x4.png``; ``img_001_SRF_4_HR.png`` to
+``baby.png`` matches ``baby.png``, ``babyx4.png`` and ``baby_LRBI_x4.png``; ``img_001_SRF_4_HR.png`` to
 ``img_001_SRF_4_LR.png``, ``Canon_001_HR.png`` to ``Canon_001_LR4.png``.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _SUFFIX = re.compile(r"(?:[_-]?x(\d)[a-z]?|[_-](?:SRF[_-]?(\d)|LRB[ID]|LRDN|LR[_-]?(\d)?|HR|GT))$", re.IGNORECASE)
-# Names of folders that do not tell the data set: data/Set5/HR, and Set5/GTmod12 of BasicSR
+# Folder names that are not data sets, as in Set5/HR, or Set5/GTmod12 of BasicSR
 _GENERIC = re.compile(r"hr|gt(mod\d+)?|original", re.IGNORECASE)
 
 
@@ -21,12 +21,12 @@ def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> 
 
     Args:
         hr_files: The high-resolution images of one folder.
-        lr_files: The low-resolution images of another; those whose names say another scale are not looked for.
+        lr_files: The low-resolution images of another; those named after another scale are ignored.
         scale: The scale.
 
     Returns:
-        The low-resolution image by the high-resolution one, and what is wrong with the others: no partner, several, or
-        one of another scale.
+        The low-resolution image of each high-resolution one, and messages about the others: without a partner, with
+        several, or with one of another scale.
 
     Example:
         >>> hr, lr = [Path("HR/a.png"), Path("HR/b.png")], [Path("LR/ax4.png"), Path("LR/bx2.png")]
@@ -44,7 +44,7 @@ def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> 
     problems: list[str] = []
     known: set[Path] = set()  # partners of any image, at this scale or another
     for hr in hr_files:
-        # The closest name is meant: the one with the shortest suffix to leave out.
+        # Prefer the closest name: that with the fewest suffixes removed.
         found = sorted(
             (depth + lr_depth, named_scale, file)
             for depth, (name, _) in enumerate(_stems(hr.stem))
@@ -73,7 +73,7 @@ def match_lr(hr_files: Sequence[Path], lr_files: Sequence[Path], scale: int) -> 
 
 
 def dataset_name(folder: Path) -> str:
-    """The name by which the images of a folder are known: the folder's, or that of the one above ``HR`` and the like.
+    """The name of the data set in a folder: that of the folder, or of its parent for ``HR`` and the like.
 
     Example:
         >>> dataset_name(Path("data/Set5")), dataset_name(Path("data/Set14/GTmod12"))
@@ -84,7 +84,7 @@ def dataset_name(folder: Path) -> str:
 
 
 def _stems(stem: str) -> list[tuple[str, int | None]]:
-    """A name and what is left of it without one suffix after the other, each with the scale that those said."""
+    """A name with its suffixes removed one after the other, each with the scale found in them."""
     stems: list[tuple[str, int | None]] = [(stem, None)]
     while (match := _SUFFIX.search(stems[-1][0])) and match.start():
         named_scale = next((int(number) for number in match.groups() if number), stems[-1][1])

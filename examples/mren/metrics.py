@@ -1,10 +1,10 @@
 """PSNR and SSIM as papers on super-resolution report them.
 
-On the luma of uint8 images, with ``scale`` pixels cut off each side:
+On the luma of uint8 images, with ``scale`` pixels cropped from each side:
 
-- luma as MATLAB's ``rgb2ycbcr`` makes it, studio range: Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255, not rounded;
+- luma as in MATLAB's ``rgb2ycbcr``, studio range: Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255, not rounded;
 - PSNR with a peak of 255;
-- SSIM with an 11 x 11 Gaussian window of sigma 1.5, where the window fits (no padding), K1 = 0.01, K2 = 0.03;
+- SSIM with an 11 x 11 Gaussian window of sigma 1.5, without padding, K1 = 0.01, K2 = 0.03;
 - over a data set, the mean of the values of the images.
 """
 
@@ -33,17 +33,17 @@ class Score:
 
 
 def smallest_scored(scale: int) -> int:
-    """Least height and width of an image that can be scored: the window of SSIM, and what is cut off each side."""
+    """Minimum height and width of a scored image: the window of SSIM plus the cropped borders."""
     return _WINDOW + 2 * scale
 
 
 def score(sr: Tensor, hr: Tensor, scale: int) -> Score:
-    """Score an enlarged image against the original.
+    """Score an upscaled image against the original.
 
     Args:
-        sr: The enlarged image, uint8 RGB of shape (3, H, W).
+        sr: The upscaled image, uint8 RGB of shape (3, H, W).
         hr: The original, likewise.
-        scale: What was enlarged by; as many pixels are cut off each side.
+        scale: The upscaling factor; as many pixels are cropped from each side.
 
     Raises:
         ValueError: If the images differ in shape or are too small for the window of SSIM.
@@ -90,16 +90,16 @@ def luma(rgb: Tensor) -> Tensor:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """An image between 0 and 1 as uint8: clamped, then rounded."""
+    """Convert an image between 0 and 1 to uint8: clamped, then rounded."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _cropped_luma(function: str, sr: Tensor, hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
     _check_images(function, sr, hr, f"; mod_crop(hr, {scale}) before the low-resolution image is made")
-    if min(sr.shape[1:]) < (least := smallest_scored(scale)):
+    if min(sr.shape[1:]) < (minimum := smallest_scored(scale)):
         raise ValueError(
-            f"{function}: images must be at least {least} x {least} (the window of SSIM and {scale} pixels cut off "
-            f"each side), got {sr.shape[1]} x {sr.shape[2]}; take larger ones."
+            f"{function}: images must be at least {minimum} x {minimum} (the window of SSIM and {scale} pixels cropped "
+            f"from each side), got {sr.shape[1]} x {sr.shape[2]}; take larger ones."
         )
     inner = slice(scale, -scale)
     return luma(sr)[inner, inner], luma(hr)[inner, inner]
@@ -108,12 +108,12 @@ def _cropped_luma(function: str, sr: Tensor, hr: Tensor, scale: int) -> tuple[Te
 def _check_images(function: str, sr: Tensor, hr: Tensor, remedy: str = "") -> None:
     for name, image in (("sr", sr), ("hr", hr)):
         if image.dtype != torch.uint8:
-            raise TypeError(f"{function}: {name} must be uint8, got {image.dtype}; to_uint8(image) makes it so.")
+            raise TypeError(f"{function}: {name} must be uint8, got {image.dtype}; convert it with to_uint8.")
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"{function}: {name} must have shape (3, height, width), got {tuple(image.shape)}.")
     if sr.shape != hr.shape:
-        came = f"{tuple(sr.shape)} and {tuple(hr.shape)}"
-        raise ValueError(f"{function}: sr and hr must have one shape, got {came}{remedy}.")
+        shapes = f"{tuple(sr.shape)} and {tuple(hr.shape)}"
+        raise ValueError(f"{function}: sr and hr must have the same shape, got {shapes}{remedy}.")
 
 
 def _psnr(first: Tensor, second: Tensor) -> float:

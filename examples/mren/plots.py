@@ -1,4 +1,4 @@
-"""How the plots of the documentation look."""
+"""Style of the plots in the documentation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from examples.mren.files import atomic_write
 
 @contextmanager
 def svg_plot(target: Path) -> Iterator[Axes]:
-    """Yield axes to draw on, and write them to an SVG file, whole or not at all.
+    """Yield axes, and write them to an SVG file atomically.
 
-    Text stays text and there are no dates or random names: the file changes when the data does.
+    Text stays text, without dates or random names, so that the file changes only with the data.
     """
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sc_blocks", "font.size": 10}):
         figure = Figure(figsize=(7, 3.6), layout="constrained")

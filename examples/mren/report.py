@@ -1,8 +1,8 @@
 """Write the tables and plots of the documentation from the committed results.
 
-Run as ``python -m examples.mren.report``: it reads ``weights/*.scores.csv`` and ``weights/*.log.csv``, and in
-``results/`` the paper's table 5 and the runs of the ablations, and writes ``docs/results/*.md`` and ``training.svg``,
-and the tables of the shipped weights in ``README.md`` and ``weights/README.md``.
+``python -m examples.mren.report`` reads ``weights/*.scores.csv``, ``weights/*.log.csv``, and from ``results/`` the
+paper's table 5 and the runs of the ablations. It writes ``docs/results/*.md``, ``training.svg``, and the tables of the
+shipped weights in ``README.md`` and ``weights/README.md``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs" / "results"
 DATASETS = ("Set5", "Set14", "B100", "Urban100")
 MEASURES = ("PSNR, dB", "SSIM")
-# The tables of ablations: the name of the page, the rows in it, and the file of their runs. Files differ in the budget.
+# The pages of the ablations: for each the table, and the file of its runs. Files differ in the budget.
 ABLATIONS = {
     "ablation_1.md": ("1", "depth.csv"),
     **{f"ablation_{name}.md": (name, "parts.csv") for name in ("2", "3", "4", "exchange", "communication")},
@@ -36,7 +36,7 @@ ABLATIONS = {
     "ablation_recipe.md": ("recipe", "recipe.csv"),
     "ablation_init.md": ("init", "init.csv"),
     "ablation_trunk.md": ("trunk", "trunk.csv"),
-    "ablation_trunk_rfdb.md": ("trunk", "trunk_rfdb.csv"),  # apart: its seeds differ far more
+    "ablation_trunk_rfdb.md": ("trunk", "trunk_rfdb.csv"),  # separate: its seeds differ far more
     "ablation_trunk_steps.md": ("trunk", "trunk_steps.csv"),
 }
 README, CARD = HERE.parents[1] / "README.md", WEIGHTS / "README.md"
@@ -44,9 +44,9 @@ COMMAND = "examples.mren.report"
 
 
 def scored(scale: int) -> dict[str, dict[str, tuple[float, float]]]:
-    """What the committed scores of a scale say: method, then test set, then mean PSNR and SSIM.
+    """The committed scores of a scale: mean PSNR and SSIM by method and test set.
 
-    A method is ``bicubic``, a variant, or the name of a file of another kind, such as ``mren_s_x4_free``.
+    A method is ``bicubic``, a variant, or the name of a weight file of another kind, such as ``mren_s_x4_free``.
     """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for file in sorted(WEIGHTS.glob(f"*_x{scale}*.scores.csv")):
@@ -74,26 +74,26 @@ def table5(scale: int) -> str:
         variant = {title: key for key, title in NETWORKS.items()}.get(row["method"])
         if variant in ours:
             rows.append((f"**{row['method']}, our weights**", _cells(ours[variant]), parameters))
-        if variant == "mren" and "mren_s" in ours:  # MREN's trunk with a narrow tail; the paper has no such network
+        if variant == "mren" and "mren_s" in ours:  # not in the paper: MREN's trunk with a narrow tail
             count = f"{parameters_of(WEIGHTS / f'mren_s_x{scale}.safetensors') / 1000:.0f}K"
             rows.append(("**MREN-S, ours, not the paper's**", _cells(ours["mren_s"]), count))
-    # The parameters come last: on a narrow page the scores come into sight first.
+    # The parameters come last, so that the scores are visible on a narrow page.
     head = ["", *(title for name in DATASETS for title in (f"{name}, dB", "SSIM")), "parameters"]
     return table(head, [[name, *chain.from_iterable(cells), parameters] for name, cells, parameters in rows])
 
 
 def published(scale: int) -> list[dict[str, str]]:
-    """The lines of the paper's table 5 for one scale."""
+    """The rows of the paper's table 5 for one scale."""
     return [row for row in read_rows(RESULTS / "table5.csv") if row["scale"] == str(scale)]
 
 
 def parameters_of(file: Path) -> int:
-    """How many parameters a weight file holds."""
+    """The number of parameters in a weight file."""
     return sum(tensor.numel() for tensor in read_weights(file)[1].values())
 
 
 def scores_table(measure: str) -> str:
-    """What the shipped weights score by one of ``MEASURES``, beside bicubic and what the paper reports."""
+    """The scores of the shipped weights by one of ``MEASURES``, with those of bicubic and the paper."""
     rows = []
     for scale in shipped_scales():
         ours = scored(scale)
@@ -112,7 +112,7 @@ def scores_table(measure: str) -> str:
 
 
 def files_table() -> str:
-    """The weight files with their checksums."""
+    """A table of the weight files with their checksums."""
     rows = []
     for file in sorted(WEIGHTS.glob("*.safetensors")):
         rows.append([f"`{file.name}`", _title(file), f"{parameters_of(file):,}", f"`{sha256(file)}`"])
@@ -120,30 +120,30 @@ def files_table() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """The pages with generated parts: their text, with those parts generated again."""
+    """The text of pages that are generated in part, with those parts regenerated."""
     psnr, ssim = map(scores_table, MEASURES)
     parts = {README: psnr, CARD: f"{files_table()}\n{psnr}\n{ssim}"}
     return {page: with_part(page.read_text(encoding="utf-8"), COMMAND, part) for page, part in parts.items()}
 
 
 def _title(file: Path) -> str:
-    """The name to print of a file in the folder of weights, such as MREN-S ×4."""
+    """The display name of a weight file, such as MREN-S ×4."""
     variant, scale, kind = parse_weights_name(file)
     return f"{NETWORKS[variant]} ×{scale}" + (f", {KINDS[kind]}" if kind else "")
 
 
 def _cells(scores: dict[str, tuple[float, float]]) -> list[tuple[str, str]]:
-    """PSNR and SSIM of each test set, as they are printed; empty where it was not scored."""
+    """Table cells with PSNR and SSIM on each test set; empty for sets that were not scored."""
     return [(f"{scores[d][0]:.2f}", f"{scores[d][1]:.4f}") if d in scores else ("", "") for d in DATASETS]
 
 
 def _published_cells(row: dict[str, str]) -> list[tuple[str, str]]:
-    """The same of a line of the paper's table 5."""
+    """Table cells with PSNR and SSIM on each test set from a row of the paper's table 5."""
     return [(row[f"{d}_psnr"], row[f"{d}_ssim"]) for d in DATASETS]
 
 
 def draw_curves(logs: dict[str, Path], target: Path) -> None:
-    """PSNR on the held-out images over steps, a line for each log.
+    """Plot PSNR on the held-out images over steps, a line for each log.
 
     Args:
         logs: ``log.csv`` files by the name to print.
@@ -160,16 +160,16 @@ def draw_curves(logs: dict[str, Path], target: Path) -> None:
 
 
 def shipped_scales() -> list[int]:
-    """The scales of which there are scored weights."""
+    """The scales for which there are scored weights."""
     return sorted({int(parse_weights_name(file)[1]) for file in WEIGHTS.glob("*.scores.csv")})
 
 
 def tables() -> dict[str, str]:
-    """Every generated Markdown file: its name and its text."""
+    """The text of every generated Markdown file, by file name."""
     texts = {f"table5_x{scale}.md": table5(scale) for scale in shipped_scales()}
-    # A table of all six sets would be wider than a page: images that were kept from training have one of their own.
+    # A table of all six sets would be too wide: images held out from training have their own.
     for page, name, tabulate in (
-        ("training_images", "images.csv", comparison_table),  # its rows differ in what no option holds
+        ("training_images", "images.csv", comparison_table),  # its rows do not differ in options
         ("ablation_training", "training.csv", TABLES["training"].tabulate),
     ):
         runs = read_runs(RESULTS / name)
