@@ -139,7 +139,7 @@ def test_rows_about_the_training_are_what_their_titles_say(tmp_path: Path, capsy
 
 def test_weights_that_a_row_cannot_begin_from_are_named_before_others_are_trained(tmp_path: Path, capsys) -> None:
     assert main(command(tmp_path, "--table", "recipe")) == 1  # the last row begins from weights of 60 channels
-    assert "mren_x2.safetensors: has 60 channels, the network 32; begin from one that is not wider." in (
+    assert "mren_x2.safetensors: has 60 channels, the network 32; start from one that is not wider." in (
         capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()

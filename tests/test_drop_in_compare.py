@@ -112,7 +112,7 @@ def test_a_narrow_rbwa_takes_the_place_of_the_pixel_shuffle(host: str, skip: boo
     [
         ("rfdn", "scab", r"--blocks scab: rfdn has no part 'scab'; a row is 'plain' or parts .*scacb, dracb, chain"),
         ("unet", "plain+chain", r"unet has no part 'plain'"),
-        ("unet", "chain+dracb", r"chain and dracb go to one place of unet; take one"),
+        ("unet", "chain+dracb", r"chain and dracb need the same slot of unet; choose one"),
         ("edsr", "", r"edsr has no part ''"),
     ],
 )
@@ -122,11 +122,11 @@ def test_words_about_rows(host: str, row: str, words: str) -> None:
 
 
 def test_words_about_widths_that_do_not_come_close() -> None:
-    with pytest.raises(ValueError, match=r"scacb: comes no closer to the .* parameters of plain than .* \(.*%\), at"):
+    with pytest.raises(ValueError, match=r"scacb: the closest to the .* parameters of plain is .* \(.*%\), at"):
         plan_rows("rfdn", ["plain", "scacb"], scale=4, channels=20, match="parameters", tolerance=1)
     with pytest.raises(ValueError, match=r"--channels 8: imdn needs at least \d+\."):
         plan_rows("imdn", ["plain", "rbwa"], scale=4, channels=8, match="parameters", tolerance=1)
-    with pytest.raises(ValueError, match=r"--blocks: every row once"):
+    with pytest.raises(ValueError, match=r"--blocks: give each row only once"):
         plan_rows("rfdn", ["plain", "plain"], scale=4, channels=20, match="parameters", tolerance=1)
     with pytest.raises(
         ValueError, match=r"--blocks scacb\+local: local is for rows with WSILB or WSILB-V; leave it out"
@@ -314,8 +314,8 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys) -> None:
         (["--lr", "nan"], "--lr: must be a number above 0, got nan"),
         (["--channels", "4"], "--channels: must be a whole number of at least 6, got 4"),
         (["--host", "vdsr"], "invalid choice: 'vdsr'"),
-        (["--init", str(weights_path(2))], "--init: is for weights of MREN, which no host is"),
-        (["--warm-up-new", "5"], "--warm-up-new: is for --init, which no host takes"),
+        (["--init", str(weights_path(2))], "--init: is for weights of MREN, which no host can load"),
+        (["--warm-up-new", "5"], "--warm-up-new: needs --init, which no host supports"),
         (["--task", "sr", "--patch-size", "1"], "--patch-size: must be at least --scale"),
     ],
 )
@@ -331,8 +331,8 @@ def test_arguments_that_make_no_sense(tmp_path: Path, capsys, more: list[str], w
         (["--blocks", "plain", "scab"], "edsr has no part 'scab'"),
         (["--test", "nowhere"], "no folder at"),
         (["--patch-size", "64"], "less than the patch of 64 x 64"),
-        (["--blocks", "plain", "scacb", "--tolerance", "0.001"], "comes no closer to the"),
-        (["--host", "unet", "--no-skip"], "--no-skip: unet does not enlarge by itself"),
+        (["--blocks", "plain", "scacb", "--tolerance", "0.001"], "the closest to the"),
+        (["--host", "unet", "--no-skip"], "--no-skip: unet does not upscale by itself"),
     ],
 )
 def test_what_cannot_be_done_is_said(tmp_path: Path, capsys, more: list[str], words: str) -> None:

@@ -164,7 +164,7 @@ def test_folders_of_one_name_are_not_averaged(tmp_path: Path, weights: Path, cap
     for folder in folders:
         write_photos(Path(folder), [(48, 48)])
     assert main(["--data", *folders, "--scale", "2", "--weights", str(weights)]) == 2
-    assert "folders must differ in name" in capsys.readouterr().err
+    assert "names must differ" in capsys.readouterr().err
 
 
 def test_sets_that_lie_as_in_basicsr_are_told_apart(tmp_path: Path, weights: Path, capsys) -> None:
@@ -328,7 +328,7 @@ def test_weights_do_not_take_the_place_of_another_method(tmp_path: Path, weights
     write_photos(tmp_path / "mine", [(48, 48)])
     own = weights.rename(weights.with_name("bicubic.safetensors"))
     assert main(["--data", str(tmp_path / "mine"), "--scale", "2", "--weights", str(own)]) == 2
-    assert "bicubic: scores are filed by name, and two methods would have this one" in capsys.readouterr().err
+    assert "bicubic: scores are filed by name, but two methods have this one" in capsys.readouterr().err
 
 
 def test_a_network_without_weights_says_which_there_are() -> None:

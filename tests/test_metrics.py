@@ -67,9 +67,9 @@ def test_to_uint8_clamps_then_rounds() -> None:
 @pytest.mark.parametrize(
     ("sr", "hr", "error", "message"),
     [
-        (torch.zeros(3, 32, 32), photo(32, 32), TypeError, "sr must be uint8, got torch.float32; to_uint8"),
+        (torch.zeros(3, 32, 32), photo(32, 32), TypeError, "sr must be uint8, got torch.float32; convert it with"),
         (photo(32, 32)[:1], photo(32, 32), ValueError, r"sr must have shape \(3, height, width\), got \(1, 32, 32\)"),
-        (photo(32, 32), photo(33, 32), ValueError, "one shape.*mod_crop"),
+        (photo(32, 32), photo(33, 32), ValueError, "same shape.*mod_crop"),
         (photo(18, 40), photo(18, 40), ValueError, "19 x 19"),
         (photo(40, 18), photo(40, 18), ValueError, "19 x 19"),
     ],

@@ -557,7 +557,7 @@ def test_a_folder_is_no_learning_rate(images: Path, tmp_path: Path, capsys) -> N
 def test_another_size_of_patches_than_the_one_asked_for_is_said(images: Path, tmp_path: Path, capsys) -> None:
     assert run(images, tmp_path / "run", "--dry-run", "--patch-size", "30") == 0
     output = capsys.readouterr().out
-    assert "--patch-size 30: is no multiple of the scale; patches are 28 wide" in output
+    assert "--patch-size 30: is not a multiple of the scale; using 28" in output
     assert run(images, tmp_path / "run", "--dry-run") == 0
     assert "multiple of the scale" not in capsys.readouterr().out
 

@@ -1,1 +1,1 @@
-"""The blocks inside networks that are not ours: one short runnable file for each host."""
+"""The blocks in other networks, the hosts: one short runnable file for each."""

@@ -1,13 +1,13 @@
-"""Train a host with and without blocks of this library, at equal cost and one budget, with paired seeds.
+"""Train a host with and without blocks of this library, at equal cost and budget, with paired seeds.
 
     python -m examples.drop_in.compare --host rfdn --blocks plain scacb scacb+chain --task sr \
         --data BSDS500 --test Set5 B100 --seeds 3 -o runs/drop_in
 
-trains every row with every seed, scores it, and writes ``rfdn_sr.csv``, a line for each run and test set, and
-``rfdn_sr.md``, the table. The first row is the reference: it has ``--channels``, and every other row the width at which
-it comes closest to the parameters of the reference, or to its multiply-accumulates (``--match macs``); with
-``--match channels`` all have one width. With ``--minutes`` all rows train for equal time instead of equal steps. A run
-that is there already is not trained again, one that was cut off is resumed.
+trains and scores every row with every seed, and writes ``rfdn_sr.csv``, with a line for each run and test set, and the
+table, ``rfdn_sr.md``. The first row is the reference: it has ``--channels``, and every other row the width that comes
+closest to the parameters of the reference, or to its MACs (``--match macs``); with ``--match channels``, all have the
+same width. With ``--minutes``, all rows train for equal time instead of equal steps. Finished runs are not trained
+again, interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ PATCH_SIZES = {"sr": 96, "denoise": 48}
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.drop_in.compare",
-        description="Train a host with and without blocks of this library, at equal cost and one budget.",
+        description="Train a host with and without blocks of this library, at equal cost and budget.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--host", choices=tuple(HOSTS), required=True, help="the network")
+    add("--host", choices=tuple(HOSTS), required=True, help="host network")
     parts = "; ".join(f"{name}: {', '.join(host.parts)}" for name, host in HOSTS.items())
     add(
         "--blocks",
         nargs="+",
         metavar="ROW",
         required=True,
-        help=f"rows to compare, the reference first: {PLAIN}, or parts joined by +, of {parts}. A row that ends in "
-        f"+{LOCAL} has the trained networks of the row without it, scored with statistics of windows",
+        help=f"rows to compare, the reference first: {PLAIN}, or parts joined by +, from {parts}. A row that ends in "
+        f"+{LOCAL} scores the networks of the row without it with windowed statistics",
     )
-    add("--task", choices=tuple(PATCH_SIZES), required=True, help="what is undone")
-    add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="of --task sr")
-    add("--sigma", type=positive_number, default=25.0, help="of --task denoise, of 255")
+    add("--task", choices=tuple(PATCH_SIZES), required=True, help="super-resolution or denoising")
+    add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="upscaling factor for --task sr")
+    add("--sigma", type=positive_number, default=25.0, help="noise for --task denoise, on the scale of 0 to 255")
     add("--skip", action=argparse.BooleanOptionalAction, default=True, help="start from the bicubic or noisy image")
-    add("--match", choices=get_args(Match), default="parameters", help="what all rows have alike")
-    add("--tolerance", type=positive_number, default=3.0, metavar="PERCENT", help="how unlike it may be")
-    add("--channels", type=whole_number(MIN_CHANNELS), help="width of the reference; the host's own by default")
+    add("--match", choices=get_args(Match), default="parameters", help="cost that all rows share")
+    add("--tolerance", type=positive_number, default=3.0, metavar="PERCENT", help="allowed deviation from it")
+    add("--channels", type=whole_number(MIN_CHANNELS), help="width of the reference; the host's own if not given")
     add_options(parser)
     parser.set_defaults(steps=600, batch_size=8, output=Path("runs/drop_in"))
     args = parser.parse_args(argv)
     if args.init is not None:
-        parser.error("argument --init: is for weights of MREN, which no host is; leave it out")
+        parser.error("argument --init: is for weights of MREN, which no host can load; leave it out")
     if args.warm_up_new:
-        parser.error("argument --warm-up-new: is for --init, which no host takes; leave it out")
+        parser.error("argument --warm-up-new: needs --init, which no host supports; leave it out")
     args.patch_size = args.patch_size or PATCH_SIZES[args.task]
     return checked(parser, args) if args.task == "sr" else args
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> list[Run]:
         tolerance=args.tolerance,
         skip=args.skip,
     )
-    # Results of one file are compared with each other.
+    # Only results that can be compared go into the same file.
     unusual = {"_no_skip": not args.skip, f"_x{args.scale}": args.task == "sr" and args.scale != 4}
     unusual[f"_sigma{args.sigma:g}"] = args.task == "denoise" and args.sigma != 25
     name = f"{args.host}_{args.task}" + "".join(suffix for suffix, is_so in unusual.items() if is_so)

@@ -1,11 +1,11 @@
-"""A distillation network for super-resolution, in the manner of RFDN, made of these blocks.
+"""A distillation network for super-resolution in the style of RFDN, built from these blocks.
 
 The idea is that of Liu, Tang and Wu, *Residual Feature Distillation Network for Lightweight Image Super-Resolution*
-(2020): a block refines its features stage by stage, sets a narrow, distilled copy of each stage aside, and fuses the
-copies under attention. Here SCACB is the residual block, a DRACBChain makes the distilled copies, each guided by the
-attention map of the one before, and WSILBV is the attention.
+(2020): a block refines its features stage by stage, keeps a narrow, distilled copy of each stage, and fuses the copies
+with attention. Here SCACB is the residual block, a DRACBChain makes the distilled copies, each guided by the attention
+map of the previous one, and WSILBV is the attention.
 
-``python -m examples.drop_in.distillation`` prints what it is.
+``python -m examples.drop_in.distillation`` prints a summary.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from sc_blocks import SCACB, WSILBV, DRACBChain
 
 
 class DistillationBlock(nn.Module):
-    """Residual blocks in a row, each stage distilled on the way.
+    """A sequence of residual blocks with a distilled copy of each stage.
 
-    With its defaults it is an MREB without the outer shortcut that distils to half of the width instead of a quarter.
+    With the defaults, it is an MREB without the outer shortcut that distils to half of the width instead of a quarter.
 
     Args:
         channels: Width of the input and of the output, at least 6.
         block: Called with the width to build each residual block.
-        distill: Called with the width, half of it and the number of stages to build what makes the narrow copies. It is
-            called with the list of features, as a :class:`~sc_blocks.DRACBChain` is.
+        distill: Called with the width, half of it and the number of stages to build the module that makes the narrow
+            copies. Like a :class:`~sc_blocks.DRACBChain`, it is called with the list of features.
         attention: Called with the width to build the attention.
         num_stages: Number of residual blocks.
 
@@ -48,7 +48,7 @@ class DistillationBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(block(channels) for _ in range(num_stages))
-        # One stage more than there are blocks: what comes in is distilled as well.
+        # One stage more than there are blocks: the input is distilled as well.
         self.distill = distill(channels, channels // 2, num_stages + 1)
         self.fuse = nn.Conv2d((num_stages + 1) * (channels // 2), channels, 1)
         self.attention = attention(channels)
@@ -61,17 +61,17 @@ class DistillationBlock(nn.Module):
 
 
 class DistillationNet(nn.Module):
-    """Enlarges images by an integer factor.
+    """Upscales images by an integer factor.
 
     Args:
         scale: The factor.
         channels: Width of the features, at least 6.
-        num_blocks: Number of distillation blocks; what all of them return is fused.
+        num_blocks: Number of distillation blocks, whose outputs are fused.
         block: Called with the width to build each residual block.
-        distill: Called with the width, half of it and the number of stages to build what makes the narrow copies, such
-            as ``DRACBChain`` or ``functools.partial(DRACBChain, communication=GatedCommunication)``.
+        distill: Called with the width, half of it and the number of stages to build the distillation, such as
+            ``DRACBChain`` or ``functools.partial(DRACBChain, communication=GatedCommunication)``.
         attention: Called with the width to build each attention.
-        tail: Called with the width and the factor to build what makes the larger image.
+        tail: Called with the width and the factor to build the upsampling.
 
     Example:
         >>> net = DistillationNet(scale=4, channels=24, num_blocks=2)
@@ -110,7 +110,7 @@ class DistillationNet(nn.Module):
 
 
 def main() -> None:
-    """Print what the network is."""
+    """Print a summary of the network."""
     net, x = DistillationNet(), torch.rand(1, 3, 33, 47)
     parameters = sum(parameter.numel() for parameter in net.parameters())
     print(f"DistillationNet: {parameters:,} parameters, {tuple(x.shape)} -> {tuple(net(x).shape)}")

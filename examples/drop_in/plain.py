@@ -1,8 +1,7 @@
-"""What the hosts have in their places when no block of this library is there: the baselines of ``compare``.
+"""The baselines of ``compare``: the parts that blocks of this library replace in the hosts.
 
-Each is the usual part of its network: the shallow residual block and the 1x1 distillation of RFDN, the simplified
-channel attention of NAFNet, and skips that hand features across as they are. The contrast-aware attention is that of
-IMDN (Hui et al., 2019).
+These are the shallow residual block and the 1x1 distillation of RFDN, the simplified channel attention of NAFNet, plain
+skip connections, and the contrast-aware attention of IMDN (Hui et al., 2019).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.fixtures import CCA
 
-ContrastAttention = partial(CCA, reduction=4)  # a sixteenth would leave nothing of a narrow host
+ContrastAttention = partial(CCA, reduction=4)  # the usual 16 would leave too few channels in a narrow host
 
 
 class ShallowResidual(nn.Module):
@@ -39,11 +38,11 @@ class ShallowResidual(nn.Module):
 
 
 class Distillation(nn.Module):
-    """A 1x1 convolution and an activation for each stage, each on its own; called as a ``DRACBChain`` is.
+    """An independent 1x1 convolution and activation for each stage; called like a ``DRACBChain``.
 
     Args:
         in_channels: Width of the features.
-        out_channels: Width of what is kept of them.
+        out_channels: Width of the distilled features.
         length: Number of stages.
 
     Example:
@@ -63,7 +62,7 @@ class Distillation(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Weighs channels by a linear map of their means.
+    """Scales channels by a linear map of their means.
 
     Args:
         channels: Width of the input and of the output.
@@ -83,11 +82,11 @@ class ChannelAttention(nn.Module):
 
 
 class Skips(nn.Module):
-    """Hands the features of every level across as they are; called as a ``DRACBChain`` is.
+    """Identity skip connections; called like a ``DRACBChain``.
 
     Args:
         widths: Widths of the levels.
-        kept: What a distilling skip would keep of them; not needed here.
+        kept: Widths after distillation; not used here.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
 """Write the tables of the documentation from the committed comparisons.
 
-Run as ``python -m examples.drop_in.report``: it reads ``results/*.csv``, as ``compare`` writes them, and writes
-``docs/results/hosts_*.md`` and ``docs/results/hosts.md``, an overview.
+``python -m examples.drop_in.report`` reads ``results/*.csv``, as written by ``compare``, and writes
+``docs/results/hosts_*.md`` and an overview, ``docs/results/hosts.md``.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ STATISTICS = ("Scored with statistics of the whole map", "The same networks, sco
 
 
 def tables() -> dict[str, str]:
-    """Every generated Markdown file: its name and its text."""
+    """The text of every generated Markdown file, by file name."""
     found = {file.stem: read_runs(file) for file in sorted(RESULTS.glob("*.csv"))}
     texts = {f"hosts_{name}.md": comparison_tables(runs) for name, runs in found.items()}
     return texts | {"hosts.md": overview(found)}
 
 
 def comparison_tables(runs: Sequence[Run]) -> str:
-    """The table of a comparison; rows that are scored with local statistics stand in a second one."""
+    """The table of a comparison, with a second one for rows scored with local statistics."""
     texts = [comparison_table(own, titles={run.name: title_of(run.name) for run in own}) for own in by_statistics(runs)]
     if len(texts) == 1:
         return texts[0]
@@ -40,7 +40,7 @@ def comparison_tables(runs: Sequence[Run]) -> str:
 
 
 def by_statistics(runs: Sequence[Run]) -> list[Sequence[Run]]:
-    """Runs that are compared with each other: those of the first row with all others that are scored in one way.
+    """Group runs by how they are scored; the first row is in both groups.
 
     The seeds of a row may spread far more with statistics of the whole map than with local ones.
     """
@@ -50,10 +50,10 @@ def by_statistics(runs: Sequence[Run]) -> list[Sequence[Run]]:
 
 
 def overview(found: Mapping[str, Sequence[Run]]) -> str:
-    """A line for each row of each comparison: how far it lies from the plain network, with its 95 % intervals.
+    """A table with a line for each row of each comparison: differences from the plain network with 95 % intervals.
 
     Args:
-        found: The runs of each comparison, under the name of its file.
+        found: The runs of each comparison by file name.
     """
     lines = []
     for name, runs in found.items():
@@ -74,7 +74,7 @@ def overview(found: Mapping[str, Sequence[Run]]) -> str:
 
 
 def _differences(runs: Sequence[Run], rows: Sequence[str]) -> list[str]:
-    """The cells of one test set; empty where it was not scored."""
+    """The cells of one test set; empty for rows that were not scored."""
     names = comparable(runs, rows)
     found = dict(zip(names[1:], compared(runs, names).differences if names else [], strict=True))
     cells = {

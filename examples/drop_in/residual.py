@@ -1,10 +1,10 @@
-"""A residual network for super-resolution, in the manner of EDSR and RCAN, with a block of this library in each branch.
+"""A residual network for super-resolution in the style of EDSR and RCAN, with a block of this library in each branch.
 
-EDSR (Lim et al., 2017) adds two convolutions to their input, again and again, without batch norm; RCAN (Zhang et al.,
-2018) ends each such branch in channel attention. Here that place takes any block that keeps its width: WSILBV, which
-weighs channels as RCAN's attention does, but by contrast and peak, or SCACB, which looks at regions as well.
+EDSR (Lim et al., 2017) stacks residual blocks of two convolutions without batch norm; RCAN (Zhang et al., 2018) ends
+each residual branch with channel attention. Here any block that keeps its width can end the branch: WSILBV, which
+scales channels like RCAN's attention, but by contrast and maximum, or SCACB, which also attends to regions.
 
-``python -m examples.drop_in.residual`` prints what it is.
+``python -m examples.drop_in.residual`` prints a summary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
 
     Args:
         channels: Width of the input and of the output.
-        block: Called with the width to build what ends the branch.
+        block: Called with the width to build the block at the end of the branch.
 
     Example:
         >>> ResidualBlock(24, block=SCACB)(torch.rand(1, 24, 9, 7)).shape
@@ -49,15 +49,15 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """Enlarges images by an integer factor.
+    """Upscales images by an integer factor.
 
     Args:
         scale: The factor.
         channels: Width of the features.
         num_blocks: Number of residual blocks.
-        block: Called with the width to build what ends each branch, such as ``WSILBV``, ``SCACB``,
+        block: Called with the width to build the block at the end of each branch, such as ``WSILBV``, ``SCACB``,
             ``functools.partial(SCACB, reduction=4)`` or ``lambda channels: nn.Identity()`` for EDSR's plain branch.
-        tail: Called with the width and the factor to build what makes the larger image.
+        tail: Called with the width and the factor to build the upsampling.
 
     Example:
         >>> net = ResidualNet(scale=2, channels=24, num_blocks=2, block=SCACB)
@@ -88,7 +88,7 @@ class ResidualNet(nn.Module):
 
 
 def main() -> None:
-    """Print what the network is, with either block."""
+    """Print a summary of the network with either block."""
     x = torch.rand(1, 3, 33, 47)
     for block in (WSILBV, SCACB):
         net = ResidualNet(block=block)

@@ -1,6 +1,6 @@
-"""A network that the ``spandrel`` package loads, changed in place: RCAN with WSILBV for its channel attention.
+"""A network loaded by ``spandrel`` and modified in place: RCAN with WSILBV as its channel attention.
 
-``python -m examples.drop_in.spandrel_host`` prints what was changed.
+``python -m examples.drop_in.spandrel_host`` prints the changes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from sc_blocks.surgery import SwapReport, replace_modules
 
 
 def load_rcan(weights: StateDict) -> ImageModelDescriptor[RCAN]:
-    """Load RCAN, as ``spandrel.ModelLoader`` does with a file that it takes for one.
+    """Load RCAN, as ``spandrel.ModelLoader`` does for a file that it recognises as RCAN.
 
     Args:
-        weights: Its tensors by name.
+        weights: The state dict.
 
     Returns:
         The network in spandrel's wrapper.
@@ -40,10 +40,10 @@ def replace_attention(descriptor: ImageModelDescriptor[RCAN]) -> SwapReport:
     ``descriptor.model.load_state_dict``.
 
     Args:
-        descriptor: What spandrel loaded; its network is changed in place.
+        descriptor: The network loaded by spandrel; it is changed in place.
 
     Returns:
-        What was replaced.
+        A report of the replaced modules.
 
     Example:
         >>> size = {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16, "reduction": 4}
@@ -61,14 +61,14 @@ def replace_attention(descriptor: ImageModelDescriptor[RCAN]) -> SwapReport:
         return WSILBV(squeeze.in_channels, reduction=reduction)
 
     def is_attention(name: str, module: nn.Module) -> bool:
-        # By the name of the class: spandrel has no public place to import it from.
+        # By class name, as spandrel does not export the class.
         return type(module).__name__ == "CALayer"
 
     return replace_modules(descriptor.model, is_attention, make)
 
 
 def main() -> None:
-    """Print what was changed in a small RCAN with fresh weights."""
+    """Print the changes to a small, newly initialised RCAN."""
     weights = RCAN(scale=2, n_resgroups=2, n_resblocks=3, n_feats=48, reduction=16, norm=False).state_dict()
     descriptor, x = load_rcan(weights), torch.rand(1, 3, 33, 47)
     print(replace_attention(descriptor))

@@ -1,7 +1,7 @@
-"""Tails of super-resolution networks: what makes a larger image of the last features.
+"""Tails of super-resolution networks, which turn the last features into the upscaled image.
 
-A pixel shuffle is what most light networks end in. The narrow RBWA tail takes its place in a network of any width: most
-of the cost of a tail lies in its width, so a 1x1 convolution narrows the features before they are enlarged.
+Most lightweight networks end with a pixel shuffle. The narrow RBWA tail replaces it in a network of any width: as the
+cost of a tail depends mostly on its width, a 1x1 convolution reduces the width before upsampling.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from sc_blocks import RBWA
 
 
 def pixel_shuffle(channels: int, scale: int) -> nn.Module:
-    """A convolution that makes all pixels of the larger image, and the shuffle that puts them in place.
+    """A convolution that computes all pixels of the upscaled image, and a pixel shuffle.
 
     Args:
         channels: Width of the features.
-        scale: What is enlarged by.
+        scale: Upscaling factor.
 
     Example:
         >>> import torch
@@ -40,11 +40,10 @@ def narrow_rbwa(
     Args:
         channels: Width of the features.
         scale: 2, 3 or 4.
-        widths: What the features are narrowed to, and the width after the second stage,
-            which only ×3 and ×4 have.
+        widths: Width after the 1x1 convolution, and width after the second stage, which only ×3 and ×4 have.
 
     Raises:
-        ValueError: If there is no such scale.
+        ValueError: If the scale is not supported.
 
     Example:
         >>> import torch

@@ -1,10 +1,10 @@
-"""WSILBV in networks of the ``timm`` package: as its attention layer, and where there is no such option.
+"""WSILBV in networks of ``timm``: as an attention layer, and in networks without that option.
 
-timm builds attention layers as ``layer(channels)``, which every block of this library that keeps its width answers to.
-Its ResNets take one as ``block_args=dict(attn_layer=...)``. Its ConvNeXts take none; but their blocks leave a place
-free between the two layers of the perceptron, where ConvNeXt V2 has its global response norm, and there one can be put.
+timm builds attention layers as ``layer(channels)``, which works for every block of this library that keeps its width.
+Its ResNets take one as ``block_args=dict(attn_layer=...)``. Its ConvNeXts have no such option, but their blocks have an
+unused norm between the two layers of the MLP, where ConvNeXt V2 has its global response norm. WSILBV replaces it.
 
-``python -m examples.drop_in.timm_hosts`` prints what they are.
+``python -m examples.drop_in.timm_hosts`` prints a summary.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from sc_blocks.surgery import replace_modules
 
 
 def resnet(name: str = "resnet18", *, attention: Callable[[int], nn.Module] = WSILBV) -> nn.Module:
-    """A ResNet of timm's, with attention at the end of each residual branch.
+    """A ResNet from timm with attention at the end of each residual branch.
 
     Args:
-        name: Which of timm's; any that is built of its ``BasicBlock`` or ``Bottleneck``.
-        attention: Called with the width to build each attention; also ``device`` and ``dtype`` come, by name.
+        name: Name of the model; any that is built from timm's ``BasicBlock`` or ``Bottleneck``.
+        attention: Called with the width to build each attention, and with the keywords ``device`` and ``dtype``.
 
     Returns:
-        The network, with fresh weights.
+        The network, newly initialised.
 
     Example:
         >>> resnet()(torch.rand(1, 3, 33, 47)).shape
@@ -42,16 +42,16 @@ def convnext(
     reduction: int = 32,
     pretrained: bool = False,
 ) -> nn.Module:
-    """A ConvNeXt of timm's, with attention on the hidden layer of each MLP.
+    """A ConvNeXt from timm with attention on the hidden layer of each MLP.
 
     Args:
-        name: Which of timm's.
-        reduction: Of the attention, see :class:`~sc_blocks.WSILBV`.
-        pretrained: Whether to start from timm's weights, which are downloaded. They all
-            fit: the layers that are replaced have none.
+        name: Name of the model.
+        reduction: See :class:`~sc_blocks.WSILBV`.
+        pretrained: Whether to load timm's weights, which are downloaded. All of them fit, as the replaced layers have
+            none.
 
     Returns:
-        The network; the attention has fresh weights.
+        The network, with newly initialised attention.
 
     Example:
         >>> convnext()(torch.rand(1, 3, 33, 47)).shape
@@ -69,7 +69,7 @@ def convnext(
 
 
 def main() -> None:
-    """Print what the networks are, as timm builds them and with attention."""
+    """Print a summary of the networks without and with attention."""
     x = torch.rand(1, 3, 65, 97)
     for title, net in {
         "resnet18": timm.create_model("resnet18"),

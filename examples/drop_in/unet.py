@@ -1,11 +1,11 @@
-"""A U-Net for denoising, like NAFNet, with one DRACBChain across its levels.
+"""A U-Net for denoising in the style of NAFNet, with one DRACBChain across its levels.
 
-NAFNet (Chen et al., *Simple Baselines for Image Restoration*, 2022) builds a U-Net of blocks with gates in place of
+NAFNet (Chen et al., *Simple Baselines for Image Restoration*, 2022) is a U-Net of blocks with gates instead of
 activations and a light channel attention; here that is WSILBV. The skip connections are the stages of one chain: each
 stage distils the features of its level to half their width, guided by the map of the finer level, which the chain
 resamples and projects.
 
-``python -m examples.drop_in.unet`` prints what it is.
+``python -m examples.drop_in.unet`` prints a summary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ChainedSkips = partial(DRACBChain, resample="bilinear")
 
 
 class GatedBlock(nn.Module):
-    """A branch in which one half of the channels gates the other, under attention, added to the input.
+    """A residual block whose branch multiplies one half of the channels by the other and applies attention.
 
     Args:
         channels: Width of the input and of the output, at least 4.
@@ -51,15 +51,15 @@ class UNet(nn.Module):
     """Restores an image of any size, from 1 x 1: it pads itself and crops the result.
 
     Args:
-        channels: Width at full size; each level below is twice as wide as the one above. At least 4.
-        num_levels: How often the size is halved.
-        num_blocks: Number of gated blocks of each level, on the way down and on the way up.
+        channels: Width at full size, at least 4; each level is twice as wide as the one above.
+        num_levels: Number of times the size is halved.
+        num_blocks: Number of gated blocks of each level, in the encoder and in the decoder.
         attention: Called with the width to build the attention of each gated block.
-        skips: Called with the widths of the levels and half of them to build the skip connections. They are called with
-            the list of features and have the ``out_channels`` of a :class:`~sc_blocks.DRACBChain`.
+        skips: Called with the widths of the levels and half of these to build the skip connections. Like a
+            :class:`~sc_blocks.DRACBChain`, they are called with the list of features and have ``out_channels``.
 
     Attributes:
-        size_multiple: What heights and widths are padded to a multiple of.
+        size_multiple: Heights and widths are padded to multiples of it.
 
     Example:
         >>> UNet(channels=8)(torch.rand(1, 3, 9, 7)).shape
@@ -114,7 +114,7 @@ class UNet(nn.Module):
 
 
 def main() -> None:
-    """Print what the network is."""
+    """Print a summary of the network."""
     net, x = UNet(), torch.rand(1, 3, 33, 47)
     parameters = sum(parameter.numel() for parameter in net.parameters())
     print(f"UNet: {parameters:,} parameters, {tuple(x.shape)} -> {tuple(net(x).shape)}")

@@ -1,4 +1,4 @@
-"""The hosts of ``compare``, and what goes into their places."""
+"""The hosts of ``compare``, and the parts for their slots."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ Match = Literal["parameters", "macs", "channels"]
 Parts = Mapping[str, Mapping[str, Callable[..., nn.Module]]]
 
 PLAIN = "plain"
-LOCAL = "local"  # not a part, but how the trained network is scored
+LOCAL = "local"  # not a part, but a way of scoring the trained network
 MIN_CHANNELS = 6  # of SCACB
 
 
 @dataclass(frozen=True)
 class Host:
-    """A network with places."""
+    """A network with slots for parts."""
 
     title: str
     build: Callable[..., nn.Module]
-    """Called with ``channels`` and what goes into its places."""
+    """Called with ``channels`` and the parts for its slots."""
     channels: int
-    """Width of the reference row, unless another is asked for."""
+    """Default width of the reference row."""
     plain: Mapping[str, Callable[..., nn.Module]]
-    """What is in every place by default."""
+    """The default part of every slot."""
     parts: Parts
-    """What can be put in: name of the part, then place and what to put there."""
+    """Available parts: by name of the part, then by slot, how to build it."""
     enlarges: bool = True
-    """Whether it takes a ``scale``; one that does not works at the size of its input."""
+    """Whether it takes a ``scale``; otherwise, its output has the size of its input."""
     lowest: int = MIN_CHANNELS
-    """The narrowest width that all its parts have."""
+    """The narrowest width that all its parts support."""
 
 
-def _chains(place: str, chain: Callable[..., nn.Module]) -> dict[str, dict[str, Callable[..., nn.Module]]]:
+def _chains(slot: str, chain: Callable[..., nn.Module]) -> dict[str, dict[str, Callable[..., nn.Module]]]:
     return {
-        "dracb": {place: partial(chain, communication=None)},  # the same stages, each on its own
-        "chain": {place: chain},
-        "chain-learnable": {place: partial(chain, communication=LearnableCommunication)},
-        "chain-gated": {place: partial(chain, communication=GatedCommunication)},
+        "dracb": {slot: partial(chain, communication=None)},  # the same stages without communication
+        "chain": {slot: chain},
+        "chain-learnable": {slot: partial(chain, communication=LearnableCommunication)},
+        "chain-gated": {slot: partial(chain, communication=GatedCommunication)},
     }
 
 
@@ -133,19 +133,19 @@ def is_local(row: str) -> bool:
 
 
 def title_of(row: str) -> str:
-    """What a row is called in a table."""
+    """The title of a row in a table."""
     title = " + ".join(TITLES.get(part, part) for part in without_local(row).split("+"))
     return f"{title}, local statistics" if is_local(row) else title
 
 
 class BicubicSkip(nn.Module):
-    """A network between an image and its restoration, which starts from the bicubic image and adds to it.
+    """A restoration network that works on, or is added to, the bicubic image.
 
     Args:
-        net: Enlarges by ``scale``, or keeps the size.
-        scale: What the image is enlarged by; 1 for none.
-        enlarges: Whether ``net`` enlarges by itself; the bicubic image is then added to its result. Otherwise it is
-            given the bicubic image.
+        net: A network that upscales by ``scale``, or keeps the size.
+        scale: Upscaling factor; 1 for none.
+        enlarges: Whether ``net`` upscales by itself; the bicubic image is then added to its output. Otherwise, the
+            bicubic image is its input.
     """
 
     def __init__(self, net: nn.Module, scale: int, *, enlarges: bool) -> None:
@@ -162,10 +162,10 @@ class BicubicSkip(nn.Module):
 
 
 def parts_of(host: str, row: str) -> dict[str, Callable[..., nn.Module]]:
-    """What is in every place of a host in a row such as ``"plain"`` or ``"scacb+chain"``.
+    """The part in every slot of a host for a row such as ``"plain"`` or ``"scacb+chain"``.
 
     Raises:
-        ValueError: If the host has no such part, or two parts want one place.
+        ValueError: If the host has no such part, or two parts need the same slot.
     """
     known = HOSTS[host].parts
     chosen: dict[str, str] = {}
@@ -173,37 +173,37 @@ def parts_of(host: str, row: str) -> dict[str, Callable[..., nn.Module]]:
     for name in [] if row == PLAIN else without_local(row).split("+"):
         if name not in known:
             raise ValueError(
-                f"--blocks {row}: {host} has no part {name!r}; a row is {PLAIN!r} or parts joined by +, of "
+                f"--blocks {row}: {host} has no part {name!r}; a row is {PLAIN!r} or parts joined by +, from "
                 f"{', '.join(known)}."
             )
-        for place, make in known[name].items():
-            if place in chosen:
-                raise ValueError(f"--blocks {row}: {chosen[place]} and {name} go to one place of {host}; take one.")
-            chosen[place] = name
-            filled[place] = make
+        for slot, make in known[name].items():
+            if slot in chosen:
+                raise ValueError(f"--blocks {row}: {chosen[slot]} and {name} need the same slot of {host}; choose one.")
+            chosen[slot] = name
+            filled[slot] = make
     return filled
 
 
 def build(host: str, row: str, scale: int, channels: int, *, skip: bool = True) -> nn.Module:
-    """A network of a row, between image and restoration, with fresh weights.
+    """Build the network of a row, newly initialised.
 
-    SCACBs and DRACBs have those of :func:`~sc_blocks.init.init_weights`, everything else has those of torch.
+    SCACBs and DRACBs are initialised by :func:`~sc_blocks.init.init_weights`, everything else by torch.
 
     Args:
         host: Name of the host.
-        row: What is in its places.
-        scale: What it enlarges by.
+        row: The parts in its slots.
+        scale: Upscaling factor.
         channels: Its width.
-        skip: Whether it starts from the bicubic image.
+        skip: Whether it starts from the bicubic image, see :class:`BicubicSkip`.
 
     Raises:
-        ValueError: If it cannot do without the bicubic image.
+        ValueError: If the host needs the bicubic image, but ``skip`` is false.
     """
-    places: dict[str, Any] = {"channels": channels, **parts_of(host, row)}
+    arguments: dict[str, Any] = {"channels": channels, **parts_of(host, row)}
     enlarges = HOSTS[host].enlarges
     if not skip and not enlarges:
-        raise ValueError(f"--no-skip: {host} does not enlarge by itself, it works on the bicubic image.")
-    net = HOSTS[host].build(**places, **({"scale": scale} if enlarges else {}))
+        raise ValueError(f"--no-skip: {host} does not upscale by itself and needs the bicubic image; leave it out.")
+    net = HOSTS[host].build(**arguments, **({"scale": scale} if enlarges else {}))
     init_weights(net)
     return BicubicSkip(net, scale, enlarges=enlarges) if skip else net
 
@@ -218,23 +218,23 @@ def plan_rows(
     tolerance: float,
     skip: bool = True,
 ) -> list[Row]:
-    """The rows of a comparison, each at the width that comes closest to the first one's cost.
+    """The rows of a comparison, each at the width whose cost is closest to that of the first one.
 
     Args:
         host: Name of the host.
         blocks: Rows, such as ``"plain"`` or ``"scacb+chain"``; the first is the reference.
-        scale: What the network enlarges by.
-        channels: Width of the reference; ``None`` for the host's.
-        match: What is equal in all rows.
-        tolerance: By how much, in percent, it may differ.
+        scale: Upscaling factor.
+        channels: Width of the reference; ``None`` for that of the host.
+        match: The cost that is equal in all rows.
+        tolerance: Allowed deviation of that cost, in percent.
         skip: Whether the network starts from the bicubic image.
 
     Raises:
-        ValueError: If a row is unknown or given twice, has no statistics that could be local, ``channels`` is too
-            small, or no width comes close enough.
+        ValueError: If a row is unknown, given twice, or local without attention that has statistics, if ``channels`` is
+            too small, or if no width comes close enough.
     """
     if len(set(blocks)) < len(blocks):
-        raise ValueError(f"--blocks: every row once, got {' '.join(blocks)}.")
+        raise ValueError(f"--blocks: give each row only once, got {' '.join(blocks)}.")
     reference = HOSTS[host].channels if channels is None else channels
     if reference < HOSTS[host].lowest:
         raise ValueError(f"--channels {reference}: {host} needs at least {HOSTS[host].lowest}.")
@@ -255,7 +255,7 @@ def plan_rows(
         off = 100 * (found / target - 1)
         if abs(off) > tolerance:
             raise ValueError(
-                f"{name}: comes no closer to the {target:,} {match} of {blocks[0]} than {found:,} ({off:+.1f} %), at "
+                f"{name}: the closest to the {target:,} {match} of {blocks[0]} is {found:,} ({off:+.1f} %), at "
                 f"{width} channels; try --channels {reference + 1}, or --tolerance {math.ceil(abs(off))}."
             )
         local = is_local(name)
