@@ -146,7 +146,7 @@ def test_images_smaller_than_the_patch_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"1\.png: 50 x 30 pixels, less than the patch of 32 x 32.*--patch-size 28"):
         load_pairs(files, 4, min_size=32)
     tiny = write_photos(tmp_path / "tiny", [(18, 18)])
-    with pytest.raises(ValueError, match=r"18 x 18 pixels, less than the 19 x 19 that scoring needs; take it out\.$"):
+    with pytest.raises(ValueError, match=r"18 x 18 pixels, less than the 19 x 19 that scoring needs; remove it\.$"):
         load_pairs(tiny, 4, min_size=32)  # no size of patches would do
 
 

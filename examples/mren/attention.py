@@ -234,10 +234,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("examples.mren.attention", __doc__)
     add = parser.add_argument
     add("input", nargs="?", type=path_name, metavar="IN", help="an image file")
-    add("-o", "--output", type=path_name, default=Path(OUTPUT), metavar="OUT", help="output file (%(default)s)")
+    add(
+        "-o", "--output", type=path_name, default=Path(OUTPUT), metavar="OUT", help="output file (default: %(default)s)"
+    )
     add_network_options(parser)
     add("--blocks", type=int, nargs="+", metavar="N", help="MREBs to show, counted from 1 (default: all)")
-    add("--max-side", type=whole_number(1), default=MAX_SIDE, metavar="N", help="downscale larger images (%(default)s)")
+    add(
+        "--max-side",
+        type=whole_number(1),
+        default=MAX_SIDE,
+        metavar="N",
+        help="downscale larger images (default: %(default)s)",
+    )
     add_device_option(parser)
     add("--overwrite", action="store_true", help="replace the output if it exists, but never the input")
     return run_command(run, parser.parse_args, argv)

@@ -94,7 +94,7 @@ def run_command(
     Example:
         >>> parser = argparse.ArgumentParser()
         >>> def run(args):
-        ...     raise ValueError("x.png: is no image.")
+        ...     raise ValueError("x.png: is not an image.")
         >>> run_command(run, parser.parse_args, [])  # prints the error to stderr
         1
     """
@@ -298,13 +298,13 @@ def number(is_valid: Callable[[float], bool], wanted: str) -> Callable[[str], fl
 positive_number = number(lambda value: 0 < value < math.inf, "a number above 0")
 
 
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     """An argparse type: a whole number in a range."""
 
     def parse(text: str) -> int:
-        if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= (most or int(text)):
-            limit = "" if most is None else f" and at most {most}"
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}{limit}, got {text[:40]}")
+        if not (text.isascii() and text.isdecimal()) or not minimum <= int(text) <= (maximum or int(text)):
+            limit = "" if maximum is None else f" and at most {maximum}"
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}{limit}, got {text[:40]}")
         return int(text)
 
     return parse

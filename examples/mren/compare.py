@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DETAIL",
         help="IMAGE:LEFT,TOP,SIDE in pixels, or IMAGE for the square with the largest error of bicubic",
     )
-    add("-o", "--output", type=path_name, default=Path("details.png"), help="output file (%(default)s)")
+    add("-o", "--output", type=path_name, default=Path("details.png"), help="output file (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace the output if it exists, but never an image of --data")
     add("--scale", type=scale_factor, choices=tuple(STAGES), default=4, help="upscaling factor (default: %(default)s)")
     add("--weights", type=path_name, nargs="+", help="weight files to use instead of the shipped ones")

@@ -192,10 +192,10 @@ def load_pairs(
             side = min(image.shape[1:]) // scale * scale
             if side < min_size:
                 size = f"{path}: {image.shape[2]} x {image.shape[1]} pixels"
-                if side < (least := smallest_scored(scale)):
-                    raise ValueError(f"{size}, less than the {least} x {least} that scoring needs; take it out.")
+                if side < (minimum := smallest_scored(scale)):
+                    raise ValueError(f"{size}, less than the {minimum} x {minimum} that scoring needs; remove it.")
                 raise ValueError(
-                    f"{size}, less than the patch of {min_size} x {min_size}; take it out, or train with --patch-size "
+                    f"{size}, less than the patch of {min_size} x {min_size}; remove it, or train with --patch-size "
                     f"{side} or less."
                 )
         except (ValueError, OSError) as error:

@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=whole_number(0, 255),
         default=0,
         metavar="S",
-        help="add Gaussian noise of standard deviation S (0 to 255) to them, before --jpeg (%(default)s)",
+        help="add Gaussian noise of standard deviation S (0 to 255) to them, before --jpeg (default: %(default)s)",
     )
     add_local_option(parser, "also score with windowed statistics")
     add_ensemble_option(parser, "also score with self-ensemble")
@@ -290,10 +290,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="also score in tiles of N low-resolution pixels",
     )
     add("--onnx", type=path_name, nargs="+", default=[], metavar="FILE", help="also score exported files")
-    add("--csv", type=path_name, help="write the score of each image to this file")
+    add("--csv", type=path_name, help="CSV file for the scores of each image")
     add("--overwrite", action="store_true", help="replace the file of --csv if it exists")
-    most = MAX_PIXELS // 10**6
-    add("--max-megapixels", type=whole_number(1, most), default=64, metavar="N", help="per image (%(default)s)")
+    limit = MAX_PIXELS // 10**6
+    add(
+        "--max-megapixels",
+        type=whole_number(1, limit),
+        default=64,
+        metavar="N",
+        help="limit per image (default: %(default)s)",
+    )
     return run_command(run, parser.parse_args, argv)
 
 

@@ -182,8 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("files", nargs="+", type=path_name, metavar="FILE", help="ONNX files; ratios are relative to the first")
     add("--size", nargs=2, type=whole_number(1), default=(120, 160), metavar=("HEIGHT", "WIDTH"), help="(120 160)")
-    add("--rounds", type=whole_number(1), default=11, help="number of measurements of each file (%(default)s)")
-    add("--threads", type=whole_number(0, 4096), default=1, help="number of threads; 0 for one per core (%(default)s)")
+    add("--rounds", type=whole_number(1), default=11, help="number of measurements of each file (default: %(default)s)")
+    add(
+        "--threads",
+        type=whole_number(0, 4096),
+        default=1,
+        help="number of threads; 0 for one per core (default: %(default)s)",
+    )
     return run_command(run, parser.parse_args, argv)
 
 

@@ -305,10 +305,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="inference engine; all but torch are optional extras (default: %(default)s)",
     )
     add("--threads", type=whole_number(1, 4096), metavar="N", help="number of CPU threads (default: all)")
-    add("--tile", type=whole_number(2 * OVERLAP), default=TILE, metavar="N", help="tile side in pixels (%(default)s)")
+    add(
+        "--tile",
+        type=whole_number(2 * OVERLAP),
+        default=TILE,
+        metavar="N",
+        help="tile side in pixels (default: %(default)s)",
+    )
     add_local_option(parser, "compute the statistics of the attention over windows instead of whole tiles")
     add_ensemble_option(parser, "slightly better results")
-    add("--max-megapixels", type=positive_number, default=256, metavar="N", help="limit for a result (%(default)s)")
+    add(
+        "--max-megapixels",
+        type=positive_number,
+        default=256,
+        metavar="N",
+        help="limit for a result (default: %(default)s)",
+    )
     add("--recursive", action="store_true", help="include subfolders, and keep their structure in the output")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing results, but never an input")

@@ -24,13 +24,13 @@ _MAX_TEXT = 10_000  # of the arguments
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
-def _is_int(value: object, least: int, most: int) -> bool:
-    return type(value) is int and least <= value <= most
+def _is_int(value: object, minimum: int, maximum: int) -> bool:
+    return type(value) is int and minimum <= value <= maximum
 
 
-def is_number(value: object, least: float = -sys.float_info.max, most: float = sys.float_info.max) -> bool:
+def is_number(value: object, minimum: float = -sys.float_info.max, maximum: float = sys.float_info.max) -> bool:
     """Whether a value from JSON is a number in a range; by default, that of finite floats."""
-    return type(value) in (int, float) and least <= value <= most  # type: ignore[operator]
+    return type(value) in (int, float) and minimum <= value <= maximum  # type: ignore[operator]
 
 
 def _is_pair_of_widths(value: object) -> bool:
