@@ -83,7 +83,7 @@ class Comparison:
     freedom: int
     """Degrees of freedom of the spread; 0 if it cannot be estimated."""
     spread: float | None
-    """Standard deviation of the scores of a row over its seeds, in dB; for paired runs, of what row and seed leave."""
+    """Standard deviation of the scores of a row over its seeds, in dB; for paired runs, of the residuals."""
 
 
 COLUMNS: dict[str, tuple[str, Callable[[Sequence[Run]], str]]] = {
