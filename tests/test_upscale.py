@@ -279,7 +279,7 @@ def animation(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "name", "message"),
     [
-        (lambda path: rgb().convert("CMYK").save(path), "in.jpg", "CMYK, .* convert it to RGB"),
+        (lambda path: rgb().convert("CMYK").save(path), "in.jpg", "CMYK without a profile, .* convert it to RGB"),
         (lambda path: rgb().convert("F").save(path), "in.tif", "floating-point; save it with 8 bits"),
         (lambda path: rgb().convert("I").save(path), "in.tif", "32 bits per pixel"),
         (negative_tiff, "in.tif", "16-bit gray where 0 is white"),
