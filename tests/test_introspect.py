@@ -339,7 +339,7 @@ def test_in_every_mode(training: bool, guard) -> None:
 
 
 def test_of_a_folded_network_all_but_the_gates_of_rbwa() -> None:
-    with pytest.raises(ValueError, match=r"FoldedRBWA without; capture the network that it was folded from"):
+    with pytest.raises(ValueError, match=r"FoldedRBWA, which has none; capture the network that it was folded from"):
         capture_attention(fold(RBWA(12))).__enter__()
     folded = fold_mren(MREN(2, channels=12, num_blocks=2))
     with capture_attention(folded) as attention:
