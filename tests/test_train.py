@@ -186,6 +186,19 @@ def test_the_weights_begun_from_are_kept_where_training_made_them_worse(
     assert all(torch.equal(kept[name], value) for name, value in given.items())
 
 
+def test_of_equal_validations_the_later_weights_are_kept(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    # Too small a step to change an eight-bit result, but not the biases, which start at zero.
+    tiny = ["--steps", "2", "--validate-every", "1", "--lr", "1e-9", "--ema-decay", "0"]
+    assert run(images, output, *tiny) == 0
+    first, second = history(output)[1:]
+    assert first[2] == second[2]
+    kept = load_file(output / "mren_x4.safetensors")
+    earlier, later = (load_file(output / "checkpoints" / f"step_000000{i}" / "average.safetensors") for i in (1, 2))
+    assert any(not torch.equal(earlier[name], value) for name, value in later.items())
+    assert all(torch.equal(kept[name], value) for name, value in later.items())
+
+
 def test_a_file_of_which_nothing_fits_is_not_begun_from(images: Path, tmp_path: Path, capsys) -> None:
     weights = tmp_path / "narrow.safetensors"
     save_weights(MREN(4, channels=24, num_blocks=1), weights, {"scale": 4, "channels": 24, "num_blocks": 1})

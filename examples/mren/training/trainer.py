@@ -169,7 +169,8 @@ class Trainer:
                     bar.total = self.steps
                 if due and self.held_out:
                     shown["PSNR"] = f"{self._log():.2f}"
-                    self._save(best=progress.history[-1]["psnr"] > progress.best_psnr)
+                    # Of equal validations, the later weights, which were trained for longer.
+                    self._save(best=progress.history[-1]["psnr"] >= progress.best_psnr)
                 elif due or out_of_time:
                     # Not validated: an interruption must not change the result of a run.
                     self._save(best=False)
