@@ -47,8 +47,8 @@ def convnext(
     Args:
         name: Name of the model.
         reduction: See :class:`~sc_blocks.WSILBV`.
-        pretrained: Whether to load timm's weights, which are downloaded. All of them fit, as the replaced layers have
-            none.
+        pretrained: Whether to load timm's weights, which are downloaded. All of them
+            fit, as the replaced layers have none.
 
     Returns:
         The network, with newly initialised attention.
