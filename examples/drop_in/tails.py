@@ -40,7 +40,8 @@ def narrow_rbwa(
     Args:
         channels: Width of the features.
         scale: 2, 3 or 4.
-        widths: Width after the 1x1 convolution, and width after the second stage, which only ×3 and ×4 have.
+        widths: Width after the 1x1 convolution, and width after the second stage,
+            which only ×3 and ×4 have.
 
     Raises:
         ValueError: If the scale is not supported.
