@@ -30,7 +30,7 @@ from sc_blocks import to_local
 
 NAME = "scores"
 SCALE = 4
-TRAINED_ON = 48  # side of the low-resolution patches in the last training stage
+TRAINED_ON = 80  # side of the low-resolution patches in the last training stage
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "docs" / "results" / "shipped"
 DATA = Path(os.environ.get("SC_BLOCKS_DATA", ROOT.parent / "shared" / "data"))
