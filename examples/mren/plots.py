@@ -24,7 +24,7 @@ def svg_plot(target: Path) -> Iterator[Axes]:
         axes = figure.subplots()
         yield axes
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
+        if axes.get_legend_handles_labels()[0] and axes.get_legend() is None:
             axes.legend()
         with atomic_write(target) as scratch:
             figure.savefig(scratch, format="svg", metadata={"Date": None})

@@ -14,6 +14,8 @@ from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
+from matplotlib import colormaps
+
 from examples.compare.tables import comparison_table, read_runs
 from examples.markdown import table, with_part
 from examples.mren.ablate import TABLES
@@ -143,20 +145,26 @@ def _published_cells(row: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def draw_curves(logs: dict[str, Path], target: Path) -> None:
-    """Plot PSNR on the held-out images over steps, a line for each log.
+    """Draw the change of the PSNR on the held-out images since the first validation, a line for each log.
 
     Args:
         logs: ``log.csv`` files by the name to print.
         target: SVG file to write.
     """
     with svg_plot(target) as axes:
-        for name, file in logs.items():
+        for number, (name, file) in enumerate(logs.items()):
             rows = read_rows(file)
+            psnr = [float(row["psnr"]) for row in rows]
             axes.plot(
-                [float(row["step"]) for row in rows], [float(row["psnr"]) for row in rows], marker=".", label=name
+                [float(row["step"]) for row in rows],
+                [value - psnr[0] for value in psnr],
+                marker=".",
+                color=colormaps["tab20"]((2 * number + number // 10) % 20),  # the dark ones first
+                label=name,
             )
         axes.set_xlabel("step")
-        axes.set_ylabel("PSNR on held-out images, dB")
+        axes.set_ylabel("PSNR on held-out images since the\nfirst validation, dB")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def shipped_scales() -> list[int]:
