@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from examples.mren.engines import SUFFIXES
 from examples.mren.export import export as export_net
 from examples.mren.export import main
 from examples.mren.model import MREN, WEIGHTS, load_mren
+from examples.records import read_rows
 from tests.images import DATA, needs_data, photo, pil_photo, write_photos, write_weights
 from tests.test_readme import code_blocks
 
@@ -337,12 +339,13 @@ def test_other_scales(scale: int, fold: bool, tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_data
 def test_the_shipped_network_in_every_precision(tmp_path: Path) -> None:
-    # float32 as in the scores of the card; float16 loses nothing, int8 a tenth of a decibel.
-    expected = {"float32": 31.64, "float16": 31.64, "int8": 31.54}
-    for precision, psnr in expected.items():
+    # float32 as in the committed scores; float16 loses nothing, int8 less than a tenth of a decibel.
+    rows = read_rows(WEIGHTS / "mren_x4.scores.csv")
+    scored = fmean(float(row["psnr"]) for row in rows if (row["dataset"], row["method"]) == ("Set5", "mren"))
+    for precision, lost in {"float32": 0.0, "float16": 0.0, "int8": 0.09}.items():
         file = tmp_path / f"{precision}.onnx"
         calibrate = ["--calibrate", str(DATA / "train" / "bsds500")] if precision == "int8" else []
         assert main(["--precision", precision, *calibrate, "-o", str(file)]) == 0
         methods = {precision: onnxfile.onnx_upscaler(file, 4)}
-        rows = list(evaluate.evaluate(sorted((DATA / "test" / "Set5").glob("*.png")), 4, methods))
-        assert evaluate.mean_score(rows).psnr == pytest.approx(psnr, abs=0.02), precision
+        scores = list(evaluate.evaluate(sorted((DATA / "test" / "Set5").glob("*.png")), 4, methods))
+        assert evaluate.mean_score(scores).psnr == pytest.approx(scored - lost, abs=0.02), precision
