@@ -355,9 +355,14 @@ def test_the_card_describes_every_file_once() -> None:
     assert sorted(described) == sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))
 
 
-def test_curves_show_the_log(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text("step,loss,psnr,lr,seconds\n10,0.1,25.0,1e-3,60\n20,0.1,26.0,1e-3,120\n")
-    report.draw_curves({"a network": tmp_path / "log.csv"}, tmp_path / "curve.svg")
+def test_curves_show_what_each_run_gained(tmp_path: Path) -> None:
+    logs = {"a network": 25.0, "another network": 30.0}
+    for name, start in logs.items():
+        rows = f"10,0.1,{start},1e-3,60\n20,0.1,{start + 1},1e-3,120\n"
+        (tmp_path / f"{name}.csv").write_text(f"step,loss,psnr,lr,seconds\n{rows}")
+    report.draw_curves({name: tmp_path / f"{name}.csv" for name in logs}, tmp_path / "curve.svg")
     drawn = (tmp_path / "curve.svg").read_text()
-    assert "a network" in drawn
-    assert ">step<" in drawn
+    assert all(f">{label}<" in drawn for label in [*logs, "step"])
+    lines = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: #(1f77b4|ff7f0e)', drawn)
+    assert [colour for _, colour in lines] == ["1f77b4", "ff7f0e"]
+    assert lines[0][0] == lines[1][0]  # equal gains, though not equal scores
