@@ -14,7 +14,8 @@ from matplotlib.transforms import Bbox
 
 from benchmarks.results import Results, Suite
 from examples.mren.plots import svg_plot
-from examples.mren.report import NETWORKS, published, scored
+from examples.mren.report import published
+from examples.mren.shipped import scored
 
 DATASET = "Set5"
 
@@ -38,7 +39,7 @@ def points(suite: Suite, over: str) -> list[Point]:
     """
     printed = {row["method"]: row[f"{DATASET}_psnr"] for row in published(4)}
     psnr = {method: float(value) for method, value in printed.items() if value}
-    ours = {NETWORKS[variant]: scores[DATASET][0] for variant, scores in scored(4).items() if variant in NETWORKS}
+    ours = {weights.architecture: weights.scores[DATASET][0] for weights in scored(4) if not weights.kind}
     found = []
     for row in suite.rows:
         method = row["name"].removesuffix(" ×4")

@@ -20,7 +20,8 @@ from examples.drop_in import report as hosts
 from examples.drop_in.variants import build
 from examples.mren import report
 from examples.mren.ablate import TABLES
-from examples.mren.model import MREN, VARIANTS, WEIGHTS, save_weights
+from examples.mren.model import MREN, VARIANTS, WEIGHTS, save_weights, weights_path
+from examples.mren.shipped import DATASETS, Weights
 from examples.records import read_rows
 from sc_blocks.introspect import complexity
 
@@ -50,36 +51,35 @@ def test_the_reports_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ">MREN ×4<" in (tmp_path / "docs" / "training.svg").read_text()
 
 
-def test_a_narrow_network_gets_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_network_gets_a_row_of_its_own(tmp_path: Path) -> None:
     for name in ("mren_x4.safetensors", "mren_x4.scores.csv"):
         shutil.copy(WEIGHTS / name, tmp_path)
     config = {"scale": 4, **VARIANTS["mren_s"]}
     save_weights(MREN(**config), tmp_path / "mren_s_x4.safetensors", config)
     scores = (WEIGHTS / "mren_x4.scores.csv").read_text().replace(",mren,", ",mren_s,")
     (tmp_path / "mren_s_x4.scores.csv").write_text(scores)
-    monkeypatch.setattr(report, "WEIGHTS", tmp_path)
-    first, second = (line for line in report.table5(4).splitlines() if "our" in line)
+    first, second = (line for line in report.table5(4, tmp_path).splitlines() if "our" in line)
     assert first.startswith("| **MREN, our weights** |")
     assert first.endswith("| 298K |")
     assert second.startswith("| **MREN-S, ours, not the paper's** |")
     assert second.endswith("| 224K |")
     assert first.split("|")[2:-2] == second.split("|")[2:-2]
-    assert "| MREN-S ×4 | 224,463 |" in report.files_table()
+    assert "| MREN-S ×4 | 224,463 |" in report.files_table(tmp_path)
     for measure in report.MEASURES:
-        assert "MREN-S ×4, these weights" in report.scores_table(measure)
-        assert "MREN-S ×4, as the paper" not in report.scores_table(measure)
+        assert "MREN-S ×4, these weights" in report.scores_table(measure, tmp_path)
+        assert "MREN-S ×4, as the paper" not in report.scores_table(measure, tmp_path)
 
 
-def test_weights_of_another_kind_have_a_row_where_they_were_scored(tmp_path: Path, monkeypatch) -> None:
+def test_weights_of_another_kind_have_a_row_where_they_were_scored(tmp_path: Path) -> None:
+    for name in ("mren_s_x4.safetensors", "mren_s_x4_free.safetensors"):
+        shutil.copy(WEIGHTS / name, tmp_path)
     lines = (WEIGHTS / "mren_s_x4.scores.csv").read_text().splitlines()
     (tmp_path / "mren_s_x4.scores.csv").write_text("\n".join(lines))
     worse = [line.replace(",mren_s,", ",mren_s_x4_free,") for line in lines if not line.startswith("Urban100")]
     (tmp_path / "mren_s_x4_free.scores.csv").write_text("\n".join(worse))
-    monkeypatch.setattr(report, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(report, "shipped_scales", lambda: [4])
-    *_, ours, free = report.scores_table(report.MEASURES[0]).splitlines()
+    *_, ours, free = report.scores_table(report.MEASURES[0], tmp_path).splitlines()
     assert ours.startswith("| **MREN-S ×4, these weights** | ")
-    assert free.startswith("| **MREN-S ×4, from freely licensed images** | ")
+    assert free.startswith("| **MREN-S ×4 from freely licensed images** | ")
     assert free.split("|")[2:5] == ours.split("|")[2:5]
     assert free.split("|")[5].strip() == ""
 
@@ -91,7 +91,7 @@ def test_table_5_holds_our_scores_and_the_papers(scale: int) -> None:
         rows = list(csv.DictReader(opened))
     for method, line in (("bicubic", "bicubic, scored here"), ("mren", "**MREN, our weights**")):
         cells = next(found for found in text.splitlines() if line in found).split("|")[2:-2]
-        for dataset, *scores in zip(report.DATASETS, cells[::2], cells[1::2], strict=True):
+        for dataset, *scores in zip(DATASETS, cells[::2], cells[1::2], strict=True):
             own = [row for row in rows if (row["dataset"], row["method"]) == (dataset, method)]
             psnr = statistics.fmean(float(row["psnr"]) for row in own)
             ssim = statistics.fmean(float(row["ssim"]) for row in own)
@@ -222,8 +222,8 @@ def test_what_is_said_of_rfdbs_at_equal_time_is_measured() -> None:
 def test_what_the_readme_says_of_the_narrow_network_is_counted_and_scored() -> None:
     differ, macs = {}, {}
     for scale in (4, 3, 2):
-        ours = report.scored(scale)
-        means = [[round(ours[variant][name][0], 2) for variant in ("mren", "mren_s")] for name in report.DATASETS]
+        wide_scores, narrow_scores = (Weights(weights_path(scale, variant)).scores for variant in ("mren", "mren_s"))
+        means = [[round(scores[name][0], 2) for scores in (wide_scores, narrow_scores)] for name in DATASETS]
         differ[scale] = sorted(abs(wide - narrow) for wide, narrow in means)
         assert all((wide < narrow) == (scale == 3) for wide, narrow in means)
         for variant in ("mren", "mren_s"):
@@ -231,8 +231,8 @@ def test_what_the_readme_says_of_the_narrow_network_is_counted_and_scored() -> N
             macs[scale, variant] = complexity(net, (1, 3, 720 // scale, 1280 // scale)).macs
     share = {scale: f"{100 * macs[scale, 'mren_s'] / macs[scale, 'mren']:.0f} % of the MACs" for scale in differ}
     spans = {scale: f"{values[0]:.2f} to {values[-1]:.2f} dB" for scale, values in differ.items()}
-    ours = report.scored(4)
-    most = max(ours["mren"][name][0] - ours["mren_l"][name][0] for name in report.DATASETS)
+    paper, large_scores = (Weights(weights_path(4, variant)).scores for variant in ("mren", "mren_l"))
+    most = max(paper[name][0] - large_scores[name][0] for name in DATASETS)
     large = f"MREN-L ×4 scores up to {most:.2f} dB lower than MREN ×4, which has been trained for longer."
     text = (
         f"its PSNR is {spans[4]} lower than that of MREN at ×4, with {share[4]}, {spans[2]} lower at ×2, with "
@@ -270,7 +270,7 @@ def test_what_is_said_of_the_training_images_is_measured() -> None:
     for dataset in old:
         loss = compared([run for run in runs if run.dataset == dataset], names).differences[place]
         assert loss.significant == (dataset != own_kind)
-    losses = [lower["all images"][name] for name in report.DATASETS]
+    losses = [lower["all images"][name] for name in DATASETS]
     assert f"[{min(losses):.2f} to {max(losses):.2f} dB lower than all images]" in words_of(report.CARD)
 
 
@@ -290,9 +290,9 @@ def test_what_is_said_of_the_loss_and_the_patches_is_measured() -> None:
     assert sorted(patches) == [kept, "B100", "Urban100"]
     assert len(loss) == len(both) == 6
     page = words_of(report.DOCS.parent / "results.md")
-    set5, set14, b100, urban = (both[name] for name in report.DATASETS)
+    set5, set14, b100, urban = (both[name] for name in DATASETS)
     assert f"by {set5} dB on Set5, {set14} dB on Set14, {b100} dB on B100 and {urban} dB on Urban100" in page
-    assert "alone it gains {}, {}, {} and {} dB".format(*(loss[name] for name in report.DATASETS)) in page
+    assert "alone it gains {}, {}, {} and {} dB".format(*(loss[name] for name in DATASETS)) in page
     assert (
         f"{patches['Urban100']} dB on Urban100, {patches['B100']} dB on B100 and {patches[kept]} dB on the kept" in page
     )
@@ -323,8 +323,8 @@ def test_what_the_page_on_passing_maps_says_of_training_is_measured() -> None:
 
 
 def test_weights_from_freely_licensed_images_score_as_much_lower_as_the_faq_says() -> None:
-    ours = report.scored(4)
-    losses = [ours["mren_s"][name][0] - ours["mren_s_x4_free"][name][0] for name in report.DATASETS]
+    ours, free = (Weights(weights_path(4, "mren_s", kind=kind)).scores for kind in (None, "free"))
+    losses = [ours[name][0] - free[name][0] for name in DATASETS]
     said = f"{min(losses):.1f} to {max(losses):.1f} dB"
     for page in (report.CARD, *(report.DOCS.parent / name for name in ("faq.md", "models.md"))):
         assert said in page.read_text()

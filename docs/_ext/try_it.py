@@ -19,7 +19,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from docs.models import Weights
+from examples.mren.shipped import Weights
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "docs" / "browser" / "node_modules" / "onnxruntime-web"

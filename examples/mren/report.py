@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from statistics import fmean
 
 from matplotlib import colormaps
 
@@ -21,14 +20,14 @@ from examples.markdown import table, with_part
 from examples.mren.ablate import TABLES
 from examples.mren.cli import run_command
 from examples.mren.files import sha256, write_text
-from examples.mren.model import FREE, KINDS, NETWORKS, WEIGHTS, parse_weights_name, read_weights
+from examples.mren.model import WEIGHTS
 from examples.mren.plots import svg_plot
+from examples.mren.shipped import DATASETS, Scores, scored, shipped
 from examples.records import read_rows
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs" / "results"
-DATASETS = ("Set5", "Set14", "B100", "Urban100")
 MEASURES = ("PSNR, dB", "SSIM")
 # The pages of the ablations: for each the table, and the file of its runs. Files differ in the budget.
 ABLATIONS = {
@@ -45,40 +44,20 @@ README, CARD = HERE.parents[1] / "README.md", WEIGHTS / "README.md"
 COMMAND = "examples.mren.report"
 
 
-def scored(scale: int) -> dict[str, dict[str, tuple[float, float]]]:
-    """The committed scores of a scale: mean PSNR and SSIM by method and test set.
-
-    A method is ``bicubic``, a variant, or the name of a weight file of another kind, such as ``mren_s_x4_free``.
-    """
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for file in sorted(WEIGHTS.glob(f"*_x{scale}*.scores.csv")):
-        for row in read_rows(file):
-            if row["method"] in ("bicubic", file.name.removesuffix(".scores.csv").removesuffix(f"_x{scale}")):
-                scores = found.setdefault(row["method"], {}).setdefault(row["dataset"], [])
-                scores.append((float(row["psnr"]), float(row["ssim"])))
-    return {
-        method: {
-            dataset: (fmean(psnr for psnr, _ in pairs), fmean(ssim for _, ssim in pairs))
-            for dataset, pairs in datasets.items()
-        }
-        for method, datasets in found.items()
-    }
-
-
-def table5(scale: int) -> str:
+def table5(scale: int, folder: Path = WEIGHTS) -> str:
     """The paper's table 5 for one scale, with bicubic and our weights as scored here."""
-    ours = scored(scale)
-    rows = [("bicubic, scored here", _cells(ours["bicubic"]), "")]
+    ours = {weights.architecture: weights for weights in scored(scale, folder) if not weights.kind}
+    rows = [("bicubic, scored here", _cells(ours["MREN"].bicubic), "")]
     for row in published(scale):
         name = f"{row['method']} ({row['year']})" if row["year"] else f"**{row['method']}, as the paper reports it**"
         parameters = f"{row['kiloparameters']}K" if row["kiloparameters"] else ""
         rows.append((name, _published_cells(row), parameters))
-        variant = {title: key for key, title in NETWORKS.items()}.get(row["method"])
-        if variant in ours:
-            rows.append((f"**{row['method']}, our weights**", _cells(ours[variant]), parameters))
-        if variant == "mren" and "mren_s" in ours:  # not in the paper: MREN's trunk with a narrow tail
-            count = f"{parameters_of(WEIGHTS / f'mren_s_x{scale}.safetensors') / 1000:.0f}K"
-            rows.append(("**MREN-S, ours, not the paper's**", _cells(ours["mren_s"]), count))
+        if row["method"] in ours:
+            rows.append((f"**{row['method']}, our weights**", _cells(ours[row["method"]].scores), parameters))
+        if row["method"] == "MREN" and "MREN-S" in ours:  # not in the paper: MREN's trunk with a narrow tail
+            narrow = ours["MREN-S"]
+            count = f"{narrow.parameters / 1000:.0f}K"
+            rows.append(("**MREN-S, ours, not the paper's**", _cells(narrow.scores), count))
     # The parameters come last, so that the scores are visible on a narrow page.
     head = ["", *(title for name in DATASETS for title in (f"{name}, dB", "SSIM")), "parameters"]
     return table(head, [[name, *chain.from_iterable(cells), parameters] for name, cells, parameters in rows])
@@ -89,35 +68,28 @@ def published(scale: int) -> list[dict[str, str]]:
     return [row for row in read_rows(RESULTS / "table5.csv") if row["scale"] == str(scale)]
 
 
-def parameters_of(file: Path) -> int:
-    """The number of parameters in a weight file."""
-    return sum(tensor.numel() for tensor in read_weights(file)[1].values())
-
-
-def scores_table(measure: str) -> str:
+def scores_table(measure: str, folder: Path = WEIGHTS) -> str:
     """The scores of the shipped weights by one of ``MEASURES``, with those of bicubic and the paper."""
     rows = []
-    for scale in shipped_scales():
-        ours = scored(scale)
-        rows.append((f"bicubic ×{scale}", _cells(ours["bicubic"])))
-        for variant, name in NETWORKS.items():
-            if variant in ours:
-                rows.append((f"**{name} ×{scale}, these weights**", _cells(ours[variant])))
-                paper = [_published_cells(row) for row in published(scale) if row["method"] == name]
-                rows += [(f"{name} ×{scale}, as the paper reports it", cells) for cells in paper]
-            free = f"{variant}_x{scale}_{FREE}"
-            if free in ours:
-                rows.append((f"**{name} ×{scale}, {KINDS[FREE]}**", _cells(ours[free])))
+    for scale in shipped_scales(folder):
+        found = scored(scale, folder)
+        rows.append((f"bicubic ×{scale}", _cells(found[0].bicubic)))
+        for weights in found:
+            rows.append((f"**{weights.title}{'' if weights.kind else ', these weights'}**", _cells(weights.scores)))
+            if not weights.kind:
+                paper = [_published_cells(row) for row in published(scale) if row["method"] == weights.architecture]
+                rows += [(f"{weights.network}, as the paper reports it", cells) for cells in paper]
     which = MEASURES.index(measure)
     lines = [[name, *(cell[which] for cell in cells)] for name, cells in rows]
     return table([measure, *DATASETS], lines, text=(measure,))
 
 
-def files_table() -> str:
+def files_table(folder: Path = WEIGHTS) -> str:
     """A table of the weight files with their checksums."""
-    rows = []
-    for file in sorted(WEIGHTS.glob("*.safetensors")):
-        rows.append([f"`{file.name}`", _title(file), f"{parameters_of(file):,}", f"`{sha256(file)}`"])
+    rows = [
+        [f"`{weights.file.name}`", weights.title, f"{weights.parameters:,}", f"`{sha256(weights.file)}`"]
+        for weights in shipped(folder)
+    ]
     return table(["file", "network", "parameters", "SHA-256"], rows, text=("file", "network", "SHA-256"))
 
 
@@ -128,13 +100,7 @@ def pages() -> dict[Path, str]:
     return {page: with_part(page.read_text(encoding="utf-8"), COMMAND, part) for page, part in parts.items()}
 
 
-def _title(file: Path) -> str:
-    """The display name of a weight file, such as MREN-S ×4."""
-    variant, scale, kind = parse_weights_name(file)
-    return f"{NETWORKS[variant]} ×{scale}" + (f", {KINDS[kind]}" if kind else "")
-
-
-def _cells(scores: dict[str, tuple[float, float]]) -> list[tuple[str, str]]:
+def _cells(scores: Scores) -> list[tuple[str, str]]:
     """Table cells with PSNR and SSIM on each test set; empty for sets that were not scored."""
     return [(f"{scores[d][0]:.2f}", f"{scores[d][1]:.4f}") if d in scores else ("", "") for d in DATASETS]
 
@@ -167,9 +133,9 @@ def draw_curves(logs: dict[str, Path], target: Path) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
-def shipped_scales() -> list[int]:
+def shipped_scales(folder: Path = WEIGHTS) -> list[int]:
     """The scales for which there are scored weights."""
-    return sorted({int(parse_weights_name(file)[1]) for file in WEIGHTS.glob("*.scores.csv")})
+    return sorted({weights.scale for weights in shipped(folder) if weights.scores})
 
 
 def tables() -> dict[str, str]:
@@ -200,8 +166,7 @@ def run(_: argparse.Namespace) -> None:
     for page, text in pages().items():
         write_text(page, text)
         print(page)
-    logs = {_title(file): file for file in sorted(WEIGHTS.glob("*.log.csv"))}
-    draw_curves(logs, DOCS / "training.svg")
+    draw_curves({weights.title: weights.log for weights in shipped()}, DOCS / "training.svg")
 
 
 if __name__ == "__main__":
