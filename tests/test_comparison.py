@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from examples.compare import runner
 from examples.compare.cost import nearest_width
-from examples.compare.runner import HELD_OUT, Row, Setup, compare
+from examples.compare.runner import compare
+from examples.compare.setup import HELD_OUT, Row, Setup
 from examples.compare.tables import (
     Difference,
     Run,

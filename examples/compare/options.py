@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.compare.runner import Setup
+from examples.compare.setup import Setup
 from examples.compare.tables import read_runs
 from examples.compare.tasks import Task
 from examples.mren.cli import check_target, path_name, whole_number

@@ -7,18 +7,12 @@ again, an interrupted one resumes from its last checkpoint, and one with other s
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import math
-import os
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -27,91 +21,20 @@ from torch import nn
 from tqdm import tqdm
 
 from examples.compare.cost import cost_of
+from examples.compare.runs import RunFolder, checksum, list_runs
+from examples.compare.setup import Row, Setup
 from examples.compare.tables import Run
-from examples.compare.tasks import Task
 from examples.mren.cli import describe, is_out_of_memory, one_line
-from examples.mren.data import ImagePair, list_images, load_pairs, split_held_out
+from examples.mren.data import ImagePair, load_pairs
 from examples.mren.metrics import Score
 from examples.mren.model import save_weights
 from examples.mren.training.patches import PatchSampler
-from examples.mren.training.recipes import Training
-from examples.mren.training.trainer import Trainer, check_settings
+from examples.mren.training.trainer import Trainer
 from examples.mren.training.warmstart import warm_start
 from examples.mren.weightfile import write_tensors
 from examples.records import read_json, write_json
 from sc_blocks import to_local
 from sc_blocks.introspect import Complexity
-
-HELD_OUT = "held out"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A network of a comparison."""
-
-    name: str
-    make: Callable[[], nn.Module]
-    """Builds it with newly initialised weights."""
-    config: Mapping[str, Any] | None = None
-    """The arguments of an :class:`~examples.mren.model.MREN`, to be written into its weight files."""
-    channels: int = 0
-    """Width, where rows differ in it."""
-    begins_alike: bool = True
-    """Whether its parameters start from those of the first row with the same names and shapes."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of :class:`~examples.mren.training.recipes.Training` that differ from those of other rows."""
-    trained_as: str = ""
-    """Name of the row whose trained networks are scored; empty for those of its own."""
-    local: bool = False
-    """Whether it is scored with windowed statistics, see :func:`~sc_blocks.to_local`, whose windows fit the size of the
-    patches it was trained on."""
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder of its runs."""
-        return self.trained_as or self.name
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all rows of a comparison share."""
-
-    task: Task
-    training: Training
-    """Its ``minutes`` count only the steps, see :class:`~examples.mren.training.trainer.Trainer`."""
-    data: Sequence[Path]
-    """Folders of images to train on."""
-    test: Sequence[Path]
-    """Folders of images to score on."""
-    output: Path
-    """Folder of the runs."""
-    seeds: int = 3
-    """Runs per row. A seed determines the patches and the initial weights; rows that begin alike share those of
-    parameters with the same name and shape."""
-    held_out: int = 0
-    """Number of images kept from training; the networks are scored on them, too."""
-    matched: str = ""
-    """What is equal in all rows; see :class:`~examples.compare.tables.Run`."""
-    device: torch.device | str = "cpu"
-
-    def images(self) -> tuple[list[Path], dict[str, list[Path]]]:
-        """The images to train on, and those to score on, by the name of their data set.
-
-        Raises:
-            ValueError: If there are none, or two folders of test images have one name.
-        """
-        files = list_images(*self.data)
-        names = [folder.resolve().name for folder in self.test]
-        if len(set(names)) < len(names):
-            raise ValueError(f"--test: scores are filed by folder name, so names must differ; got {', '.join(names)}.")
-        if self.held_out and HELD_OUT in names:
-            raise ValueError(
-                f"--test: rename the folder {HELD_OUT!r}, the name under which the --held-out images are filed."
-            )
-        sets = {name: list_images(folder) for name, folder in zip(names, self.test, strict=True)}
-        if self.held_out:
-            files, sets[HELD_OUT] = split_held_out(files, self.held_out)
-        return files, sets
 
 
 def compare(
@@ -142,10 +65,10 @@ def compare(
     stop_at = time.monotonic() + 60 * max_minutes
     files, sets = setup.images()
     scale = setup.task.scale
-    runs = _list_runs(rows, setup, files)
+    runs = list_runs(rows, setup, files)
     for run in runs:
         run.finished()  # refuse runs with other settings before training
-    folders: dict[Path, _Run] = {}
+    folders: dict[Path, RunFolder] = {}
     for run in runs:
         if only is None or run.row.name in only:
             folders.setdefault(run.folder, run)  # rows may share their runs: the first one trains them
@@ -169,12 +92,12 @@ def compare(
         if not _train_alone(run, rows[0], setup, pairs, costs[run.row.name], stop_at):
             print(f"{run.label}: stopped; repeat the command to resume.")
             return []
-    images = {name: _checksum(files) for name, files in sets.items()}
+    images = {name: checksum(files) for name, files in sets.items()}
     return [scored for run in runs if run.finished() for scored in _score(run, setup, sets, images)]
 
 
 def _train_alone(
-    run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost: Complexity, stop_at: float
+    run: RunFolder, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost: Complexity, stop_at: float
 ) -> bool:
     """Train a run under a lock; returns whether it finished. The checkpoints of a finished run are deleted."""
     checkpoints = run.folder / "checkpoints"
@@ -192,7 +115,9 @@ def _train_alone(
     return True
 
 
-def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost: Complexity, stop_at: float) -> bool:
+def _train(
+    run: RunFolder, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost: Complexity, stop_at: float
+) -> bool:
     """Train a run from its last checkpoint, and record the results; returns whether it finished."""
     training = dataclasses.replace(setup.training, **run.row.options)
     net, untouched = _initial_network(run, first, training.init)
@@ -235,99 +160,7 @@ def _train(run: _Run, first: Row, setup: Setup, pairs: Sequence[ImagePair], cost
     return True
 
 
-# The entries of a record besides its settings, and their types.
-_RECORD = {"parameters": (int,), "macs": (int,), "steps": (int,), "minutes": (int, float), "scores": (dict,)}
-
-
-def _is_record(value: object) -> bool:
-    """Whether a value has the structure of a run's record."""
-    if not isinstance(value, dict) or any(type(value.get(key)) not in types for key, types in _RECORD.items()):
-        return False
-    kept = [value["scores"], value.get("local_scores", {})]
-    return all(isinstance(scores, dict) and all(map(_is_score, scores.values())) for scores in kept)
-
-
-def _is_score(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and {"psnr"} <= set(value) <= {"psnr", "ssim"}
-        and all(type(number) in (int, float) for number in value.values())
-    )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A row with a seed."""
-
-    row: Row
-    seed: int
-    folder: Path
-    settings: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        return f"{self.row.name}, seed {self.seed}"
-
-    @property
-    def record(self) -> Path:
-        return self.folder / "run.json"
-
-    def finished(self) -> bool:
-        """Whether the run is finished; raises if its record is that of another run."""
-        if self.record.exists():
-            self.read_record()
-        return self.record.exists()
-
-    def read_record(self) -> dict[str, Any]:
-        """The record of the finished run.
-
-        Raises:
-            ValueError: If the file is damaged, or the record of another run.
-        """
-        record = read_json(self.record)
-        if isinstance(record, dict):
-            self.check(record.get("settings"))
-        if not _is_record(record):
-            raise ValueError(f"{self.record}: is not the record of a run; delete the file to train the run again.")
-        return record
-
-    def check(self, found: Any) -> None:
-        """Raise if the settings in the folder are of another run. Those of earlier versions lack ``contents``."""
-        known = found if isinstance(found, dict) else {}
-        check_settings(self.folder, {"contents": self.settings["contents"], **known}, self.settings)
-
-
-def _list_runs(rows: Sequence[Row], setup: Setup, files: Sequence[Path]) -> list[_Run]:
-    """Every row with one seed, then with the next, so that what is finished when time is up can be compared."""
-    trained_on = {
-        "images": len(files),
-        "files": zlib.crc32(os.fsencode("/".join(path.name for path in files))),
-        "contents": _checksum(files),
-    }
-    return [
-        _Run(row, seed, setup.output / row.folder / f"seed_{seed}", _settings(setup, row, rows[0], seed, trained_on))
-        for seed in range(setup.seeds)
-        for row in rows
-    ]
-
-
-def _settings(setup: Setup, row: Row, first: Row, seed: int, trained_on: Mapping[str, int]) -> dict[str, Any]:
-    """The settings that determine the results of a run, in the form that JSON returns."""
-    training = dataclasses.replace(setup.training, **row.options)
-    settings = {
-        "row": row.folder,
-        "channels": row.channels,
-        "config": row.config,
-        "begins_as": first.name if row.begins_alike else row.folder,
-        "task": dataclasses.asdict(setup.task),
-        "seed": seed,
-        **training.settings(trained_on["images"], setup.task.scale),
-        **trained_on,
-    }
-    return json.loads(json.dumps(settings))
-
-
-def _initial_network(run: _Run, first: Row, init: Path | None) -> tuple[nn.Module, list[str]]:
+def _initial_network(run: RunFolder, first: Row, init: Path | None) -> tuple[nn.Module, list[str]]:
     """A network with the initial weights of a run, and the names of the parameters that ``init`` lacks."""
     torch.manual_seed(run.seed)
     net = run.row.make()
@@ -340,11 +173,6 @@ def _initial_network(run: _Run, first: Row, init: Path | None) -> tuple[nn.Modul
     return net, [] if init is None else warm_start(net, init)
 
 
-def _checksum(files: Sequence[Path]) -> int:
-    """A checksum of the contents of images, as different folders may share a name."""
-    return functools.reduce(lambda checksum, file: zlib.crc32(file.read_bytes(), checksum), files, 0)
-
-
 def _score_of(net: nn.Module, file: Path, setup: Setup) -> Score:
     """The score of a network on an image; errors name the image."""
     try:
@@ -353,7 +181,7 @@ def _score_of(net: nn.Module, file: Path, setup: Setup) -> Score:
         raise ValueError(describe(error, file)) from error
 
 
-def _load_weights(net: nn.Module, run: _Run) -> None:
+def _load_weights(net: nn.Module, run: RunFolder) -> None:
     """Load the weights of a finished run; errors name the file."""
     file = run.folder / "weights.safetensors"
     try:
@@ -367,7 +195,7 @@ def _load_weights(net: nn.Module, run: _Run) -> None:
         ) from error
 
 
-def _score(run: _Run, setup: Setup, sets: dict[str, list[Path]], images: dict[str, int]) -> list[Run]:
+def _score(run: RunFolder, setup: Setup, sets: dict[str, list[Path]], images: dict[str, int]) -> list[Run]:
     """The scores of a trained network, cached in its record so that only new test sets are scored."""
     record = run.read_record()
     # The last two are not in records of earlier versions.

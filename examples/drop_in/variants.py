@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.fixtures import IMDN
 from examples.compare.cost import cost_of, count_parameters, nearest_width
-from examples.compare.runner import Row
+from examples.compare.setup import Row
 from examples.drop_in.distillation import DistillationNet
 from examples.drop_in.plain import ChannelAttention, ContrastAttention, Distillation, ShallowResidual, Skips
 from examples.drop_in.residual import ResidualNet

@@ -23,7 +23,8 @@ from torch import nn
 from benchmarks.fixtures import IMDB, RFDB
 from examples.compare.cost import count_parameters, nearest_width
 from examples.compare.options import add_options, setup_from
-from examples.compare.runner import Row, compare
+from examples.compare.runner import compare
+from examples.compare.setup import Row
 from examples.compare.tables import Run, comparison_table, write_runs
 from examples.compare.tasks import SuperResolution
 from examples.mren.cli import UsageError, run_command, whole_number
@@ -43,7 +44,7 @@ class Variant:
     paper: float | None = None
     """PSNR on Set5 at ×4 that the paper reports."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Training options, see :class:`examples.compare.runner.Row`."""
+    """Training options, see :class:`examples.compare.setup.Row`."""
     drawn: bool = True
     """Whether weights are initialised by :meth:`MREN.init_weights`, instead of by torch's defaults."""
     block: Callable[[int], nn.Module] | None = None
