@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.candidates import ENGINES, runtime
-from examples.mren.cli import note, path_name, run_command
+from examples.mren.arguments import path_name
+from examples.mren.cli import run_command
 from examples.mren.data import imresize, mod_crop, photograph
 from examples.mren.files import sha256
 from examples.mren.fold import fold_mren
+from examples.mren.messages import note
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.model import MREN, Variant, load_mren, weights_path
 from examples.mren.training.recipes import Mixed

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from examples.mren.cli import one_line
 from examples.mren.files import write_text
+from examples.mren.messages import one_line
 
 Record = TypeVar("Record")
 

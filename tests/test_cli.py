@@ -21,8 +21,9 @@ from benchmarks import precision
 from benchmarks import run as benchmarks_run
 from examples.drop_in import compare as drop_in_compare
 from examples.mren import ablate, attention, compare, evaluate, export, files, onnxfile, train, upscale
-from examples.mren.cli import UsageError, check_target, one_line, run_command
+from examples.mren.cli import check_target, run_command
 from examples.mren.files import atomic_write, check_regular, missing_path_hint, unique_names
+from examples.mren.messages import UsageError, one_line
 from tests.images import write_photos
 
 ROOT = Path(__file__).parents[1]

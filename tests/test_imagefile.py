@@ -22,13 +22,13 @@ import tifffile
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
-from examples.mren.cli import describe
 from examples.mren.data import list_images, read_rgb
 from examples.mren.images import read
 from examples.mren.images.colorprofile import srgb_profile
 from examples.mren.images.picture import Picture, composite
 from examples.mren.images.read import IMAGE_SUFFIXES, read_picture, read_size
 from examples.mren.images.write import check_writable, write_picture
+from examples.mren.messages import describe
 from tests.images import photo, pil_photo
 
 HEIGHT, WIDTH = 12, 17

@@ -9,7 +9,8 @@ from pathlib import Path
 from examples.compare.setup import Setup
 from examples.compare.tables import read_runs
 from examples.compare.tasks import Task
-from examples.mren.cli import check_target, path_name, whole_number
+from examples.mren.arguments import path_name, whole_number
+from examples.mren.cli import check_target
 from examples.mren.model import pick_device
 from examples.mren.options import add_device_option
 from examples.mren.training.options import add_training_options, training_of

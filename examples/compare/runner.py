@@ -24,8 +24,8 @@ from examples.compare.cost import cost_of
 from examples.compare.runs import RunFolder, checksum, list_runs
 from examples.compare.setup import Row, Setup
 from examples.compare.tables import Run
-from examples.mren.cli import describe, is_out_of_memory, one_line
 from examples.mren.data import ImagePair, load_pairs
+from examples.mren.messages import describe, is_out_of_memory, one_line
 from examples.mren.metrics import Score
 from examples.mren.model import save_weights
 from examples.mren.training.patches import PatchSampler

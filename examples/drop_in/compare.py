@@ -24,7 +24,8 @@ from examples.compare.tables import Run, write_runs
 from examples.compare.tasks import Denoising, SuperResolution
 from examples.drop_in.report import comparison_tables
 from examples.drop_in.variants import HOSTS, LOCAL, MIN_CHANNELS, PLAIN, Match, plan_rows
-from examples.mren.cli import positive_number, run_command, whole_number
+from examples.mren.arguments import positive_number, whole_number
+from examples.mren.cli import run_command
 from examples.mren.files import write_text
 from examples.mren.model import STAGES
 from examples.mren.options import scale_factor

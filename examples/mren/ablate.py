@@ -27,8 +27,10 @@ from examples.compare.runner import compare
 from examples.compare.setup import Row
 from examples.compare.tables import Run, comparison_table, write_runs
 from examples.compare.tasks import SuperResolution
-from examples.mren.cli import UsageError, run_command, whole_number
+from examples.mren.arguments import whole_number
+from examples.mren.cli import run_command
 from examples.mren.files import write_text
+from examples.mren.messages import UsageError
 from examples.mren.model import MREN, STAGES, VARIANTS, weights_path
 from examples.mren.options import scale_factor
 from examples.mren.training.options import checked, json_object

@@ -27,19 +27,13 @@ from matplotlib.figure import Figure, SubFigure
 from tabulate import tabulate
 from torch import Tensor
 
-from examples.mren.cli import (
-    UsageError,
-    check_no_input,
-    check_target,
-    command_parser,
-    path_name,
-    run_command,
-    whole_number,
-)
+from examples.mren.arguments import command_parser, path_name, whole_number
+from examples.mren.cli import check_no_input, check_target, run_command
 from examples.mren.data import imresize, mod_crop, photograph
 from examples.mren.files import atomic_write
 from examples.mren.images.picture import bleed
 from examples.mren.images.read import read_picture
+from examples.mren.messages import UsageError
 from examples.mren.model import MREN, NETWORKS, find_weights, load_mren, pick_device
 from examples.mren.options import add_device_option, add_network_options
 from sc_blocks import DRACB, NoCommunication

@@ -1,4 +1,4 @@
-"""Shared behaviour of the commands: exit codes, one-line errors, signals, and terminals of any encoding.
+"""Shared behaviour of the commands: exit codes, signals, terminals of any encoding, and checks before any work.
 
 ======  ==================================================================================
 code    meaning
@@ -15,9 +15,7 @@ Results are printed to stdout; progress, notes and errors to stderr.
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
-import math
 import os
 import signal
 import sys
@@ -30,26 +28,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from examples.mren.files import followed, kind_of, missing_path_hint, nearest_folder
+from examples.mren.files import followed, kind_of, nearest_folder
+from examples.mren.messages import UsageError, describe, fail, is_out_of_memory
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "could not create a primitive")
-_NO_SPACE = "; make space there, or choose another output."
-_REMEDIES = {
-    errno.ENOSPC: _NO_SPACE,
-    errno.EDQUOT: _NO_SPACE,
-    errno.EFBIG: "; allow larger files there, or choose another output.",
-    errno.EROFS: "; choose another place.",
-    errno.EACCES: "; change its permissions, or choose another.",
-    errno.ENOTDIR: "; a folder in that path is a file; choose another output.",
-    errno.ENAMETOOLONG: "; choose a shorter name.",
-    errno.EISDIR: "; choose another name.",
-}
-_MAX_LENGTH = 2000  # of a message; messages may quote the contents of a file
-
-
-class UsageError(ValueError):
-    """The command cannot be run as it was called; nothing was done."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -58,17 +40,6 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """A parser for ``python -m MODULE``; the module's docstring becomes the description and epilog of its help."""
-    description, _, details = (doc or "").partition("\n\n")
-    return argparse.ArgumentParser(
-        f"python -m {module}",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def run_command(
@@ -120,67 +91,6 @@ def run_command(
             number = stopped.number if isinstance(stopped, Terminated) else signal.SIGINT
             return fail("interrupted; no file is half written.", code=128 + number)
     return result if isinstance(result, int) else 0
-
-
-def fail(message: object, *, code: int = 1) -> int:
-    """Print an error as one line to stderr; returns the exit code."""
-    print(f"error: {one_line(message)}", file=sys.stderr)
-    return code
-
-
-def note(message: object) -> None:
-    """Print a note as one line to stderr."""
-    print(one_line(message), file=sys.stderr)
-
-
-def printable(text: object) -> str:
-    r"""A text, such as a file name, with everything escaped that could break the line or move the terminal's cursor.
-
-    Example:
-        >>> printable("a\nb  c\x1b[2J")
-        'a\\nb  c\\x1b[2J'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
-
-
-def one_line(message: object) -> str:
-    r"""A message as one :func:`printable` line, whatever it quotes from a file or its name.
-
-    Example:
-        >>> one_line("a\nb\x1b[2J")
-        'a b\\x1b[2J'
-    """
-    shown = printable(" ".join(str(message).split()))
-    return shown if len(shown) <= _MAX_LENGTH else f"{shown[:_MAX_LENGTH]}…"
-
-
-def describe(error: BaseException, file: object = None) -> str:
-    """The message of an error, preceded by the file that it concerns unless it names that file.
-
-    Example:
-        >>> describe(MemoryError(), "a.png")
-        'a.png: there is not enough memory; close other programs, or work in smaller parts (--tile, --batch-size).'
-    """
-    text = str(error)
-    if is_out_of_memory(error):
-        text = "there is not enough memory; close other programs, or work in smaller parts (--tile, --batch-size)."
-    elif isinstance(error, OSError) and error.strerror:
-        name = "" if error.filename is None else f"{error.filename}: "
-        missing = error.errno == errno.ENOENT and error.filename is not None
-        remedy = f"; {missing_path_hint(error.filename)}" if missing else _REMEDIES.get(error.errno or 0, ".")
-        text = f"{name}{error.strerror}{remedy}"
-    return text if file is None or str(file) in text else f"{file}: {text or type(error).__name__}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error was caused by lack of memory, not by a file."""
-    # torch raises a plain RuntimeError on a CPU, that of oneDNN does not mention memory, and safetensors wraps the
-    # error of the system.
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or any(words in str(error) for words in _OUT_OF_MEMORY)
-    )
 
 
 def check_target(file: Path, *, overwrite: bool, check_folder: bool = True) -> None:
@@ -278,45 +188,3 @@ def signals_as_exceptions() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def number(is_valid: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
-    """An argparse type: a number for which ``is_valid`` holds, which must be false for NaN."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not is_valid(value):
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text[:40]}")
-        return value
-
-    return parse
-
-
-positive_number = number(lambda value: 0 < value < math.inf, "a number above 0")
-
-
-def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    """An argparse type: a whole number in a range."""
-
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdecimal()) or not minimum <= int(text) <= (maximum or int(text)):
-            limit = "" if maximum is None else f" and at most {maximum}"
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}{limit}, got {text[:40]}")
-        return int(text)
-
-    return parse
-
-
-def given_name(text: str) -> str:
-    """An argparse type: a non-empty string, such as a path that may end in ``/``."""
-    if not text:
-        raise argparse.ArgumentTypeError("a name is empty; is a shell variable unset?")
-    return text
-
-
-def path_name(text: str) -> Path:
-    """An argparse type: a path. An empty one is refused, as ``Path("")`` would be the current folder."""
-    return Path(given_name(text))

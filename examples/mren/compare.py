@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from examples.mren.cli import UsageError, check_no_input, check_target, command_parser, path_name, run_command
+from examples.mren.arguments import command_parser, path_name
+from examples.mren.cli import check_no_input, check_target, run_command
 from examples.mren.data import imresize, list_images, mod_crop, photograph, read_rgb
 from examples.mren.evaluate import network_upscaler
 from examples.mren.files import unique_names
 from examples.mren.images.write import FORMATS, save_image
+from examples.mren.messages import UsageError
 from examples.mren.metrics import psnr, score, to_uint8
 from examples.mren.model import NETWORKS, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
 from examples.mren.options import add_device_option, scale_factor

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.mren.cli import describe, is_out_of_memory
 from examples.mren.files import missing_path_hint
 from examples.mren.images.read import IMAGE_SUFFIXES, MAX_PIXELS, is_image, read_pixels
+from examples.mren.messages import describe, is_out_of_memory
 from examples.mren.metrics import smallest_scored
 
 T = TypeVar("T")

@@ -21,23 +21,14 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.mren.cli import (
-    UsageError,
-    check_no_input,
-    check_target,
-    command_parser,
-    describe,
-    fail,
-    note,
-    path_name,
-    run_command,
-    whole_number,
-)
+from examples.mren.arguments import command_parser, path_name, whole_number
+from examples.mren.cli import check_no_input, check_target, run_command
 from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
 from examples.mren.degradation import Degradation, degrade, make_generator
 from examples.mren.ensemble import SelfEnsemble
 from examples.mren.files import unique_names
 from examples.mren.imagepairs import dataset_name, match_lr
+from examples.mren.messages import UsageError, describe, fail, note
 from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import MREN, STAGES, find_weights, load_mren, pick_device
 from examples.mren.options import add_device_option, add_ensemble_option, add_local_option, add_network_options

@@ -24,11 +24,13 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from examples.mren.cli import UsageError, check_target, command_parser, describe, path_name, run_command, whole_number
+from examples.mren.arguments import command_parser, path_name, whole_number
+from examples.mren.cli import check_target, run_command
 from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, engine_module
 from examples.mren.engines.program import PortableMREN
 from examples.mren.files import atomic_folder, atomic_write, check_replaceable, sha256
 from examples.mren.fold import fold_mren, pad_widths
+from examples.mren.messages import UsageError, describe
 from examples.mren.model import MREN, find_weights, load_mren, read_weights, variant_of
 from examples.mren.options import add_network_options
 

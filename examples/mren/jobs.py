@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.mren.cli import UsageError, check_no_input, check_target, note
+from examples.mren.cli import check_no_input, check_target
 from examples.mren.files import check_regular, missing_path_hint, nearest_folder
 from examples.mren.images.read import IMAGE_SUFFIXES, is_image
 from examples.mren.images.write import FORMATS
+from examples.mren.messages import UsageError, note
 
 STREAM = "-"  # standard input or output
 

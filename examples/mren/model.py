@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.mren.cli import UsageError
 from examples.mren.files import missing_path_hint
+from examples.mren.messages import UsageError
 from examples.mren.weightfile import read_network
 from examples.mren.weightfile import save_weights as save_weights  # part of the interface of this module
 from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, _checks

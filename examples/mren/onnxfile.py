@@ -21,8 +21,10 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from examples.mren.cli import command_parser, is_out_of_memory, one_line, path_name, run_command, whole_number
+from examples.mren.arguments import command_parser, path_name, whole_number
+from examples.mren.cli import run_command
 from examples.mren.files import check_regular, unique_names
+from examples.mren.messages import is_out_of_memory, one_line
 from examples.mren.metrics import to_uint8
 from examples.timing import interleave, ratio, stopwatch, summarise
 

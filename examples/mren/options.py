@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from examples.mren.cli import path_name, whole_number
+from examples.mren.arguments import path_name, whole_number
 from examples.mren.model import DEVICES, STAGES, VARIANTS
 
 MAX_WINDOW = 4096  # of --local: far above any patch that a network is trained on

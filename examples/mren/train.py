@@ -30,9 +30,10 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from examples.mren.cli import UsageError, check_target, fail, note, run_command
+from examples.mren.cli import check_target, run_command
 from examples.mren.data import ImagePair, list_images, load_pairs, split_held_out
 from examples.mren.degradation import degrade, draw_degradation, make_generator
+from examples.mren.messages import UsageError, fail, note
 from examples.mren.metrics import smallest_scored
 from examples.mren.model import MREN, VARIANTS, save_weights
 from examples.mren.training.checkpoint import checkpoints

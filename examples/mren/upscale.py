@@ -28,19 +28,8 @@ from PIL import ImageColor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.mren.cli import (
-    UsageError,
-    check_target,
-    command_parser,
-    describe,
-    fail,
-    given_name,
-    note,
-    positive_number,
-    printable,
-    run_command,
-    whole_number,
-)
+from examples.mren.arguments import command_parser, given_name, positive_number, whole_number
+from examples.mren.cli import check_target, run_command
 from examples.mren.compare import write_sample
 from examples.mren.engines import Engine, Runtime, compile_network
 from examples.mren.engines.program import PortableMREN
@@ -50,6 +39,7 @@ from examples.mren.images.picture import Picture, bleed, composite
 from examples.mren.images.read import read_picture, read_size
 from examples.mren.images.write import FORMATS, check_writable, encode_picture, write_picture
 from examples.mren.jobs import Job, file_target, plan
+from examples.mren.messages import UsageError, describe, fail, note, printable
 from examples.mren.model import NETWORKS, find_weights, load_mren, pick_device
 from examples.mren.options import add_device_option, add_ensemble_option, add_local_option, add_network_options
 from sc_blocks import to_local

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from examples.mren.cli import is_out_of_memory, one_line
 from examples.mren.files import atomic_write, check_regular
+from examples.mren.messages import is_out_of_memory, one_line
 
 KEY = "mren"  # in the metadata
 _MAX_TEXT = 10_000  # of the arguments

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from examples.mren.cli import one_line
 from examples.mren.engines import Engine, import_extra
+from examples.mren.messages import one_line
 
 PARAM, BIN = "model.ncnn.param", "model.ncnn.bin"
 

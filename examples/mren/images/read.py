@@ -22,13 +22,13 @@ import tifffile
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from examples.mren.cli import is_out_of_memory, one_line
 from examples.mren.files import check_regular
 from examples.mren.images.colorprofile import profile_space, srgb_profile, to_srgb
 from examples.mren.images.deep import OTHER_CHANNEL, OTHER_PROFILE, read_deep_png, read_deep_tiff, tiff_bits, turned
 from examples.mren.images.metadata import read_color_chunks, read_metadata, read_orientation
 from examples.mren.images.picture import Picture
 from examples.mren.images.pixels import Pixels, RefusedError, check_size, rewind
+from examples.mren.messages import is_out_of_memory, one_line
 
 # Recognised by content, not by name. Formats that start other programs, such as EPS, are excluded.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "PPM", "HEIF")

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from examples.mren.cli import is_out_of_memory, one_line
 from examples.mren.files import check_regular
+from examples.mren.messages import is_out_of_memory, one_line
 from examples.mren.weightfile import is_number, write_tensors
 
 KEEP = 2

@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from examples.mren.cli import UsageError, number, one_line, path_name, positive_number, whole_number
+from examples.mren.arguments import number, path_name, positive_number, whole_number
 from examples.mren.files import check_regular
+from examples.mren.messages import UsageError, one_line
 from examples.mren.model import STAGES, VARIANTS
 from examples.mren.options import scale_factor
 from examples.mren.training.recipes import LOSSES, PRECISIONS, RECIPES, Training

@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.mren.cli import describe, note, one_line
 from examples.mren.data import ImagePair
+from examples.mren.messages import describe, note, one_line
 from examples.mren.metrics import psnr, to_uint8
 from examples.mren.training.checkpoint import (
     CheckpointError,
