@@ -273,7 +273,7 @@ def test_every_image_gains_by_self_ensemble_as_said() -> None:
         " ".join((ROOT / page).read_text().split()) for page in ("CHANGELOG.md", "examples/mren/README.md")
     )
     assert f"eight orientations of an image scores {gains['Set5']:.2f} dB higher on Set5 ×4" in changes
-    assert f"[{min(gains.values()):.1f} to {max(gains.values()):.2f} dB better](" in guide
+    assert f"[{min(gains.values()):.2f} to {max(gains.values()):.2f} dB better](" in guide
 
 
 def test_what_is_said_of_the_weights_for_photographs_is_measured() -> None:
