@@ -45,7 +45,7 @@ def seconds(weights: Weights, suite: results.Suite, form: str) -> float | None:
 def text(folder: Path = WEIGHTS) -> str:
     """All tables of the page, in Markdown."""
     suite, found = timed(), shipped(folder)
-    return "\n".join([summary(found, suite), *(section(weights, suite) for weights in found)])
+    return "\n".join([summary(found, suite), narrow(found, suite), *(section(weights, suite) for weights in found)])
 
 
 def summary(found: list[Weights], suite: results.Suite) -> str:
@@ -72,6 +72,34 @@ def summary(found: list[Weights], suite: results.Suite) -> str:
         f"{DASH}: not measured; the weights for photographs have [separate scores](how-to/photographs.md).\n"
     )
     return f"{table(head, rows, text=('weights',))}\n{note}"
+
+
+def narrow(found: list[Weights], suite: results.Suite) -> str:
+    """MREN-S compared with MREN at every scale that has both."""
+    plain = {(weights.variant, weights.scale): weights for weights in found if not weights.kind}
+    rows = []
+    for (variant, scale), own in plain.items():
+        wide = plain.get(("mren", scale))
+        if variant != "mren_s" or wide is None:
+            continue
+        gains = sorted(
+            round(psnr, 2) - round(wide.scores[name][0], 2)
+            for name, (psnr, _) in own.scores.items()
+            if name in wide.scores
+        )
+        time, wide_time = (seconds(weights, suite, "folded") for weights in (own, wide))
+        rows.append(
+            [
+                f"×{scale}",
+                f"{signed(gains[0], 2)} to {signed(gains[-1], 2)}" if gains else DASH,
+                f"{own.parameters / wide.parameters:.2f}",
+                f"{macs(own) / macs(wide):.2f}",
+                f"{time / wide_time:.2f}" if time and wide_time else DASH,
+            ]
+        )
+    head = ["MREN-S over MREN", "PSNR, difference in dB", "parameters", "GMACs", "s / MP"]
+    note = "PSNR: the range of the differences on the four test sets. The other columns are ratios.\n"
+    return f"{table(head, rows, text=head[:1])}\n{note}" if rows else ""
 
 
 def section(weights: Weights, suite: results.Suite) -> str:

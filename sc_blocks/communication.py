@@ -400,5 +400,6 @@ def _check_maps(block: str, previous: Tensor, current: Tensor, channels: int | N
     _checks.check_feature_map(block, current, channels, name="current")
     _checks.check_feature_map(block, previous, None, name="previous")
     adapter = "AdaptedCommunication(previous_channels, channels)"
-    hint = f"wrap the channel in {adapter}, or build the chain with resample='bilinear'"
+    other = f"wrap the channel in {adapter}, or build the chain with resample='bilinear'"
+    hint = f"pass maps of the same batch; for other widths or sizes, {other}"
     _checks.check_same_shape(f"{block}: previous", previous, "current", current, hint=hint)

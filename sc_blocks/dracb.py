@@ -280,7 +280,8 @@ def _widths_by_stage(
     given = {"in_channels": in_channels, "out_channels": out_channels}
     lengths = [len(widths) for widths in given.values() if isinstance(widths, Sequence) and len(widths) > 0]
     if length is None and not lengths:
-        raise ValueError("DRACBChain: length must be given when in_channels and out_channels are single numbers.")
+        wanted = "length must be given, or in_channels or out_channels as a list with a width for each stage"
+        raise ValueError(f"DRACBChain: {wanted}.")
     length = _checks.check_int("DRACBChain", "length", lengths[0] if length is None else length)
     checked: list[tuple[int, ...]] = []
     for name, widths in given.items():

@@ -98,7 +98,7 @@ class SwapReport:
             if current is not swap.new:
                 got = "nothing" if current is None else f"another module, {type(current).__name__}"
                 needed = f"still hold the {type(swap.new).__name__} put there"
-                raise RuntimeError(f"SwapReport: {name!r} must {needed}, got {got}; undo later changes first.")
+                raise RuntimeError(f"SwapReport: {name!r} must {needed}, got {got}; undo changes in the reverse order.")
         for swap, (before, training) in zip(self.swaps, self._states, strict=True):
             now = _placement(self.model, swap.names[0])
             if now is not None and before is not None:
@@ -219,11 +219,21 @@ def _predicate(where: Any) -> Callable[[str, nn.Module], bool]:
     if isinstance(where, str):
         # The network itself has no name, so "*" means everything in it.
         return lambda name, module: name == where or (name != "" and fnmatchcase(name, where))
-    if is_predicate:
-        return cast(Callable[[str, nn.Module], bool], where)
     wanted = "a type, a tuple of types, a name pattern or a predicate (name, module) -> bool"
     hint = "for example torch.nn.ReLU, 'body.*.act' or, for one module, lambda name, module: module is that_one"
-    raise TypeError(f"replace_modules: where must be {wanted}, got {got}; {hint}.")
+    if not is_predicate:
+        raise TypeError(f"replace_modules: where must be {wanted}, got {got}; {hint}.")
+
+    predicate = cast(Callable[[str, nn.Module], bool], where)
+
+    def selects(name: str, module: nn.Module) -> bool:
+        try:
+            return predicate(name, module)
+        except TypeError as error:
+            failed = f"{shown(where)}, which fails for {name!r}: {error}"
+            raise TypeError(f"replace_modules: where must be {wanted}, got {failed}; {hint}.") from error
+
+    return selects
 
 
 def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[nn.Module]) -> None:

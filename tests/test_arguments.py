@@ -474,7 +474,7 @@ WRONG_ARGUMENTS = [
     (
         lambda: DRACBChain(12, 4),
         ValueError,
-        r"length must be given when in_channels and out_channels are single numbers",
+        r"length must be given, or in_channels or out_channels as a list",
     ),
     (
         lambda: DRACBChain([12, 12], 4, 3),
@@ -680,7 +680,7 @@ def test_previous_map_of_another_shape(channel: object) -> None:
     with pytest.raises(
         ValueError,
         match=r"\w+Communication: previous must have the shape of current, \(1, 4, 6, 8\), got \(1, 4, 3, 4\); "
-        r"wrap the channel in AdaptedCommunication\(previous_channels, channels\)",
+        r"pass maps of the same batch; for other widths or sizes, wrap the channel in AdaptedCommunication\(previous_channels, channels\)",
     ):
         block(torch.zeros(1, 12, 6, 8), torch.zeros(1, 4, 3, 4))
 

@@ -560,6 +560,14 @@ def test_each_change(change: str) -> None:
         in_range(in_small_strips(fold(net))(x), net.eval()(x), 1e-11)
 
 
+def test_blocks_whose_parametrizations_were_removed_are_folded() -> None:
+    net = lively(nn.Sequential(RBWA(24, 16), conv3(16, 1)))
+    for conv in (net[0].expand, net[1]):
+        parametrizations.weight_norm(conv)
+        nn.utils.parametrize.remove_parametrizations(conv, "weight")
+    assert fold_report(net).rewritten.keys() == {"0", "0.attention", "1"}
+
+
 def test_a_class_that_was_patched(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: 2 * forward(self, x))
@@ -700,6 +708,8 @@ def test_a_shape_is_no_example(shape: Sequence[int]) -> None:
         fold(WSILBV(24), example=shape)
     with pytest.raises(TypeError, match=r"to_local: example must be an input, .* pass torch.zeros\(1, 24, 40, 6\)"):
         to_local(WSILBV(24), shape)
+    with pytest.raises(TypeError, match=r"to_local: example must be an input, got \(40, 6\), .* shape \(N, C, H, W\)"):
+        to_local(WSILBV(24), shape[2:])
 
 
 @pytest.mark.parametrize("cut", [False, True])

@@ -18,6 +18,7 @@ from examples.mren.evaluate import Row, evaluate, main, mean_score, network_upsc
 from examples.mren.imagepairs import match_lr
 from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import MREN, WEIGHTS, load_mren, save_weights, weights_path
+from examples.mren.weightfile import write_network
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 from tests.images import DATA, needs_data, photo, rename_to_bytes, write_photos, write_weights
@@ -287,9 +288,23 @@ def test_options_out_of_range_are_named(option: list[str], capsys) -> None:
 
 def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     file = tmp_path / "odd.safetensors"
-    save_weights(MREN(2, channels=12, num_blocks=1), file, {"scale": 2, "channels": 12, "num_blocks": 2})
+    write_network(MREN(2, channels=12, num_blocks=1), file, {"scale": 2, "channels": 12, "num_blocks": 2})
     with pytest.raises(ValueError, match=r"odd\.safetensors: its weights do not fit"):
         load_mren(2, path=file)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"scale": 4, "channels": 12, "num_blocks": 1}, "must have the scale of net, 3, got 4"),  # the same tensors
+        ({"scale": 3, "channels": 24, "num_blocks": 1}, r"would be of \(24,\), but in net it is of \(12,\)"),
+        ({"scale": 3, "channels": 12, "num_blocks": 2}, r"body\.1\..* would be of \(.*, but in net it is missing"),
+    ],
+)
+def test_weights_are_not_saved_with_the_arguments_of_another_network(tmp_path: Path, config, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        save_weights(MREN(3, channels=12, num_blocks=1), tmp_path / "net.safetensors", config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_of_a_compiled_or_wrapped_network_are_its_own(tmp_path: Path) -> None:

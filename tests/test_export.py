@@ -212,6 +212,7 @@ def test_int8_gone_wrong_is_not_written(weights: Path, tmp_path: Path, monkeypat
     ("arguments", "message"),
     [
         (["-o", "x4.pt"], "x4.pt: must end in .onnx"),
+        (["--format", "openvino", "-o", "x4.onnx"], "x4.onnx: has the name of a file, but openvino writes a folder"),
         (["-o", "there.onnx"], "there.onnx: would be overwritten; pass --overwrite"),
         (["--precision", "int8", "-o", "new.onnx"], "--precision int8: needs --calibrate FOLDER"),
         (["--calibrate", ".", "-o", "new.onnx"], "--calibrate: is for --precision int8; float32 needs no images"),

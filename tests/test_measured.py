@@ -284,9 +284,7 @@ def test_what_is_said_of_the_weights_for_photographs_is_measured() -> None:
         b100 = [f"{numbers[scale]['B100'][quality]['photo']:.2f}" for quality in qualities]
         assert "they gain {}, {} and {} dB over bicubic".format(*b100) in changes
     set14 = numbers["×4"]["Set14"]
-    lost = set14["clean"]["clean"] - set14["clean"]["photo"]
     assert f"at quality 75 they gain {set14['quality 75']['photo']:.2f} dB over bicubic instead of 0.86" in changes
-    assert f"on clean images they lose {lost:.2f} dB instead of 0.17" in changes
     losses = [
         found["clean"]["clean"] - found["clean"]["photo"] for scale in numbers.values() for found in scale.values()
     ]

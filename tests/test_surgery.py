@@ -322,7 +322,10 @@ def test_undo_once_only() -> None:
             r"'2.1' .* got another module, Tanh",
         ),
         (lambda model: replace_modules(model, "2", lambda old, name: nn.Tanh()), r"'2.1' .* got nothing"),
-        (lambda model: model.pop(2), r"'2.1' must still hold the GELU .* got nothing; undo later changes first"),
+        (
+            lambda model: model.pop(2),
+            r"'2.1' must .* the GELU .* got nothing; undo changes in the reverse order",
+        ),
         (lambda model: setattr(model, "1", nn.GELU()), r"'1' must still hold the GELU .* got another module, GELU"),
     ],
     ids=["replaced", "parent replaced", "removed", "another of its kind"],
@@ -479,6 +482,7 @@ def test_words_list_the_commonest_types_only() -> None:
             r"where must be a type, .* or a predicate .*, got None \(NoneType\); for example",
         ),
         ((small(), ["1"], gelu), r"where must be a type, .*, got \['1'\] \(list\)"),
+        ((small(), lambda module: True, gelu), r"where must be a type, .* which fails for '': .*positional argument"),
         ((small(), nn.ReLU, nn.GELU()), r"make must be a function \(old, name\) -> module, such as .*, got GELU"),
         ((small(), nn.ReLU, None), r"make must be a function .*, got NoneType"),
         ((small(), nn.ReLU, lambda old, name: nn.GELU), r"make must return .* for '1', got the class GELU; call it"),
@@ -488,7 +492,7 @@ def test_words_list_the_commonest_types_only() -> None:
         ),
         ((small(), nn.ReLU, SCACB), r"make must be a function .*SCACB.*, which fails for '1': .*positional arguments"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_words_about_arguments(arguments: tuple, words: str) -> None:
     with pytest.raises(TypeError, match=f"replace_modules: {words}"):

@@ -145,7 +145,7 @@ def read_rgb(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """
     pixels = read_pixels(path, max_pixels=max_pixels)
     if pixels.values.dtype != np.uint8:
-        raise ValueError(f"{path}: not a readable image (more than 8 bits per value; convert it to 8 first).")
+        raise ValueError(f"{path}: has more than 8 bits per value; training and scores take 8; convert it first.")
     values = torch.from_numpy(pixels.values).permute(2, 0, 1)
     colors = values[:1].expand(3, -1, -1) if values.shape[0] < 3 else values[:3]
     return colors.contiguous()

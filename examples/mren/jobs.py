@@ -180,12 +180,16 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
     if len({*map(_without_case, targets)}) < len({*targets}) and any(map(_ignores_case, {*targets})):
         identity = _without_case
     first_of: dict[str, Job] = {}
+    collisions: list[str] = []
     for job in jobs:
         first = first_of.setdefault(identity(job.target), job)
         if first is not job and first.source == job.source:
             raise UsageError(f"{job.name}: is given twice; give it once.")
         if first is not job:
-            raise UsageError(f"{first.name} and {job.name} would both become {job.target}; upscale them one by one.")
+            collisions.append(f"{first.name} and {job.name} would both become {job.target}")
+    if collisions:
+        more = f", and so would {len(collisions) - 1} more" * (len(collisions) > 1)
+        raise UsageError(f"{collisions[0]}{more}; rename them, or upscale them into different folders.")
     check_no_input(targets, [job.source for job in jobs if job.source is not None])
 
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from examples.mren.files import missing_path_hint
 from examples.mren.messages import UsageError
-from examples.mren.weightfile import read_network
-from examples.mren.weightfile import save_weights as save_weights  # part of the interface of this module
+from examples.mren.weightfile import read_network, unwrapped_name, write_network
 from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, _checks
 from sc_blocks.communication import CommunicationLike
 from sc_blocks.dracb import Relay
@@ -334,3 +333,35 @@ def read_weights(file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         OSError: If it does not exist.
     """
     return read_network(file, MREN)
+
+
+def save_weights(net: nn.Module, file: str | Path, config: dict[str, Any], *, degrade: str | None = None) -> None:
+    """Write weights and constructor arguments to a ``.safetensors`` file, atomically.
+
+    The file is the same if the network is compiled or wrapped for several processes.
+
+    Args:
+        net: The network.
+        file: The file to write.
+        config: The arguments that ``net`` was built with. Those that change neither the scale nor the tensors, such as
+            ``exchange``, are not checked.
+        degrade: How its training images were degraded, for readers of the file; no code uses it.
+
+    Raises:
+        ValueError: If ``config`` builds a network of another scale or with other tensors.
+        OSError: If the file cannot be written.
+    """
+    built = MREN(**config, device="meta")
+    scale = next((part.scale for part in net.modules() if isinstance(part, MREN)), built.scale)
+    if scale != built.scale:
+        raise ValueError(f"save_weights: config must have the scale of net, {scale}, got {built.scale}.")
+    shapes = {unwrapped_name(name): tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
+    if shapes != wanted:
+        name = min(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+        has, needs = (f"of {found[name]}" if name in found else "missing" for found in (shapes, wanted))
+        raise ValueError(
+            f"save_weights: config must hold the arguments of net, got {config}; with these, {name} would be {needs}, "
+            f"but in net it is {has}."
+        )
+    write_network(net, file, config, degrade=degrade)

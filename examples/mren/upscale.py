@@ -83,7 +83,12 @@ def upscale(
 
     Returns:
         The upscaled picture, otherwise of the same kind.
+
+    Raises:
+        TypeError: If ``picture`` is not a :class:`~examples.mren.images.picture.Picture`.
     """
+    if not isinstance(picture, Picture):
+        raise TypeError(f"upscale: picture must be a Picture, got {type(picture).__name__}; call tiled for tensors.")
     passes: list[Tensor] = [picture.color]
     if picture.alpha is not None:
         passes = [bleed(picture.color, picture.alpha), picture.alpha]
@@ -300,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=whole_number(2 * OVERLAP),
         default=TILE,
         metavar="N",
-        help="tile side in pixels (default: %(default)s)",
+        help=f"tile side in pixels, at least {2 * OVERLAP} (default: %(default)s)",
     )
     add_local_option(parser, "compute the statistics of the attention over windows instead of whole tiles")
     add_ensemble_option(parser, "slightly better results")

@@ -162,7 +162,7 @@ def _read_tensors(opened: Any, expected: Mapping[str, Tensor], file: Path, misma
     return state
 
 
-def save_weights(net: nn.Module, file: str | Path, config: dict[str, Any], *, degrade: str | None = None) -> None:
+def write_network(net: nn.Module, file: str | Path, config: Mapping[str, Any], *, degrade: str | None = None) -> None:
     """Write weights and constructor arguments to a ``.safetensors`` file, atomically.
 
     The file is the same if the network is compiled or wrapped for several processes.
@@ -175,7 +175,7 @@ def save_weights(net: nn.Module, file: str | Path, config: dict[str, Any], *, de
     """
     state = {unwrapped_name(name): tensor.float() for name, tensor in net.state_dict().items()}
     about = {} if degrade is None else {"degrade": degrade}
-    write_tensors(file, state, {"format": "pt", KEY: json.dumps(config), **about})
+    write_tensors(file, state, {"format": "pt", KEY: json.dumps(dict(config)), **about})
 
 
 def write_tensors(file: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -88,6 +88,8 @@ def _difference(module: nn.Module, fresh: nn.Module, name: str) -> str | None:
             continue  # the class does not use an attribute that it does not define
         if key == "_compiled_call_impl":
             continue  # fold rewrites copies, and torch does not copy it
+        if "state_dict" in key:
+            continue  # hooks of saving and loading, which fold keeps; parametrizations leave one when they are removed
         if any_options and key in theirs and not isinstance(theirs[key], dict):
             continue  # such as a slope
         if key not in ours or key not in theirs:
