@@ -139,6 +139,10 @@ def perturb(module: nn.Module) -> nn.Module:
     return module
 
 
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def _case(name: str, factory: Callable[..., nn.Module], *args, out: int | None = None, **options) -> Case:
     case_options = {key: options.pop(key) for key in ("scale", "size_multiple") if key in options}
     channels = args[0] if isinstance(args[0], int) else max(args[0])

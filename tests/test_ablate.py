@@ -12,6 +12,7 @@ from examples.compare.tables import Run, read_runs
 from examples.mren.ablate import TABLES, Table, Variant, main
 from examples.mren.model import MREN, VARIANTS, load_mren
 from examples.mren.training.recipes import Training
+from tests.blocks import count_parameters
 from tests.images import write_photos
 
 PAPER_KILOPARAMETERS = {
@@ -21,15 +22,11 @@ PAPER_KILOPARAMETERS = {
 TINY = '{"channels": 32, "reconstruct_channels": [8, 6]}'
 
 
-def parameters(net: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
 @pytest.mark.parametrize("name", PAPER_KILOPARAMETERS)
 def test_rows_have_the_parameters_that_the_paper_prints(name: str) -> None:
     for variant in TABLES[name].variants:
         (published,) = (count for row, count in PAPER_KILOPARAMETERS[name].items() if row in variant.title)
-        assert round(parameters(MREN(4, **variant.config, device="meta")) / 1000) == published, variant.title
+        assert round(count_parameters(MREN(4, **variant.config, device="meta")) / 1000) == published, variant.title
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name not in ("init", "recipe", "training", "trunk")])
@@ -55,7 +52,7 @@ def test_trunks_have_equal_parameters_between_one_head_and_tail() -> None:
     reference = mrebs()
     for make in others:
         net = make()
-        assert abs(parameters(net) / parameters(reference) - 1) < 0.04
+        assert abs(count_parameters(net) / count_parameters(reference) - 1) < 0.04
         assert len(net.body) == len(reference.body)
         for part in ("head", "reduce", "reconstruct", "tail"):
             ours, theirs = getattr(net, part), getattr(reference, part)

@@ -27,6 +27,7 @@ from examples.mren.training.recipes import blocks_of
 from examples.records import read_rows, write_rows
 from examples.timing import OutOfTime, Summary, interleave, ratio, stopwatch, summarise, time_limit
 from sc_blocks.introspect import complexity
+from tests.blocks import count_parameters
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted(results.FOLDER.glob("*.json"))
@@ -156,13 +157,10 @@ def test_a_call_shorter_than_a_tick_of_the_clock_is_timed() -> None:
 
 
 def test_fixtures_have_the_sizes_of_their_papers() -> None:
-    def parameters(net: torch.nn.Module) -> int:
-        return sum(p.numel() for p in net.parameters())
-
-    assert parameters(IMDN(4)) == 715_176
-    assert parameters(IMDN(2)) == 694_404  # 694K in table 5
-    assert round(parameters(srcnn()) / 1000) == 57
-    assert round(parameters(vdsr()) / 1000) in (665, 666)  # 665K without biases
+    assert count_parameters(IMDN(4)) == 715_176
+    assert count_parameters(IMDN(2)) == 694_404  # 694K in table 5
+    assert round(count_parameters(srcnn()) / 1000) == 57
+    assert round(count_parameters(vdsr()) / 1000) in (665, 666)  # 665K without biases
     with torch.device("meta"):
         assert complexity(IMDN(4), (1, 3, 180, 320)).macs == pytest.approx(40.9e9, rel=2e-3)
 

@@ -6,18 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from examples.mren.model import MREN, load_mren, save_weights
 from sc_blocks import MREB, DRACBChain, GatedCommunication, LearnableCommunication
 from sc_blocks.communication import AdaptedCommunication
 from sc_blocks.deploy import fold
 from sc_blocks.introspect import capture_attention, complexity
-from tests.blocks import perturb
-
-
-def parameters(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
+from tests.blocks import count_parameters, perturb
 
 
 def image() -> Tensor:
@@ -102,9 +98,9 @@ def test_what_it_costs(scale: int) -> None:
 
 
 def test_channels_with_parameters_get_one_for_each_block_but_the_first() -> None:
-    for communication, one in (("learnable", 1), ("gated", parameters(GatedCommunication(15)))):
+    for communication, one in (("learnable", 1), ("gated", count_parameters(GatedCommunication(15)))):
         paper, network = (MREN(4, chain=chain, communication=communication) for chain in ("block", "network"))
-        assert parameters(network) - parameters(paper) == 5 * one
+        assert count_parameters(network) - count_parameters(paper) == 5 * one
 
 
 def test_a_block_learns_from_what_the_next_one_makes_of_its_map() -> None:

@@ -27,7 +27,7 @@ from sc_blocks import (
     LearnableCommunication,
     NoCommunication,
 )
-from tests.blocks import Case, each_case
+from tests.blocks import Case, each_case, perturb
 
 # Hooks
 
@@ -198,6 +198,13 @@ def test_reset_gives_what_the_constructor_gives(case: Case, reset: Callable[[nn.
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
+
+
+def test_a_gate_whose_bias_was_removed_can_be_reset() -> None:
+    channel = perturb(GatedCommunication(4))
+    channel.weigh.bias = None
+    channel.reset_parameters()
+    assert not channel.weigh.weight.any()
 
 
 # Layers that work in place

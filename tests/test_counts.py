@@ -30,18 +30,15 @@ from sc_blocks import (
     NoCommunication,
 )
 from sc_blocks.introspect import complexity
+from tests.blocks import count_parameters
 
 PARTS = {"both", "spatial", "channel"}
 widths = st.integers(12, 100)
 
 
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def built(block, *args, **options) -> int:
     """Parameters of a block, without the time it takes to fill them."""
-    return count(block(*args, device="meta", **options))
+    return count_parameters(block(*args, device="meta", **options))
 
 
 def conv(c_in: int, c_out: int, k: int = 1, *, groups: int = 1, bias: bool = True) -> int:
@@ -102,7 +99,7 @@ def mren_count(
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else f"{value}",
 )
 def test_blocks_of_the_paper(module: nn.Module, expected: int) -> None:
-    assert count(module) == expected
+    assert count_parameters(module) == expected
 
 
 @pytest.mark.parametrize(
@@ -124,13 +121,13 @@ def test_tables_5_and_6(scale: int, channels: int, printed: int, expected: int) 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_named_networks(scale: int) -> None:
-    assert count(mren(scale)) == mren_count(scale)
-    assert count(mren_l(scale)) == mren_count(scale, 84)
-    assert count(mren_s(scale)) == mren_count(scale, reconstruct=(24, 16))
+    assert count_parameters(mren(scale)) == mren_count(scale)
+    assert count_parameters(mren_l(scale)) == mren_count(scale, 84)
+    assert count_parameters(mren_s(scale)) == mren_count(scale, reconstruct=(24, 16))
 
 
 def test_the_narrow_reconstruction() -> None:
-    assert count(mren_s(4)) == 224_463
+    assert count_parameters(mren_s(4)) == 224_463
     macs = complexity(mren_s(4).eval(), (1, 3, 180, 320)).macs
     assert round(macs / 1e9, 1) == 19.1  # where the paper's has 49.0
     for wrong in ((24,), 24, (24, 16, 8), "24"):
@@ -211,7 +208,7 @@ def test_dracb(c_in: int, c_out: int, bias: bool) -> None:
 
 @given(widths)
 def test_channels(c: int) -> None:
-    assert count(NoCommunication()) == count(FixedCommunication()) == 0
+    assert count_parameters(NoCommunication()) == count_parameters(FixedCommunication()) == 0
     assert built(LearnableCommunication, c) == 1
     assert built(LearnableCommunication, c, per_channel=True) == c
     assert built(GatedCommunication, c) == conv(2 * c, c)

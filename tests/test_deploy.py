@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -22,6 +22,7 @@ from torch.export import Dim
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from examples.mren.fold import BicubicConv, fold_mren, pad_widths
 from examples.mren.model import MREN, load_mren
@@ -201,6 +202,57 @@ def test_as_written_on_another_device() -> None:
         with torch.no_grad(), Operations() as rewritten:
             folded(x)
         assert rewritten.names == written.names, name
+
+
+def operations(net: nn.Module, x: Tensor, kind: str) -> int:
+    """How many operations of a kind a network takes."""
+    with torch.no_grad(), Operations() as done:
+        net(x)
+    return sum(kind in name for name in done.names)
+
+
+def test_one_weighing_takes_one_convolution_less() -> None:
+    block, x = SCACB(24).eval(), torch.rand(1, 24, 40, 40)
+    assert operations(fold(block), x, "convolution") == operations(block, x, "convolution") - 1
+
+
+# Maps of many channels are large in few pixels, and quick to process.
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 5])
+@torch.no_grad()
+def test_large_maps_are_enlarged_in_fewer_multiplications(factor: int) -> None:
+    block, x = RBWA(256, 4, scale_factor=factor).eval(), torch.rand(1, 256, 32, 32)
+    folded = fold(block)
+    with FlopCounterMode(display=False) as written:
+        block(x)
+    with FlopCounterMode(display=False) as rewritten:
+        folded(x)
+    assert rewritten.get_total_flops() < 0.6 * written.get_total_flops()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    # Each thread adds to the height of a strip.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("block", "size", "kind"),
+    [
+        (SCACB(8192, reduction=8192), (64, 16), "convolution"),
+        (SCACB(8192, reduction=8192, exchange=None), (64, 16), "convolution"),
+        (WSILBV(1024, reduction=1024), (128, 16), "mean"),
+    ],
+    ids=["scacb", "scacb-none", "wsilbv"],
+)
+def test_large_maps_are_processed_in_strips(block: SCACB | WSILBV, size: tuple[int, int], kind: str) -> None:
+    x = torch.rand(1, block.channels, *size)
+    assert operations(fold(block), x, kind) > 2 * operations(block, x, kind)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -416,6 +468,11 @@ class LouderConv(nn.Conv2d):
         return 2 * super().forward(input)
 
 
+class LouderRow(nn.Sequential):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
 class Swish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
@@ -484,6 +541,7 @@ CHANGES: dict[str, Callable[[nn.Module, int], object]] = {
     "forward of a block": lambda net, n: setattr(net[n % 4], "forward", wrapped(net[n % 4].forward)),
     "subclass": lambda net, n: setattr(spatial(net, n), "__class__", LouderConv),
     "subclass of a block": lambda net, n: setattr(net[0], "__class__", Louder),
+    "subclass of the row": lambda net, n: setattr(net, "__class__", LouderRow),
     "hook": lambda net, n: spatial(net, n).register_forward_hook(lambda module, args, out: out + 1),
     "pre-hook": lambda net, n: spatial(net, n).register_forward_pre_hook(lambda module, args: (args[0] * 2,)),
     "hook of a block": lambda net, n: net[n % 5].register_forward_hook(lambda module, args, out: out.square()),
@@ -566,6 +624,13 @@ def test_blocks_whose_parametrizations_were_removed_are_folded() -> None:
         parametrizations.weight_norm(conv)
         nn.utils.parametrize.remove_parametrizations(conv, "weight")
     assert fold_report(net).rewritten.keys() == {"0", "0.attention", "1"}
+
+
+def test_usual_activations_are_no_reason_to_leave_a_block() -> None:
+    for act_layer in (nn.ELU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.Mish, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Tanh):
+        assert fold_report(SCACB(12, act_layer=act_layer)).rewritten, act_layer
+    for gate_layer in (nn.Hardsigmoid, nn.Identity, nn.Sigmoid, nn.Tanh):
+        assert fold_report(WSILBV(12, gate_layer=gate_layer)).rewritten, gate_layer
 
 
 def test_a_class_that_was_patched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -793,7 +858,11 @@ def test_the_tolerance_is_a_share_of_the_range_of_the_result() -> None:
         fold(nn.Sequential(RBWA(24), Finally(lambda y: 1e-6 * y)), example=x, tolerance=1e-9)
 
 
-@pytest.mark.parametrize("change", [lambda y: y + 1, lambda y: y - 1, lambda y: y * torch.nan], ids=["+", "-", "NaN"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda y: y + 1, lambda y: y - 1, lambda y: y * 1.001, lambda y: y * torch.nan],
+    ids=["+", "-", "a thousandth", "NaN"],
+)
 def test_rewritten_blocks_that_compute_something_else_are_noticed(
     change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,10 +14,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
 
 import sc_blocks
 from docs.inventories import read, write
+from tests.blocks import count_parameters
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -102,25 +102,21 @@ def evaluate(name: str, which: int = 0, **given: object) -> object:
     return values["counted"]
 
 
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def test_formulas_of_parameters_count_them() -> None:
     choose = random.Random(0)
     for _ in range(20):
         c, d, r, n = (choose.randint(*span) for span in ((24, 70), (2, 40), (2, 6), (1, 5)))
         with torch.device("meta"):
             scacb = evaluate("SCACB", channels=c, reduction=r)
-            assert scacb == count(sc_blocks.SCACB(c, reduction=r))
-            assert evaluate("DRACB", in_channels=c, out_channels=d) == count(sc_blocks.DRACB(c, d))
+            assert scacb == count_parameters(sc_blocks.SCACB(c, reduction=r))
+            assert evaluate("DRACB", in_channels=c, out_channels=d) == count_parameters(sc_blocks.DRACB(c, d))
             chain = evaluate("DRACBChain", in_channels=c, out_channels=d, length=n)
-            assert chain == count(sc_blocks.DRACBChain(c, d, n))
-            assert evaluate("WSILB", channels=c) == count(sc_blocks.WSILB(c))
-            assert evaluate("WSILBV", channels=c, reduction=r) == count(sc_blocks.WSILBV(c, reduction=r))
+            assert chain == count_parameters(sc_blocks.DRACBChain(c, d, n))
+            assert evaluate("WSILB", channels=c) == count_parameters(sc_blocks.WSILB(c))
+            assert evaluate("WSILBV", channels=c, reduction=r) == count_parameters(sc_blocks.WSILBV(c, reduction=r))
             out = d + 4
             rbwa = evaluate("RBWA", in_channels=c, out_channels=out, reduction=4)
-            assert rbwa == count(sc_blocks.RBWA(c, out))
+            assert rbwa == count_parameters(sc_blocks.RBWA(c, out))
             mreb = evaluate(
                 "MREB",
                 channels=c,
@@ -129,23 +125,23 @@ def test_formulas_of_parameters_count_them() -> None:
                 scacb=evaluate("SCACB", channels=c, reduction=6),
                 wsilbv=evaluate("WSILBV", channels=c, reduction=4),
             )
-            assert mreb == count(sc_blocks.MREB(c, distilled_channels=d, num_stages=n))
+            assert mreb == count_parameters(sc_blocks.MREB(c, distilled_channels=d, num_stages=n))
             for each in (True, False):
                 learnable = evaluate("LearnableCommunication", channels=d, per_channel=each)
-                assert learnable == count(sc_blocks.LearnableCommunication(d, per_channel=each))
-            assert evaluate("GatedCommunication", channels=d) == count(sc_blocks.GatedCommunication(d))
+                assert learnable == count_parameters(sc_blocks.LearnableCommunication(d, per_channel=each))
+            assert evaluate("GatedCommunication", channels=d) == count_parameters(sc_blocks.GatedCommunication(d))
             for before in (c, d):
                 adapted = evaluate("AdaptedCommunication", previous_channels=before, channels=d)
-                assert adapted == count(sc_blocks.AdaptedCommunication(before, d))
+                assert adapted == count_parameters(sc_blocks.AdaptedCommunication(before, d))
             for name in ("NoCommunication", "FixedCommunication"):
-                assert evaluate(name) == count(getattr(sc_blocks, name)())
+                assert evaluate(name) == count_parameters(getattr(sc_blocks, name)())
 
 
 @pytest.mark.parametrize(("which", "parts"), [(1, "spatial"), (2, "channel")])
 def test_formulas_of_single_parts_count_them(which: int, parts: sc_blocks.scacb.Parts) -> None:
     for channels, reduction in ((60, 6), (43, 5)):
         block = sc_blocks.SCACB(channels, reduction=reduction, parts=parts)
-        assert evaluate("SCACB", which, channels=channels, reduction=reduction) == count(block)
+        assert evaluate("SCACB", which, channels=channels, reduction=reduction) == count_parameters(block)
 
 
 @pytest.mark.parametrize("name", sc_blocks.__all__)

@@ -105,6 +105,16 @@ def statistics(block: WSILB, x: Tensor) -> Tensor:
     return torch.cat(seen)
 
 
+@pytest.mark.parametrize("block", [WSILB, WSILBV])
+@pytest.mark.parametrize("local", [None, (3, 3)])
+def test_statistics_of_maps_far_from_zero(block: type[WSILB], local: tuple[int, int] | None) -> None:
+    x = 1e4 + torch.rand(1, 8, 24, 24)
+    module = block(8, local=local)
+    actual = statistics(module, x)
+    expected = statistics(module.double(), x.double())
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=0.02)
+
+
 # A spread of 173, and squares that sum to 8e9: half precision ends at 65504.
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("local", [None, (64, 48)])

@@ -38,13 +38,15 @@ def test_maps_and_branches_keep_the_spread_of_their_input() -> None:
 
 def test_biases_are_zero_and_weights_have_the_variance_of_kaiming() -> None:
     torch.manual_seed(0)
-    block = MREB(240)
+    block, without_shortcut = MREB(240), SCACB(240, residual=False)
     init_weights(block)
+    init_weights(without_shortcut)
     stage = block.stages[0]
     for conv, gain in (
         (stage.compress, 2),
         (stage.channel["weighing"], 2),
         (stage.fuse, 0.3**2),
+        (without_shortcut.fuse, 1),
         (block.refine.links[0].distill, 1),
         (block.fuse, 1),
     ):

@@ -171,10 +171,17 @@ def test_last_tile_is_moved_inwards_not_shrunk() -> None:
     assert [tile[0, 0, 0, 0].item() for tile in recorder.tiles[:3]] == [0, 16, 30]
 
 
-def test_callback_counts_every_tile() -> None:
+def test_tiles_share_32_pixels_by_default() -> None:
+    recorder = Recorder()
+    tiled(recorder, torch.arange(600.0).view(1, 1, 1, 600))
+    assert [tile[0, 0, 0, 0].item() for tile in recorder.tiles] == [0, 224, 344]
+
+
+@pytest.mark.parametrize(("tile", "total"), [(20, 9), (50, 1)])
+def test_callback_counts_every_tile(tile: int, total: int) -> None:
     calls: list[tuple[int, int]] = []
-    tiled(nn.Identity(), torch.rand(1, 1, 40, 50), tile=20, overlap=4, on_tile=lambda *call: calls.append(call))
-    assert calls == [(done, 9) for done in range(1, 10)]
+    tiled(nn.Identity(), torch.rand(1, 1, 40, 50), tile=tile, overlap=4, on_tile=lambda *call: calls.append(call))
+    assert calls == [(done, total) for done in range(1, total + 1)]
 
 
 def test_callback_can_cancel() -> None:
@@ -286,7 +293,7 @@ def test_type_of_the_model_is_kept(dtype: torch.dtype) -> None:
     x = torch.rand(1, 1, 40, 40, dtype=dtype)
     result = tiled(nn.Identity(), x, tile=16, overlap=5)
     assert result.dtype == dtype
-    torch.testing.assert_close(result, x)
+    torch.testing.assert_close(result, x, rtol=1e-12, atol=0)  # bit for bit in half precision
 
 
 def test_infinities_at_the_border_of_a_tile_stay_there() -> None:
