@@ -22,7 +22,7 @@ from benchmarks import run as benchmarks_run
 from examples.drop_in import compare as drop_in_compare
 from examples.mren import ablate, attention, compare, evaluate, export, files, onnxfile, train, upscale
 from examples.mren.cli import check_target, run_command
-from examples.mren.files import atomic_write, check_regular, missing_path_hint, unique_names
+from examples.mren.files import atomic_folder, atomic_write, check_regular, missing_path_hint, unique_names
 from examples.mren.messages import UsageError, one_line
 from tests.images import write_photos
 
@@ -250,6 +250,24 @@ def test_a_file_that_came_meanwhile_stays(refusal: int | None, tmp_path: Path, m
         write()
     assert (tmp_path / "second").read_text() == "theirs"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_a_file_that_came_into_a_folder_meanwhile_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    files.write_text(folder / "weights", "old")
+
+    def write() -> None:
+        with atomic_folder(folder, ["weights"]) as scratch:
+            (scratch / "weights").write_text("new")
+            (folder / "thesis.txt").write_text("the only copy")
+
+    with pytest.raises(FileExistsError, match=r"out: also holds thesis\.txt"):
+        write()
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "weights": "old",
+        "thesis.txt": "the only copy",
+    }
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_target_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> None:

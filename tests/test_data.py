@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -148,6 +150,17 @@ def test_images_smaller_than_the_patch_are_named(tmp_path) -> None:
     tiny = write_photos(tmp_path / "tiny", [(18, 18)])
     with pytest.raises(ValueError, match=r"18 x 18 pixels, less than the 19 x 19 that scoring needs; remove it\.$"):
         load_pairs(tiny, 4, min_size=32)  # no size of patches would do
+
+
+def test_too_little_memory_is_not_the_images_fault(tmp_path, monkeypatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("examples.mren.data.read_rgb", no_memory)
+    problems: list[str] = []
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        load_pairs(write_photos(tmp_path, [(20, 20)]), 2, on_bad=problems.append)
+    assert problems == []
 
 
 def test_pairs_fit_pixel_on_pixel_and_come_in_the_order_of_their_files(tmp_path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from scipy.ndimage import gaussian_filter
 
-from examples.mren import evaluate, model, upscale
+from examples.mren import evaluate, model, train, upscale
 from examples.mren.data import ImagePair, imresize, read_rgb
 from examples.mren.degradation import (
     MCU,
@@ -23,7 +23,6 @@ from examples.mren.degradation import (
     compress,
     degrade,
     degrade_patch,
-    draw_degradation,
     draw_patch_degradation,
     make_generator,
 )
@@ -207,10 +206,16 @@ def test_a_run_on_photographs_is_recorded_and_chosen_by_both(images: Path, tmp_p
     assert json.loads((output / "run.json").read_text())["degrade"] == "photo"
 
 
-def test_degradations_of_validation_are_the_same_in_all_runs() -> None:
-    drawn = [draw_degradation(make_generator(number)) for number in range(3)]
-    assert drawn == [draw_degradation(make_generator(number)) for number in range(3)]
-    assert len(set(drawn)) == 3
+def test_each_image_to_validate_on_is_degraded_in_its_own_way_the_same_in_all_runs(
+    images: Path, tmp_path: Path, monkeypatch
+) -> None:
+    drawn: list[Degradation] = []
+    monkeypatch.setattr(train, "degrade", lambda image, degradation, _: drawn.append(degradation) or image)
+    for seed in ("0", "1"):
+        arguments = ["--degrade", "photo", "--held-out", "2", "--seed", seed, "--dry-run"]
+        assert run(images, tmp_path / "run", *arguments) == 0
+    assert drawn[:2] == drawn[2:]
+    assert len(set(drawn)) == 2
 
 
 @pytest.fixture

@@ -253,9 +253,12 @@ def test_what_is_no_pair_is_named(tmp_path: Path, weights: Path, capsys) -> None
 
 def test_an_image_that_is_too_large_is_not_decoded(tmp_path: Path, weights: Path, capsys) -> None:
     write_photos(tmp_path / "set", [(48, 48), (1200, 1000)])
-    arguments = ["--data", str(tmp_path / "set"), "--scale", "2", "--weights", str(weights), "--max-megapixels", "1"]
-    assert main(arguments) == 1
+    arguments = ["--scale", "2", "--weights", str(weights), "--data", str(tmp_path / "set")]
+    assert main([*arguments, "--max-megapixels", "1"]) == 1
     assert "1.png: has 1000 x 1200 pixels, 1.2 megapixels; 1 are allowed" in capsys.readouterr().err
+    (tmp_path / "set" / "1.png").write_bytes(b"P5\n9000 8000\n255\n")
+    assert main(arguments) == 1
+    assert "1.png: has 9000 x 8000 pixels, 72 megapixels; 64 are allowed" in capsys.readouterr().err
 
 
 def test_scores_are_not_replaced_unasked(tmp_path: Path, weights: Path, capsys) -> None:

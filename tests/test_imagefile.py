@@ -51,6 +51,11 @@ def values_of(picture: Picture) -> np.ndarray:
     return (channels * levels).round().permute(1, 2, 0).numpy().astype(np.uint16 if picture.bits == 16 else np.uint8)
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def png_with(chunks: dict[bytes, bytes], image: Image.Image | None = None) -> bytes:
     """A PNG with chunks that Pillow does not write by itself."""
     info, file = PngImagePlugin.PngInfo(), io.BytesIO()
@@ -99,10 +104,9 @@ def test_a_turned_tiff_is_upright(kind: str, orientation: int, tmp_path: Path) -
 def test_a_turned_png_of_sixteen_bits_is_upright(tmp_path: Path) -> None:
     exif, values = Image.Exif(), deep(3)
     exif[0x0112] = 6  # to be turned clockwise
-    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
-    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    turned = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
     content = imagecodecs.png_encode(values)
-    (tmp_path / "in.png").write_bytes(content[:33] + chunk + content[33:])  # behind the signature and the header
+    (tmp_path / "in.png").write_bytes(content[:33] + turned + content[33:])  # behind the signature and the header
     np.testing.assert_array_equal(values_of(read_picture(tmp_path / "in.png")), np.rot90(values, -1))
 
 
@@ -215,15 +219,13 @@ def test_what_a_deep_tiff_says_besides_its_pixels(tmp_path: Path) -> None:
 
 def png_of_rows(rows: list[bytes], width: int, bits: int, kind: int, transparent: bytes) -> bytes:
     """A PNG of a depth, or with a colour that stands for transparency, as Pillow does not write it."""
-    content = b"\x89PNG\r\n\x1a\n"
-    for name, data in {
+    chunks = {
         b"IHDR": struct.pack(">IIBBBBB", width, len(rows), bits, kind, 0, 0, 0),
         b"tRNS": transparent,
         b"IDAT": zlib.compress(b"".join(b"\0" + row for row in rows)),
         b"IEND": b"",
-    }.items():
-        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    return content
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in chunks.items())
 
 
 @pytest.mark.parametrize(("bits", "gray"), [(1, 1), (2, 1), (2, 3), (4, 1), (4, 15)])
@@ -390,9 +392,8 @@ def test_images_may_be_read_in_several_threads(tmp_path: Path, capfd) -> None:
 
 def test_the_size_is_looked_at_before_anything_is_decoded(tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 50_000, 3_000, 8, 2, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in {b"IHDR": header, b"IDAT": zlib.compress(bytes(1000)), b"IEND": b""}.items():
-        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(1000)), b"IEND": b""}
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in chunks.items())
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.png: has 50000 x 3000 pixels, 150 megapixels"):
         read_picture(tmp_path / "a.png", max_pixels=10**8)
@@ -423,11 +424,16 @@ XMP = (
 )
 
 
+# What it shows, the program, the date, who made it, and on which computer.
+DESCRIPTION = {0x010E: "A boat", 0x0131: "Program", 0x0132: "2026:01:02 03:04:05", 0x013B: "Artist", 0x013C: "Host"}
+
+
 def camera_exif(orientation: int = 6) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     exif[0x010F], exif[0x0110], exif[0x8298] = "Maker", "Model", "Who made it"
     exif[0x4746], exif[0x9C9B] = 4, "Title".encode("utf-16-le")
+    exif.update(DESCRIPTION)
     exif[0x8769] = {0x829A: (1, 250), 0x9003: "2026:01:02 03:04:05", 0xA002: WIDTH, 0xA003: HEIGHT}
     exif[0x8825] = {1: "N", 2: (47.0, 30.0, 0.0)}
     return exif
@@ -437,9 +443,10 @@ def check_exif(exif: Image.Exif) -> None:
     assert 0x0112 not in exif or exif[0x0112] == 1, "turned already"
     assert (exif[0x010F], exif[0x0110], exif[0x8298]) == ("Maker", "Model", "Who made it")
     assert (exif[0x4746], bytes(exif[0x9C9B]).decode("utf-16-le").rstrip("\0")) == (4, "Title")
+    assert {tag: exif[tag] for tag in DESCRIPTION} == DESCRIPTION
     camera = exif.get_ifd(0x8769)
     assert camera[0x9003] == "2026:01:02 03:04:05"
-    assert 0xA002 not in camera, "the old width"
+    assert not {0xA002, 0xA003} & camera.keys(), "the old width and height"
     assert exif.get_ifd(0x8825)[1] == "N"
 
 
@@ -509,6 +516,7 @@ def test_text_of_a_png_is_kept_in_a_png_and_said_elsewhere(tmp_path: Path) -> No
     info = PngImagePlugin.PngInfo()
     info.add_text("Author", "Ångström")
     info.add_itxt("Title", "日本")
+    info.add_text("Raw profile type iptc", "\niptc\n       4\n38000000\n")  # no text, whatever it is stored as
     rgb().save(tmp_path / "in.png", pnginfo=info)
     picture = read_picture(tmp_path / "in.png")
     assert write_picture(tmp_path / "out.png", picture) == ()
@@ -578,6 +586,21 @@ def test_too_long_metadata_is_left_out_of_a_jpeg_and_said(tmp_path: Path) -> Non
 # Colours
 
 
+def profile_of(device: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A colour profile with these tags, and the white of D50."""
+    white = struct.pack(">3i", 63_190, 65_536, 54_061)
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + white} | tags
+    offset, listing, content = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        listing += name + struct.pack(">II", offset + len(content), len(data))
+        content += data
+    header = struct.pack(
+        ">I4sI4s4s4s", 128 + len(listing) + len(content), b"none", 0x02400000, device, space, connection
+    )
+    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + white
+    return header.ljust(128, b"\0") + listing + content
+
+
 def cmyk_profile() -> bytes:
     """A small profile of a press that does not exist: white paper, and inks that darken and colour."""
     corners = []
@@ -592,17 +615,7 @@ def cmyk_profile() -> bytes:
     matrix = struct.pack(">9i", *(65_536 if i % 4 == 0 else 0 for i in range(9)))
     table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + matrix + identity * 4 + bytes(corners) + identity * 3
     table += bytes(-len(table) % 4)
-    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63_190, 65_536, 54_061)
-    tags = {b"wtpt": white, b"A2B0": table}
-    offset, listing, content = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
-    for name, data in tags.items():
-        listing += name + struct.pack(">II", offset + len(content), len(data))
-        content += data
-    header = struct.pack(
-        ">I4sI4s4s4s", 128 + len(listing) + len(content), b"none", 0x02400000, b"prtr", b"CMYK", b"Lab "
-    )
-    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + struct.pack(">3i", 63_190, 65_536, 54_061)
-    return header.ljust(128, b"\0") + listing + content
+    return profile_of(b"prtr", b"CMYK", b"Lab ", {b"A2B0": table})
 
 
 def test_cmyk_is_converted_by_its_profile_and_said(tmp_path: Path) -> None:
@@ -621,6 +634,10 @@ def test_cmyk_is_converted_by_its_profile_and_said(tmp_path: Path) -> None:
         assert yellow[2] < yellow[0] - 0.2
 
 
+def test_the_profile_of_what_was_converted_is_the_same_on_every_day() -> None:
+    assert srgb_profile()[24:36] == struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
+
+
 def test_lab_is_converted_and_said(tmp_path: Path) -> None:
     to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
     ImageCms.applyTransform(rgb(), to_lab).save(tmp_path / "a.tif")
@@ -631,18 +648,7 @@ def test_lab_is_converted_and_said(tmp_path: Path) -> None:
 
 def gray_profile() -> bytes:
     """That of linear gray."""
-    curve = b"curv\0\0\0\0" + struct.pack(">I", 0)
-    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63_190, 65_536, 54_061)
-    tags = {b"wtpt": white, b"kTRC": curve}
-    offset, listing, content = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
-    for name, data in tags.items():
-        listing += name + struct.pack(">II", offset + len(content), len(data))
-        content += data
-    header = struct.pack(
-        ">I4sI4s4s4s", 128 + len(listing) + len(content), b"none", 0x02400000, b"mntr", b"GRAY", b"XYZ "
-    )
-    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + struct.pack(">3i", 63_190, 65_536, 54_061)
-    return header.ljust(128, b"\0") + listing + content
+    return profile_of(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": b"curv\0\0\0\0" + struct.pack(">I", 0)})
 
 
 def test_a_profile_of_gray_does_not_end_up_in_colour(tmp_path: Path) -> None:
@@ -769,6 +775,20 @@ def test_webp_is_as_lossy_as_what_it_came_from(tmp_path: Path) -> None:
     assert sizes["in.jpg"] < sizes["in.png"] / 2
     write_picture(tmp_path / "low.webp", picture, quality=10)
     assert (tmp_path / "low.webp").stat().st_size < sizes["in.jpg"]
+
+
+@pytest.mark.parametrize(("suffix", "quality"), [(".jpg", 95), (".avif", 90), (".webp", 95)])
+def test_the_quality_of_formats_with_loss_is_high_unless_said(suffix: str, quality: int, tmp_path: Path) -> None:
+    picture = Picture(photo(32, 40).float() / 255, lossy=True)
+    write_picture(tmp_path / f"usual{suffix}", picture)
+    write_picture(tmp_path / f"said{suffix}", picture, quality=quality)
+    assert (tmp_path / f"usual{suffix}").read_bytes() == (tmp_path / f"said{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_is_compressed(bits: Literal[8, 16], tmp_path: Path) -> None:
+    write_picture(tmp_path / "out.tif", Picture(torch.full((3, 200, 200), 0.5), bits=bits))
+    assert (tmp_path / "out.tif").stat().st_size < 20_000
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".avif"])

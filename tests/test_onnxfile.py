@@ -91,10 +91,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_weights(tmp_path_factory.mktemp("weights"), scale=SCALE, channels=12, num_blocks=1)
 
 
-def score(tmp_path: Path, weights: Path, *files: Path) -> int:
+def score(tmp_path: Path, weights: Path, *files: Path, more: tuple[str, ...] = ()) -> int:
     write_photos(tmp_path / "set", [(48, 48)])
     arguments = ["--data", str(tmp_path / "set"), "--scale", str(SCALE), "--weights", str(weights), "--device", "cpu"]
-    return evaluate.main([*arguments, "--onnx", *map(str, files)])
+    return evaluate.main([*arguments, "--onnx", *map(str, files), *more])
 
 
 def test_a_model_of_anybody_is_scored(tmp_path: Path, weights: Path, capsys) -> None:
@@ -105,6 +105,15 @@ def test_a_model_of_anybody_is_scored(tmp_path: Path, weights: Path, capsys) -> 
     assert score(tmp_path, weights, tmp_path / "a" / "net.onnx", tmp_path / "b" / "net.onnx") == 0
     lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == ["bicubic", "small", "a/net.onnx", "b/net.onnx"]
+
+
+def test_scores_do_not_replace_a_model_that_is_scored(tmp_path: Path, weights: Path, capsys) -> None:
+    file = tmp_path / "net.onnx"
+    onnx.save(enlarging(), file)
+    before = file.read_bytes()
+    assert score(tmp_path, weights, file, more=("--csv", str(file), "--overwrite")) == 2
+    assert f"{file}: is an input, which is never overwritten" in capsys.readouterr().err
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -21,23 +21,12 @@ from examples.mren import upscale as command
 from examples.mren.images.picture import Picture
 from examples.mren.images.read import read_picture
 from examples.mren.images.write import write_picture
-from tests.images import pil_photo, write_photos, write_weights
+from tests.images import pil_photo, write_photos
+from tests.test_upscale import run, weights
+
+__all__ = ["run", "weights"]  # fixtures
 
 ROOT = Path(__file__).parents[1]
-SCALE = 2
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_weights(tmp_path_factory.mktemp("weights"), bicubic=True, scale=SCALE, channels=12, num_blocks=1)
-
-
-@pytest.fixture
-def run(weights: Path):
-    def call(*arguments: object) -> int:
-        return command.main([*map(str, arguments), "--weights", str(weights), "--device", "cpu"])
-
-    return call
 
 
 def names(folder: Path) -> list[str]:
@@ -243,7 +232,10 @@ def test_a_large_picture_is_refused_before_it_is_decoded(tmp_path: Path, run, ca
     (source,) = write_photos(tmp_path / "in", [(50, 100)])
     monkeypatch.setattr(command, "read_picture", None)
     assert run(source, "-o", tmp_path / "out.png", "--max-megapixels", 0.01) == 1
-    assert "--max-megapixels allows 0.01" in capsys.readouterr().err
+    assert "200 x 100 pixels, 0.02 megapixels; --max-megapixels allows 0.01" in capsys.readouterr().err
+    (tmp_path / "large.pgm").write_bytes(b"P5\n8000 8001\n255\n")
+    assert run(tmp_path / "large.pgm", "-o", tmp_path / "out.png") == 1
+    assert "16000 x 16002 pixels, 256.03 megapixels; --max-megapixels allows 256" in capsys.readouterr().err
 
 
 def test_memory_that_does_not_suffice_costs_one_file(tmp_path: Path, run, capsys, monkeypatch) -> None:
@@ -345,6 +337,17 @@ def test_streams(tmp_path: Path, run, capsys, monkeypatch) -> None:
     assert "more than 10 bytes; pass the name of a file" in capsys.readouterr().err
     assert run(tmp_path / "in", "-o", "-") == 2
     assert run("-", "-", "-o", tmp_path) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error on Windows")
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path, run, capsys, monkeypatch) -> None:
+    (source,) = write_photos(tmp_path / "in", [(8, 9)])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert run(source, "-o", "-") == 1
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

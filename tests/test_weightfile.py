@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from examples.mren import evaluate, upscale
 from examples.mren.model import MREN, load_mren, read_weights, save_weights
@@ -100,6 +100,8 @@ def test_arguments_that_a_file_may_hold() -> None:
     }
     assert parse_arguments(json.dumps(given)) == given
     assert parse_arguments('{"scale": 2, "reconstruct_channels": null}')["reconstruct_channels"] is None
+    with pytest.raises(ValueError, match="its arguments are 10012 characters long, more than any network needs"):
+        parse_arguments('{"scale": 2' + " " * 10_000 + "}")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -124,6 +126,8 @@ def test_half_precision_is_loaded_as_float32(state, tmp_path: Path) -> None:
     for name, tensor in net.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, half[name].float()), name
+    save_weights(net.half(), tmp_path / "b.safetensors", CONFIG)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "b.safetensors").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
