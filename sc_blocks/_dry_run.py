@@ -45,10 +45,9 @@ def arguments(function: str, example: Any) -> tuple[Sequence[Any], Mapping[str, 
     if isinstance(example, Tensor):
         return (example,), {}
     given = cast(Sequence[Any], example)
-    if given and all(isinstance(side, Integral) for side in given):
-        sides = tuple(map(int, given))
-        remedy = f"torch.zeros{sides}" if len(sides) == 4 else "a tensor of the shape (N, C, H, W)"
-        raise TypeError(f"{function}: example must be an input, got {sides}, the shape of one; pass {remedy}.")
+    if len(given) == 4 and all(isinstance(side, Integral) for side in given):
+        got = f"the shape of one; pass torch.zeros{tuple(map(int, given))}"
+        raise TypeError(f"{function}: example must be an input, got {got}.")
     return given, {}
 
 

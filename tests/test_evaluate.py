@@ -299,6 +299,7 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({"channels": 12}, "must hold the arguments of net, .* missing 1 required .* argument: 'scale'"),
         ({"scale": 4, "channels": 12, "num_blocks": 1}, "must have the scale of net, 3, got 4"),  # the same tensors
         ({"scale": 3, "channels": 24, "num_blocks": 1}, r"would be of \(24,\), but in net it is of \(12,\)"),
         ({"scale": 3, "channels": 12, "num_blocks": 2}, r"body\.1\..* would be of \(.*, but in net it is missing"),

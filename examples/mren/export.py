@@ -182,7 +182,7 @@ def _check_options(args: argparse.Namespace) -> None:
     suffix = SUFFIXES[format]
     if suffix and output.suffix.lower() != suffix:
         raise UsageError(f"{output}: must end in {suffix}.")
-    if not suffix and output.suffix.lower() in SUFFIXES.values():
+    if not suffix and output.suffix and output.suffix.lower() in SUFFIXES.values():
         raise UsageError(f"{output}: has the name of a file, but {format} writes a folder; leave out {output.suffix}.")
     if args.precision == "int8" and calibrate is None:
         raise UsageError(

@@ -348,10 +348,13 @@ def save_weights(net: nn.Module, file: str | Path, config: dict[str, Any], *, de
         degrade: How its training images were degraded, for readers of the file; no code uses it.
 
     Raises:
-        ValueError: If ``config`` builds a network of another scale or with other tensors.
+        ValueError: If ``config`` builds no network, or one of another scale or with other tensors.
         OSError: If the file cannot be written.
     """
-    built = MREN(**config, device="meta")
+    try:
+        built = MREN(**config, device="meta")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"save_weights: config must hold the arguments of net, got {config}: {error}") from error
     scale = next((part.scale for part in net.modules() if isinstance(part, MREN)), built.scale)
     if scale != built.scale:
         raise ValueError(f"save_weights: config must have the scale of net, {scale}, got {built.scale}.")
