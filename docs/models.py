@@ -12,12 +12,10 @@ from pathlib import Path
 from benchmarks import results
 from examples.markdown import signed, table
 from examples.mren.files import sha256
-from examples.mren.model import FREE, MREN, WEIGHTS
-from examples.mren.shipped import Weights, shipped
-from sc_blocks.introspect import complexity
+from examples.mren.model import FREE, WEIGHTS
+from examples.mren.shipped import HEIGHT, WIDTH, Weights, shipped
 
 DOCS = Path(__file__).parent
-WIDTH, HEIGHT = 1280, 720  # output size for which multiply-accumulates are counted
 DASH = "–"
 
 
@@ -25,12 +23,6 @@ def timed() -> results.Suite:
     """The committed times of the machine with the most shipped networks."""
     names = {weights.network for weights in shipped()}
     return max(results.load()["nets"], key=lambda suite: sum(suite.row(name, "folded") is not None for name in names))
-
-
-def macs(weights: Weights) -> float:
-    """Multiply-accumulates in 1e9 for a result of 1280 x 720."""
-    net = MREN(**weights.arguments, device="meta")
-    return complexity(net, (1, 3, HEIGHT // weights.scale, WIDTH // weights.scale)).macs / 1e9
 
 
 def seconds(weights: Weights, suite: results.Suite, form: str) -> float | None:
@@ -60,7 +52,7 @@ def summary(found: list[Weights], suite: results.Suite) -> str:
                 f"{ours[0]:.2f}" if ours else DASH,
                 signed(ours[0] - bicubic[0], 2) if ours and bicubic else DASH,
                 f"{weights.parameters / 1000:.0f} K",
-                f"{macs(weights):.1f}",
+                f"{weights.macs / 1e9:.1f}",
                 f"{time:.2f}" if time else DASH,
                 f"{weights.file.stat().st_size / 1e6:.1f}",
             ]
@@ -93,7 +85,7 @@ def narrow(found: list[Weights], suite: results.Suite) -> str:
                 f"×{scale}",
                 f"{signed(gains[0], 2)} to {signed(gains[-1], 2)}" if gains else DASH,
                 f"{own.parameters / wide.parameters:.2f}",
-                f"{macs(own) / macs(wide):.2f}",
+                f"{own.macs / wide.macs:.2f}",
                 f"{time / wide_time:.2f}" if time and wide_time else DASH,
             ]
         )
@@ -111,7 +103,7 @@ def section(weights: Weights, suite: results.Suite) -> str:
         "load": f"`{weights.call}`",
         "scale": f"×{weights.scale}",
         "parameters": f"{weights.parameters:,}",
-        "multiply-accumulates": f"{macs(weights):.1f} G",
+        "multiply-accumulates": f"{weights.macs / 1e9:.1f} G",
         "time": _times(weights, suite),
         "trained on": re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", weights.images),
         "terms": f"[MIT; the images {terms}](licence.md#weights)",

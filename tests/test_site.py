@@ -20,11 +20,16 @@ sys.path.append(str(ROOT / "docs" / "_ext"))
 FILES = sorted(WEIGHTS.glob("*.safetensors"))
 
 
+@pytest.fixture(scope="module")
+def page_of_models() -> str:
+    return models.text()
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_weight_file_is_on_the_page_of_models(file: Path) -> None:
+def test_a_weight_file_is_on_the_page_of_models(file: Path, page_of_models: str) -> None:
     weights = models.Weights(file)
-    text = models.text()
-    (section,) = re.findall(rf"^## {re.escape(weights.title)}\n(.*?)(?=^##|\Z)", text, re.DOTALL | re.MULTILINE)
+    title = re.escape(weights.title)
+    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^##|\Z)", page_of_models, re.DOTALL | re.MULTILINE)
     net = eval(weights.call, {"load_mren": load_mren})
     assert f"| parameters | {sum(parameter.numel() for parameter in net.parameters()):,} |" in section
     assert hashlib.sha256(file.read_bytes()).hexdigest() in section
@@ -32,11 +37,11 @@ def test_a_weight_file_is_on_the_page_of_models(file: Path) -> None:
     assert weights.images, f"weights/README.md has no section {file.stem} with a row on its images"
 
 
-def test_scores_on_the_page_of_models_are_means_of_the_committed_ones() -> None:
+def test_scores_on_the_page_of_models_are_means_of_the_committed_ones(page_of_models: str) -> None:
     rows = [line.split(",") for line in (WEIGHTS / "mren_x4.scores.csv").read_text().splitlines()]
     own = [row for row in rows if row[0] == "Set5" and row[2] == "mren"]
     psnr, ssim = (sum(float(row[column]) for row in own) / len(own) for column in (3, 4))
-    section = models.text().partition("## MREN ×4\n")[2].partition("\n## ")[0]
+    section = page_of_models.partition("## MREN ×4\n")[2].partition("\n## ")[0]
     assert re.search(rf"^\| Set5 \| {psnr:.2f} \| [\d.]+ \| {ssim:.4f} \|", section, re.MULTILINE)
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
-from examples.mren.model import KINDS, NETWORKS, VARIANTS, WEIGHTS, parse_weights_name, read_weights, variant_of
+from examples.mren.model import KINDS, MREN, NETWORKS, WEIGHTS, Variant, parse_weights_name, read_weights
 from examples.records import read_rows
+from sc_blocks.introspect import complexity
 
+WIDTH, HEIGHT = 1280, 720  # size of the result for which multiply-accumulates are counted
 DATASETS = ("Set5", "Set14", "B100", "Urban100")
 
 Scores = dict[str, tuple[float, float]]
@@ -20,32 +22,40 @@ Scores = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Weights:
-    """One weight file, and the files beside it."""
+    """One weight file, named by its variant, scale and kind, and the files beside it."""
 
     file: Path
 
     @cached_property
+    def _content(self) -> tuple[dict[str, Any], int]:
+        arguments, tensors = read_weights(self.file)
+        return arguments, sum(tensor.numel() for tensor in tensors.values())
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments, from the metadata of the file."""
-        return read_weights(self.file)[0]
+        return self._content[0]
 
-    @cached_property
+    @property
     def parameters(self) -> int:
         """The number of parameters."""
-        return sum(tensor.numel() for tensor in read_weights(self.file)[1].values())
+        return self._content[1]
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates for a result of 1280 x 720."""
+        net = MREN(**self.arguments, device="meta")
+        return complexity(net, (1, 3, HEIGHT // self.scale, WIDTH // self.scale)).macs
+
+    @property
+    def variant(self) -> Variant:
+        """``"mren"``, ``"mren_s"`` or ``"mren_l"``."""
+        return cast(Variant, parse_weights_name(self.file)[0])
 
     @property
     def scale(self) -> int:
         """Factor for height and width."""
-        return self.arguments["scale"]
-
-    @property
-    def variant(self) -> str:
-        """``"mren"``, ``"mren_s"`` or ``"mren_l"``."""
-        variant = variant_of(self.arguments)
-        if variant is None:
-            raise ValueError(f"{self.file}: is none of the variants {', '.join(VARIANTS)}.")
-        return variant
+        return int(parse_weights_name(self.file)[1])
 
     @property
     def kind(self) -> str:
@@ -74,12 +84,12 @@ class Weights:
         arguments += [f'"{self.variant}"'] * (self.variant != "mren") + [f'path="{self.kind}"'] * bool(self.kind)
         return f"load_mren({', '.join(arguments)})"
 
-    @property
+    @cached_property
     def scores(self) -> Scores:
         """The scores of these weights."""
         return self._means(self.file.stem if self.kind else self.variant)
 
-    @property
+    @cached_property
     def bicubic(self) -> Scores:
         """The scores of bicubic upscaling on the same images."""
         return self._means("bicubic")
