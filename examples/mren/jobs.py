@@ -188,7 +188,7 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
         if first is not job:
             collisions.append(f"{first.name} and {job.name} would both become {job.target}")
     if collisions:
-        more = f", and so would {len(collisions) - 1} more" * (len(collisions) > 1)
+        more = f" ({len(collisions) - 1} more like these)" * (len(collisions) > 1)
         raise UsageError(f"{collisions[0]}{more}; rename them, or upscale them into different folders.")
     check_no_input(targets, [job.source for job in jobs if job.source is not None])
 

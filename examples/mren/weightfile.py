@@ -163,15 +163,9 @@ def _read_tensors(opened: Any, expected: Mapping[str, Tensor], file: Path, misma
 
 
 def write_network(net: nn.Module, file: str | Path, config: Mapping[str, Any], *, degrade: str | None = None) -> None:
-    """Write weights and constructor arguments to a ``.safetensors`` file, atomically.
+    """Write the file that :func:`read_network` reads, atomically, without checking that ``config`` fits the network.
 
-    The file is the same if the network is compiled or wrapped for several processes.
-
-    Args:
-        net: The network.
-        file: The file to write.
-        config: The constructor arguments.
-        degrade: How its training images were degraded, for readers of the file; no code uses it.
+    The file is the same if the network is compiled or wrapped for several processes. ``degrade`` is for its readers.
     """
     state = {unwrapped_name(name): tensor.float() for name, tensor in net.state_dict().items()}
     about = {} if degrade is None else {"degrade": degrade}
