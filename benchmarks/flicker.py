@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from examples.markdown import table
+from examples.mren.arguments import command_parser
 from examples.mren.cli import run_command
 from examples.mren.data import imresize, photograph
 from examples.mren.files import write_text
@@ -86,7 +87,7 @@ def run(_: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m benchmarks.flicker", description=__doc__.partition("\n")[0])
+    parser = command_parser("benchmarks.flicker", __doc__)
     return run_command(run, parser.parse_args, argv)
 
 

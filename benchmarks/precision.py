@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.candidates import ENGINES, runtime
-from examples.mren.arguments import path_name
+from examples.mren.arguments import command_parser, path_name
 from examples.mren.cli import run_command
 from examples.mren.data import imresize, mod_crop, photograph
 from examples.mren.files import sha256
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m benchmarks.precision", description=__doc__.partition("\n")[0])
+    parser = command_parser("benchmarks.precision", __doc__)
     parser.add_argument("--calibrate", type=path_name, help="folder of images like those used for training")
     return run_command(run, parser.parse_args, argv)
 

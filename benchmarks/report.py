@@ -25,6 +25,7 @@ from benchmarks.runner import BACKWARD, FORWARD
 from benchmarks.suites import CONVERTED
 from examples import markdown
 from examples.markdown import digits, mib, signed, spread, with_part
+from examples.mren.arguments import command_parser
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
 
@@ -271,7 +272,7 @@ def run(_: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.partition("\n")[0])
+    parser = command_parser("benchmarks.report", __doc__)
     return run_command(run, parser.parse_args, argv)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from examples.compare.tables import MATCHED, Run, comparable, compared, comparison_table, printed, read_runs
 from examples.drop_in.variants import HOSTS, is_local, title_of
 from examples.markdown import table
+from examples.mren.arguments import command_parser
 from examples.mren.cli import run_command
 from examples.mren.files import write_text
 
@@ -86,7 +87,7 @@ def _differences(runs: Sequence[Run], rows: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m examples.drop_in.report", description=__doc__.partition("\n")[0])
+    parser = command_parser("examples.drop_in.report", __doc__)
     return run_command(run, parser.parse_args, argv)
 
 

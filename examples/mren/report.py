@@ -18,6 +18,7 @@ from matplotlib import colormaps
 from examples.compare.tables import comparison_table, read_runs
 from examples.markdown import table, with_part
 from examples.mren.ablate import TABLES
+from examples.mren.arguments import command_parser
 from examples.mren.cli import run_command
 from examples.mren.files import sha256, write_text
 from examples.mren.model import WEIGHTS
@@ -154,7 +155,7 @@ def tables() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m examples.mren.report", description=__doc__.partition("\n")[0])
+    parser = command_parser("examples.mren.report", __doc__)
     return run_command(run, parser.parse_args, argv)
 
 
