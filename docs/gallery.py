@@ -70,7 +70,7 @@ def compared(
     def verdict() -> str:
         runs = read_runs(file) if file.exists() else []
         found = [difference_on(name, [run for run in runs if run.dataset == name]) for name in datasets]
-        return UNCOMPARED if UNCOMPARED in found else f"{what} against {against}: {'; '.join(found)}."
+        return UNCOMPARED if UNCOMPARED in found else f"In {what}, compared with {against}: {'; '.join(found)}."
 
     return verdict
 
@@ -86,7 +86,7 @@ def attention(row: str) -> Callable[[], str]:
         HOSTS / "unet_denoise.csv",
         PLAIN,
         f"{row}+{LOCAL}",
-        "Denoising U-Net, with local statistics,",
+        "a denoising U-Net with local statistics",
         "no attention",
         among=is_local,
         datasets=("Set5", "Set14"),
@@ -101,7 +101,7 @@ CARDS = (
         "A residual block with a spatial and a channel part, each with three receptive fields.",
         "C → C",
         "SCACB",
-        compared(HOSTS / "rfdn_sr.csv", "plain", "scacb", "Distillation network", "plain convolutions"),
+        compared(HOSTS / "rfdn_sr.csv", "plain", "scacb", "a distillation network", "plain convolutions"),
     ),
     Card(
         "DRACB",
@@ -166,7 +166,7 @@ CARDS = (
         "MREB",
         "mreb",
         "reference/mreb",
-        "All of these as one block: three SCACBs, a chain of DRACBs, WSILB-V.",
+        "Three SCACBs, a chain of four DRACBs and WSILB-V as one block.",
         "C → C",
         "MREB",
         compared(

@@ -235,7 +235,7 @@ def test_the_narrow_network_is_compared_as_it_was_counted_and_scored() -> None:
         least, most = (f"{gain:+.2f}".replace("-", "−").replace("+0.00", "0.00") for gain in (min(gains), max(gains)))
         parameters = narrow.parameters / wide.parameters
         assert f"| ×{scale} | {least} to {most} | {parameters:.2f} | {share[scale]:.2f} | " in page
-    large = "MREN-L ×4 is not better than MREN ×4, which has been trained for longer."
+    large = "MREN-L ×4 is not better than MREN ×4, which was last trained on larger patches."
     text = f"its PSNR is within 0.1 dB of that of MREN, with {100 * share[4]:.0f} % of the MACs at ×4"
     readme, guide = words_of(report.README), words_of(report.DOCS.parent / "models.md")
     assert text in readme
