@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.fixtures import CCA, IMDB, IMDN, RFDB, srcnn, vdsr
 from examples.mren.engines import Runtime
-from examples.mren.engines.program import PortableMREN
+from examples.mren.engines.program import portable
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.model import MREN, mren, mren_l, mren_s
 from examples.mren.training.recipes import blocks_of
@@ -233,7 +233,7 @@ def runtime(name: Runtime, *, calibration: Sequence[Tensor] = (), **options: str
     def step(net: nn.Module, x: Tensor) -> tuple[Call, Tensor]:
         if x.device.type != "cpu":
             raise Unavailable(f"{name} is measured on the CPU only")
-        net = PortableMREN(net) if isinstance(net, MREN) else net
+        net = portable(net) if isinstance(net, MREN) else net
         try:
             engine = import_module(f"examples.mren.engines.{name}")
             with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,8 @@ Every block maps NCHW feature maps to NCHW feature maps and takes its widths fir
 depends on torch and einops only.
 """
 
+import typing as _typing
+
 from sc_blocks.communication import (
     AdaptedCommunication,
     FixedCommunication,
@@ -38,10 +40,12 @@ __all__ = [
 __version__ = "0.2.0"
 
 
-def __getattr__(name: str) -> type[FixedCommunication]:
-    if name != "LinearCommunication":  # its name in 0.1.0
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import warnings  # here, so that it is not an attribute of the package
+if not _typing.TYPE_CHECKING:  # for type checkers, a module with __getattr__ has every name
 
-    warnings.warn("LinearCommunication has been renamed to FixedCommunication.", DeprecationWarning, stacklevel=2)
-    return FixedCommunication
+    def __getattr__(name: str) -> type[FixedCommunication]:
+        if name != "LinearCommunication":  # its name in 0.1.0
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import warnings  # here, so that it is not an attribute of the package
+
+        warnings.warn("LinearCommunication has been renamed to FixedCommunication.", DeprecationWarning, stacklevel=2)
+        return FixedCommunication

@@ -6,6 +6,7 @@ They read shapes and types, never tensor values, so they work in compiled graphs
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import reprlib
 import sys
@@ -72,15 +73,31 @@ def build_layer(
     block: str, name: str, layer: Callable[[], nn.Module], *, device: Device, dtype: torch.dtype | None
 ) -> nn.Module:
     """Build the layer for an argument such as ``act_layer``."""
-    wanted = "a class or another callable that builds a module, such as torch.nn.GELU without parentheses"
+    example = "torch.nn.Sigmoid" if name == "gate_layer" else "torch.nn.GELU"
+    wanted = f"a class or another callable that builds a module, such as {example} without parentheses"
     if isinstance(layer, nn.Module) or not callable(layer):
         raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}.")
-    try:
-        built: Any = layer()
-    except TypeError as error:
-        raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}, which fails: {error}.") from error
+    if mismatch := why_not_called(layer):
+        raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}, which cannot be called: {mismatch}.")
+    built: Any = layer()
     check_module(block, f"the result of {name}()", built)
     return moved(built, device, dtype)
+
+
+def why_not_called(function: Callable[..., object], *args: object) -> str:
+    """Return why a function does not take these arguments, or an empty string.
+
+    It is not called: an error inside it is its own, and must not be reported as a wrong argument.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # as of some builtins
+        return ""
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def moved(module: nn.Module, device: Device, dtype: torch.dtype | None) -> nn.Module:
@@ -128,16 +145,16 @@ def check_feature_map(block: str, x: Tensor, channels: int | None, *, name: str 
         raise TypeError(f"{block}: {name} must be a tensor, got {kind}{hints.get(kind, '')}.")
     if x.ndim != 4:
         hint = f"; for a single image pass {name}.unsqueeze(0)" if x.ndim == 3 else ""
-        if x.ndim == 3 and x.shape[2] == channels != x.shape[0]:
-            hint = f"; it looks like tokens: pass {name}.transpose(1, 2).unflatten(2, (height, width))"
+        if x.ndim == 3 and x.shape[2] == channels != x.shape[0]:  # or an image as wide as the block
+            hint += f"; for tokens pass {name}.transpose(1, 2).unflatten(2, (height, width))"
         if x.ndim == 5:
             hint = f"; for video frames pass {name}.flatten(0, 1) and unflatten the result"
         wanted = f"4 dimensions (batch, {channels or 'channels'}, height, width)"
         raise ValueError(f"{block}: {name} must have {wanted}, got shape {tuple(x.shape)}{hint}.")
     if channels is not None and x.shape[1] != channels:
         hint = f"pass {channels} channels, or build {block} for {x.shape[1]}"
-        if x.shape[3] == channels:
-            hint = f"it looks like NHWC: pass {name}.permute(0, 3, 1, 2)"
+        if x.shape[3] == channels:  # NHWC, or a map as wide as the block
+            hint += f"; for NHWC pass {name}.permute(0, 3, 1, 2)"
         got = f"{x.shape[1]} in shape {tuple(x.shape)}"
         raise ValueError(f"{block}: {name} must have {channels} channels in dimension 1 (NCHW), got {got}; {hint}.")
     if not x.is_floating_point():

@@ -152,9 +152,7 @@ class LearnableCommunication(nn.Module):
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        # A shared weight accepts maps of any width, such as those of a pruned block.
-        width = self.weight.shape[0] if self.per_channel else None
-        _check_maps("LearnableCommunication", previous, current, width)
+        _check_maps("LearnableCommunication", previous, current, _width_of(self))
         # .to(): under autocast the maps have lower precision than the weight, and the result must not be promoted.
         return current + self.weight.to(current.dtype) * previous
 
@@ -226,9 +224,7 @@ class GatedCommunication(nn.Module):
         self.reset_parameters()
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        _check_maps(
-            "GatedCommunication", previous, current, _checks.width_of(self.weigh, "out_channels", self.channels)
-        )
+        _check_maps("GatedCommunication", previous, current, _width_of(self))
         gate = self.gate(self.weigh(torch.cat([previous, current], dim=1)))
         return current + gate * previous
 
@@ -340,6 +336,7 @@ def build_communication(
     Raises:
         TypeError: If ``communication`` is none of these, a factory does not return a module, or the ``forward`` of the
             module does not take two maps.
+        ValueError: If the module is for maps of another width.
 
     Example:
         >>> from sc_blocks import LearnableCommunication
@@ -352,33 +349,44 @@ def build_communication(
     if communication is FixedCommunication:
         return FixedCommunication()  # a width would be taken for the weight
     if isinstance(communication, nn.Module):
-        _check_protocol(block, communication)
+        _check_channel(block, communication, channels)
         return _checks.moved(communication, device, dtype)
     if isinstance(communication, Real) and not isinstance(communication, bool):
         return FixedCommunication(cast(float, communication))
     if not callable(communication):
         got = f"{_checks.shown(communication)} ({type(communication).__name__})"
         raise TypeError(f"{block}: communication must be {_WANTED}, got {got}; {_HINT}.")
-    try:
-        built: Any = communication(channels)
-    except TypeError as error:
-        got = f"{_checks.shown(communication)}, which fails for {channels} channels: {error}"
-        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}.") from error
+    if mismatch := _checks.why_not_called(communication, channels):
+        got = f"{_checks.shown(communication)}, which cannot be called with the width: {mismatch}"
+        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}.")
+    built: Any = communication(channels)
     _checks.check_module(block, f"what the factory {communication!r} returns for {channels} channels", built)
-    _check_protocol(block, built)
+    _check_channel(block, built, channels)
     return _checks.moved(built, device, dtype)
 
 
-def _check_protocol(block: str, channel: nn.Module) -> None:
-    """Raise unless the forward of a channel can be called with two maps."""
-    if isinstance(channel, torch.jit.ScriptModule):  # its signature is missing or wrong
-        return
-    parameters = inspect.signature(channel.forward)
-    try:
-        parameters.bind(None, None)
-    except TypeError as error:
-        got = f"{type(channel).__name__}, whose forward takes {parameters}"
-        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}; {_HINT}.") from error
+def _check_channel(block: str, channel: nn.Module, channels: int) -> None:
+    """Raise unless the forward of a channel can be called with two maps, and is not for maps of another width."""
+    # The signature of a ScriptModule is missing or wrong.
+    if not isinstance(channel, torch.jit.ScriptModule) and _checks.why_not_called(channel.forward, None, None):
+        got = f"{type(channel).__name__}, whose forward takes {inspect.signature(channel.forward)}"
+        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}; {_HINT}.")
+    width = _width_of(channel)
+    if width not in (None, channels):
+        got = f"{type(channel).__name__} for {width}"
+        hint = "pass the class or a functools.partial of it, which is called with the width"
+        raise ValueError(f"{block}: communication must be for maps of {channels} channels, got {got}; {hint}.")
+
+
+def _width_of(channel: nn.Module) -> int | None:
+    """The width of the maps that a channel of this library takes; ``None`` if it takes any, or is of your own."""
+    if isinstance(channel, LearnableCommunication):  # a shared weight takes any, such as those of a pruned block
+        return channel.weight.shape[0] if channel.per_channel else None
+    if isinstance(channel, GatedCommunication):
+        return _checks.width_of(channel.weigh, "out_channels", channel.channels)
+    if isinstance(channel, AdaptedCommunication):
+        return _checks.width_of(channel.project, "out_channels", channel.channels)
+    return None
 
 
 def works_on_copies(channel: nn.Module) -> bool:
@@ -400,6 +408,6 @@ def _check_maps(block: str, previous: Tensor, current: Tensor, channels: int | N
     _checks.check_feature_map(block, current, channels, name="current")
     _checks.check_feature_map(block, previous, None, name="previous")
     adapter = "AdaptedCommunication(previous_channels, channels)"
-    other = f"wrap the channel in {adapter}, or build the chain with resample='bilinear'"
+    other = f"wrap the channel in {adapter}, or build a DRACBChain with resample='bilinear'"
     hint = f"pass maps of the same batch; for other widths or sizes, {other}"
     _checks.check_same_shape(f"{block}: previous", previous, "current", current, hint=hint)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -154,6 +153,7 @@ class DRACBChain(nn.Module):
     Shape:
         - features: a sequence of ``length`` maps, the :math:`l`-th :math:`(N, C_{in,l}, H_l, W_l)`;
         - previous: with ``takes_map``, and only then, the last map of the previous chain, :math:`(N, C_{out,0}, H, W)`;
+        - stage: set by :meth:`step`, to refine that stage alone;
         - output: a tuple of ``length`` maps, the :math:`l`-th :math:`(N, C_{out,l}, H_l, W_l)`; with ``returns_map``
           that tuple and the map of the last stage. Any value range; the outputs are unbounded.
 
@@ -216,7 +216,7 @@ class DRACBChain(nn.Module):
     def forward(
         self, features: Sequence[Tensor] | Tensor, previous: Tensor | None = None, *, stage: int | None = None
     ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, ...], Tensor] | tuple[Tensor, Tensor]:
-        if isinstance(stage, Integral):  # not "is not None": torch.fx passes a proxy
+        if stage is not None and not isinstance(stage, torch.fx.Proxy):
             return self.links[self._check_stage(stage, previous)](features, previous)
         _check_features(features, self.length)
         _checks.check_previous_map("DRACBChain", previous, takes_map=self.takes_map)
@@ -258,7 +258,7 @@ class DRACBChain(nn.Module):
         # effect.
         return self(x, previous, stage=stage)
 
-    def _check_stage(self, stage: Integral, previous: Tensor | None) -> int:
+    def _check_stage(self, stage: int, previous: Tensor | None) -> int:
         number = _checks.check_int("DRACBChain", "stage", stage, least=0)
         if number >= self.length:
             raise ValueError(f"DRACBChain: stage must be below {self.length}, got {number}; use length={number + 1}.")

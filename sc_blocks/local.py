@@ -55,8 +55,9 @@ def to_local(module: Network, example: Tensor | Sequence[Any] | Mapping[str, Any
 
     def record(block: WSILB | WSILBV, args: tuple[Any, ...], output: Tensor) -> None:
         # The output has the input's size; the input may be positional or by keyword.
-        height, width = output.shape[2:]
-        window = (max(1, round(height * factor)), max(1, round(width * factor)))
+        # A larger window has the same effect: it covers the whole map.
+        height, width = (min(max(1, round(side * factor)), _checks.LARGEST) for side in output.shape[2:])
+        window = height, width
         if windows.setdefault(block, window) != window:
             got = f"windows of {windows[block]} and {window} for one {type(block).__name__}"
             raise ValueError(f"to_local: each block must be called with maps of one size, got {got}; set its local.")

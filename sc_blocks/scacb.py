@@ -33,7 +33,7 @@ class SCACB(nn.Module):
         y = x + W \, [\, \phi(W_s [s_1 + c_1, s_3 + c_3, s_5 + c_5]),\; \phi(W_c [s_1 + c_1, s_3 + c_3, s_5 + c_5]) \,].
 
     Args:
-        channels: Width of the input and of the output, at least ``reduction``.
+        channels: Width of the input and of the output, at least ``reduction``, or half of it with a single part.
         reduction: Divisor of the width inside the block: each part works on ``channels // reduction`` channels, a
             single part on ``2 * channels // reduction``.
         parts: Which parts the block has.

@@ -19,11 +19,13 @@ Window = tuple[int, int]
 class _ChannelAttention(nn.Module):
     """Channel attention from two statistics of each channel, passed through one shared layer."""
 
+    _block: str  # in error messages, also those of a folded block
+
     def __init__(self, channels: int, shared: nn.Module, gate: nn.Module, local: Window | None, eps: float) -> None:
         super().__init__()
         self.channels = channels
         self.local = local
-        self.eps = _checks.check_number(type(self).__name__, "eps", eps, least=0, hint="the default is 1e-6")
+        self.eps = _checks.check_number(self._block, "eps", eps, least=0, hint="the default is 1e-6")
         self.shared = shared
         self.gate = gate
 
@@ -34,7 +36,7 @@ class _ChannelAttention(nn.Module):
 
     @local.setter
     def local(self, window: Window | None) -> None:
-        name = type(self).__name__
+        name = self._block
         if window is not None and (not isinstance(window, (tuple, list)) or len(window) != 2):
             got = f"{_checks.shown(window)}; for example (72, 72)"
             raise TypeError(f"{name}: local must be (height, width) or None, got {got}.")
@@ -52,7 +54,7 @@ class _ChannelAttention(nn.Module):
 
     def _check_input(self, x: Tensor) -> None:
         first = self.shared[0] if isinstance(self.shared, nn.Sequential) else self.shared
-        _checks.check_feature_map(type(self).__name__, x, _checks.width_of(first, "in_channels", self.channels))
+        _checks.check_feature_map(self._block, x, _checks.width_of(first, "in_channels", self.channels))
 
 
 class WSILB(_ChannelAttention):
@@ -96,6 +98,8 @@ class WSILB(_ChannelAttention):
         >>> WSILB(60)(torch.rand(2, 60, 24, 17)).shape
         torch.Size([2, 60, 24, 17])
     """
+
+    _block = "WSILB"
 
     def __init__(
         self,
@@ -153,6 +157,8 @@ class WSILBV(_ChannelAttention):
         >>> WSILBV(60)(torch.rand(2, 60, 24, 17)).shape
         torch.Size([2, 60, 24, 17])
     """
+
+    _block = "WSILBV"
 
     def __init__(
         self,

@@ -367,7 +367,7 @@ WRONG_ARGUMENTS = [
     (
         lambda: SCACB(12, act_layer=nn.BatchNorm2d),
         TypeError,
-        r"SCACB: act_layer must be a class .*, got <class .*, which fails: .*num_features",
+        r"SCACB: act_layer must be a class .*, got <class .*, which cannot be called: .*num_features",
     ),
     (
         lambda: WSILB(12, gate_layer=lambda: None),
@@ -447,6 +447,21 @@ WRONG_ARGUMENTS = [
         r"a factory channels -> module, a number or None, got 'learn'",
     ),
     (lambda: DRACB(12, 4, communication=True), TypeError, r"communication must be a module .* got True \(bool\)"),
+    (
+        lambda: DRACB(12, 4, communication=GatedCommunication(6)),
+        ValueError,
+        r"DRACB: communication must be for maps of 4 channels, got GatedCommunication for 6; pass the class",
+    ),
+    (
+        lambda: DRACB(12, 4, communication=lambda width: AdaptedCommunication(width, 5)),
+        ValueError,
+        r"DRACB: communication must be for maps of 4 channels, got AdaptedCommunication for 5",
+    ),
+    (
+        lambda: DRACBChain(12, 4, 2, communication=LearnableCommunication(6, per_channel=True)),
+        ValueError,
+        r"DRACB: communication must be for maps of 4 channels, got LearnableCommunication for 6",
+    ),
     (lambda: build_communication([0.2], 4), TypeError, r"communication must be a module .* got \[0.2\] \(list\)"),
     (
         lambda: build_communication(lambda width: width, 4),
@@ -456,7 +471,7 @@ WRONG_ARGUMENTS = [
     (
         lambda: DRACB(12, 4, communication=AdaptedCommunication),
         TypeError,
-        r"DRACB: communication must be a module .* which fails for 4 channels: .*missing 1 required",
+        r"DRACB: communication must be a module .* which cannot be called with the width: missing .*'channels'",
     ),
     (
         lambda: AdaptedCommunication(4, 6, communication=object()),
@@ -514,6 +529,32 @@ def test_a_block_that_was_called_at_two_sizes_keeps_its_windows() -> None:
     assert net.block.local is None
 
 
+def test_a_window_of_any_factor_covers_the_map() -> None:
+    net, x = WSILB(4), torch.rand(1, 4, 2, 512)
+    assert torch.allclose(to_local(net, x, factor=1e6)(x), to_global(net)(x), atol=1e-6)
+
+
+class Failing(nn.Module):
+    """A layer with a mistake inside."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.total = "0" + len(widths)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: SCACB(12, act_layer=Failing),
+        lambda: WSILB(12, gate_layer=Failing),
+        lambda: DRACB(12, 4, communication=Failing),
+    ],
+)
+def test_an_error_inside_a_layer_is_its_own(build: Callable[[], nn.Module]) -> None:
+    with pytest.raises(TypeError, match=r"^can only concatenate str"):
+        build()
+
+
 def test_words_about_a_channel_that_returns_no_tensor() -> None:
     class Silent(nn.Module):
         def forward(self, previous: torch.Tensor, current: torch.Tensor) -> None:
@@ -552,14 +593,14 @@ TAKES_MAPS = [SCACB(12), DRACB(12, 4), WSILB(12), WSILBV(12), RBWA(12), MREB(12)
         ),
         (
             (2, 48, 12),
-            r"\(2, 48, 12\); it looks like tokens: pass x.transpose\(1, 2\).unflatten\(2, \(height",
+            r"\(2, 48, 12\); .*; for tokens pass x.transpose\(1, 2\).unflatten\(2, \(height",
         ),
         (
             (2, 5, 12, 6, 8),
             r"\(2, 5, 12, 6, 8\); for video frames pass x.flatten\(0, 1\) and unflatten the result",
         ),
         ((12,), r"x must have 4 dimensions \(batch, 12, height, width\), got shape \(12,\)\.$"),
-        ((2, 6, 8, 12), r"12 channels in dimension 1 \(NCHW\), got 6 .*looks like NHWC: pass x.permute\(0, 3, 1, 2\)"),
+        ((2, 6, 8, 12), r"12 channels in dimension 1 \(NCHW\), got 6 .*for NHWC pass x.permute\(0, 3, 1, 2\)"),
         ((2, 5, 6, 8), r"must have 12 channels .* got 5 in shape \(2, 5, 6, 8\); pass 12 channels, or build \w+ for 5"),
         ((2, 12, 0, 8), r"must be at least 1 x 1 in height and width, got shape \(2, 12, 0, 8\)"),
         ((2, 12, 6, 0), r"must be at least 1 x 1"),
@@ -847,11 +888,28 @@ def test_copied_module_brings_its_weights() -> None:
         (lambda: MREN(5), r"MREN: scale must be one of 2, 3, 4; got 5"),
         (lambda: MREN(0), r"MREN: scale must be one of 2, 3, 4; got 0"),
         (lambda: MREN(2, num_blocks=0), r"MREN: num_blocks must be .*at least 1, got 0"),
+        (lambda: MREN(4, channels=7), r"MREN: channels must be at least 8, got 7"),
+        (lambda: MREN(2, channels=5), r"MREN: channels must be at least 6, got 5"),
+        (lambda: MREN(3, channels=3, parts="spatial", reconstruct_channels=(4, 4)), r"MREN: channels .*at least 4"),
+        (lambda: MREN(4, reconstruct_channels=(4, 3)), r"MREN: reconstruct_channels must be at least 4, got 3"),
     ],
 )
 def test_words_of_the_network(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("scale", "options"),
+    [
+        (4, {"channels": 8}),
+        (2, {"channels": 6}),
+        (3, {"channels": 6, "reconstruct_channels": (4, 4)}),
+        (2, {"channels": 4, "parts": "channel"}),
+    ],
+)
+def test_the_narrowest_network(scale: Any, options: dict[str, Any]) -> None:
+    assert MREN(scale, num_blocks=1, **options)(torch.rand(1, 3, 3, 4)).shape == (1, 3, 3 * scale, 4 * scale)
 
 
 @pytest.mark.parametrize("channels", [60.0, "60", None])
@@ -883,3 +941,9 @@ def test_a_stage_is_an_integer(stage: object) -> None:
     x = torch.rand(1, 8, 4, 4)
     with pytest.raises(TypeError, match="DRACBChain: stage must be an integer, got"):
         DRACBChain(8, 4, 2).step(stage, x, torch.rand(1, 4, 4, 4))
+
+
+@pytest.mark.parametrize("stage", [1.0, True, "1"])
+def test_a_chain_ignores_no_stage(stage: Any) -> None:
+    with pytest.raises(TypeError, match="DRACBChain: stage must be an integer, got"):
+        DRACBChain(8, 4, 2)([torch.rand(1, 8, 4, 4)] * 2, stage=stage)

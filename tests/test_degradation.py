@@ -234,7 +234,7 @@ def test_shipped_weights_of_other_kinds_have_short_names(shipped: Path) -> None:
     names = [(2, "photo", "x2_photo"), (None, Path("photo"), "x4_photo"), (4, "free", "x4_free"), (2, None, "x2")]
     for scale, path, name in names:
         net, file = load_mren(scale, "mren_s", path=path), shipped / f"mren_s_{name}.safetensors"
-        assert torch.equal(net.head.weight, load_mren(None, path=file).head.weight)
+        assert torch.equal(net.head.weight, load_mren(path=file).head.weight)
     with pytest.raises(FileNotFoundError, match=r"mren_x4_photo.* for photo mren_s x2 or mren_s x4\. Train"):
         load_mren(4, path="photo")
     with pytest.raises(FileNotFoundError, match=r"Train your own .* --scale 3 --variant mren_l --degrade photo, then"):
@@ -242,9 +242,9 @@ def test_shipped_weights_of_other_kinds_have_short_names(shipped: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"Shipped: .*mren_s_x4_free.* --scale 2 --variant mren_s, then"):
         load_mren(2, "mren_s", path="free")
     with pytest.raises(FileNotFoundError, match=r"x5\.safetensors; .* did you mean .*mren_s_x"):
-        load_mren(None, path=shipped / "mren_s_x5.safetensors")
+        load_mren(path=shipped / "mren_s_x5.safetensors")
     with pytest.raises(ValueError, match="is a folder, but a file is needed"):
-        load_mren(None, path=shipped)
+        load_mren(path=shipped)
     (shipped / "mren_s_x2_photo.safetensors").rename(shipped / "mren_x2_photo.safetensors")
     with pytest.raises(ValueError, match="not the arguments of mren"):
         load_mren(2, path="photo")

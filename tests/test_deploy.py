@@ -172,6 +172,11 @@ def test_a_copy_that_was_made_in_inference_mode_takes_other_weights_and_passes_g
     in_range(torch.autograd.grad(folded(x).sum(), x)[0], torch.autograd.grad(net(x).sum(), x)[0], 1e-12)
 
 
+def test_a_folded_block_keeps_its_name_in_messages() -> None:
+    with pytest.raises(ValueError, match=r"^WSILBV: x must have 12 channels .*, or build WSILBV for 3"):
+        fold(WSILBV(12))(torch.zeros(1, 3, 5, 6))
+
+
 def test_of_no_samples_and_on_no_device() -> None:
     for name in NETWORKS:
         module, x = build(name, torch.float32), sample(name, 1, 40, 8, dtype=torch.float32)

@@ -338,7 +338,7 @@ def test_words_about_channels_last_in_place_of_first() -> None:
     # ConvNeXt with a perceptron of linear layers: there the channels come last.
     net = timm.create_model("convnext_atto", conv_mlp=False)
     replace_modules(net, "stages.0.*.mlp.norm", lambda old, name: WSILBV(160))
-    with pytest.raises(ValueError, match=r"WSILBV: x must have 160 channels .*; it looks like NHWC: pass x.permute"):
+    with pytest.raises(ValueError, match=r"WSILBV: x must have 160 channels .*; for NHWC pass x.permute"):
         net(image(1, 32, 32))
 
 

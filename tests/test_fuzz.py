@@ -70,7 +70,7 @@ def read_image(file):
     assert read_picture(file).color.isfinite().all()
 
 def read_weights(file):
-    net = load_mren(None, path=file)
+    net = load_mren(path=file)
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
 
 def read_onnx(file):

@@ -173,8 +173,8 @@ def test_every_reader_is_careful(state, tmp_path: Path, capsys) -> None:
 
 def test_the_scale_is_the_files_own_if_none_is_asked_for(tmp_path: Path) -> None:
     save_weights(MREN(3, channels=12, num_blocks=1), str(tmp_path / "a.safetensors"), CONFIG | {"scale": 3})
-    assert load_mren(None, path=tmp_path / "a.safetensors").scale == 3
-    assert load_mren(None).scale == 4
+    assert load_mren(path=tmp_path / "a.safetensors").scale == 3
+    assert load_mren().scale == 4
     with pytest.raises(ValueError, match="scale must be one of"):
         load_mren(5)
     with pytest.raises(TypeError, match=r"load_mren: scale must be .* got 2\.0"):

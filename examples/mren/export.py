@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from examples.mren.arguments import command_parser, path_name, whole_number
 from examples.mren.cli import check_target, run_command
 from examples.mren.engines import FOLDERS, SUFFIXES, Engine, Format, Runtime, engine_module
-from examples.mren.engines.program import PortableMREN
+from examples.mren.engines.program import portable
 from examples.mren.files import atomic_folder, atomic_write, check_replaceable, sha256
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.messages import UsageError, describe
@@ -95,7 +95,7 @@ def export(
     module = engine_module(format)
     _check_choices(format, precision, fold, calibration)
     net = copy.deepcopy(net).cpu().eval()
-    network: nn.Module = PortableMREN(net)
+    network: nn.Module = portable(net)
     if fold:
         network = fold_mren(pad_widths(net) if format == "openvino" else net)
     if precision == "float16":

@@ -26,7 +26,7 @@ Chain = Literal["block", "network"]
 WEIGHTS = Path(__file__).parent / "weights"
 # Names of the shipped weights that were trained differently.
 PHOTO = "photo"  # with `--degrade photo`
-FREE = "free"  # only on images licensed for any use
+FREE = "free"  # only on images whose terms allow commercial use
 KINDS = {PHOTO: "for photographs", FREE: "from freely licensed images"}
 
 # The factors of the reconstruction stages at each scale; the second stage halves the width.
@@ -41,6 +41,17 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
 NETWORKS: dict[Variant, str] = {"mren": "MREN", "mren_s": "MREN-S", "mren_l": "MREN-L"}  # display names
 # Communication channels that a weight file can name.
 COMMUNICATIONS = {"learnable": LearnableCommunication, "gated": GatedCommunication}
+
+
+class Bicubic(nn.Module):
+    """Bicubic upsampling by a whole factor."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor  # nn.Upsample would turn it into a float
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=self.factor, mode="bicubic", align_corners=False)
 
 
 class ChainedMREBs(nn.Sequential):
@@ -63,11 +74,13 @@ class MREN(nn.Module):
 
     Args:
         scale: 2, 3 or 4; the stages upscale by 2, by 2 and 1.5, or by 2 and 2.
-        channels: Width of the features; 60 is MREN, 84 MREN-L.
+        channels: Width of the features, at least 8, or 6 for ×2 or with ``reconstruct_channels``; 60 is MREN, 84
+            MREN-L.
         num_blocks: Number of MREBs; the paper tries 3 to 8 and settles on 6.
         reconstruct_channels: Widths of the reconstruction: that of an additional 1x1 convolution before it, and that of
-            its second stage, which only ×3 and ×4 have. ``None`` for the paper's ``channels`` and ``channels // 2``,
-            without the convolution. ``(24, 16)`` is our MREN-S: most of MREN's cost lies in its reconstruction.
+            its second stage, which only ×3 and ×4 have; each at least 4. ``None`` for the paper's ``channels`` and
+            ``channels // 2``, without the convolution. ``(24, 16)`` is our MREN-S: most of MREN's cost lies in its
+            reconstruction.
         parts: See :class:`sc_blocks.SCACB`.
         exchange: See :class:`sc_blocks.SCACB`.
         residual: See :class:`sc_blocks.SCACB`.
@@ -115,7 +128,8 @@ class MREN(nn.Module):
         super().__init__()
         _checks.check_choice("MREN", "scale", scale, tuple(STAGES))
         scale = _checks.check_int("MREN", "scale", scale)  # 2.0 equals 2, but is not an index
-        _checks.check_int("MREN", "channels", channels)
+        halved = reconstruct_channels is None and len(STAGES[scale]) > 1  # an RBWA needs 4 channels, an MREB 6 or 4
+        _checks.check_int("MREN", "channels", channels, least=8 if halved else 6 if parts == "both" else 4)
         _checks.check_int("MREN", "num_blocks", num_blocks)
         if isinstance(communication, str):
             _checks.check_choice("MREN", "communication", communication, tuple(COMMUNICATIONS))
@@ -128,7 +142,7 @@ class MREN(nn.Module):
                     f"{reconstruct_channels!r}; MREN-S has (24, 16)."
                 )
             for width in reconstruct_channels:
-                _checks.check_int("MREN", "reconstruct_channels", width)
+                _checks.check_int("MREN", "reconstruct_channels", width, least=4)
         self.scale = scale
         conv = partial(nn.Conv2d, kernel_size=3, padding=1, device=device, dtype=dtype)
         block = partial(
@@ -164,14 +178,13 @@ class MREN(nn.Module):
             )
         )
         self.tail = conv(widths[-1], 3)
+        self.enlarge = Bicubic(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         _checks.check_feature_map("MREN", x, 3)
         shallow = self.head(x)
         deep = self.body(shallow) + shallow
-        residual = self.tail(self.reconstruct(self.reduce(deep)))
-        enlarged = F.interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False)
-        return residual + enlarged
+        return self.tail(self.reconstruct(self.reduce(deep))) + self.enlarge(x)
 
     def init_weights(self) -> None:
         """Initialise the weights for training: the MREBs by :func:`sc_blocks.init.init_weights`.
@@ -250,7 +263,7 @@ def variant_of(config: dict[str, Any]) -> Variant | None:
 
 
 def load_mren(
-    scale: Scale | None = 4,
+    scale: Scale | None = None,
     variant: Variant | None = None,
     *,
     device: torch.device | str = "cpu",
@@ -264,8 +277,8 @@ def load_mren(
             ``"mren"``.
         device: The device of the network.
         path: A weight file of any width, as written by :mod:`examples.mren.train`; ``None`` for the shipped one;
-            ``"photo"`` for the shipped one for photographs, which are JPEGs and noisy; ``"free"`` for the one trained
-            only on images licensed for any use.
+            ``"photo"`` for the shipped one for JPEGs and noisy photographs; ``"free"`` for the one trained only on
+            images whose terms allow commercial use.
 
     Returns:
         The network in eval mode.

@@ -32,7 +32,7 @@ from examples.mren.arguments import command_parser, given_name, positive_number,
 from examples.mren.cli import check_target, run_command
 from examples.mren.compare import write_sample
 from examples.mren.engines import Engine, Runtime, compile_network
-from examples.mren.engines.program import PortableMREN
+from examples.mren.engines.program import portable
 from examples.mren.ensemble import SelfEnsemble
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.images.picture import Picture, bleed, composite
@@ -268,7 +268,7 @@ def run(args: argparse.Namespace) -> int:
         model: Engine = fold_mren(net)
     else:
         note(f"converting the network for {args.engine}")
-        faster = fold_mren(pad_widths(net)) if args.engine == "openvino" else PortableMREN(net)
+        faster = fold_mren(pad_widths(net)) if args.engine == "openvino" else portable(net)
         model = compile_network(faster, args.engine, torch.zeros(1, 3, 24, 20), threads=args.threads or 0)
     if args.self_ensemble:
         model = SelfEnsemble(model)

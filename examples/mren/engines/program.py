@@ -15,21 +15,11 @@ from examples.mren.model import MREN
 from sc_blocks.deploy.rbwa import FoldedRBWA
 
 
-class PortableMREN(nn.Module):
-    """MREN, unfolded, with its bicubic upsampling in operators that every runtime supports."""
-
-    def __init__(self, net: MREN) -> None:
-        super().__init__()
-        net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
-        self.head, self.body, self.reduce = net.head, net.body, net.reduce
-        self.reconstruct, self.tail = net.reconstruct, net.tail
-        self.enlarge = PortableBicubic(net.scale, dtype=net.head.weight.dtype)
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        shallow = self.head(x)
-        deep = self.body(shallow) + shallow
-        return self.tail(self.reconstruct(self.reduce(deep))) + self.enlarge(x)
+def portable(net: MREN) -> MREN:
+    """A copy of MREN, unfolded, with its bicubic upsampling in operators that every runtime supports."""
+    net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
+    net.enlarge = PortableBicubic(net.scale, dtype=net.head.weight.dtype)
+    return net
 
 
 class PortableBicubic(nn.Module):
