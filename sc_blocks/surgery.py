@@ -159,7 +159,7 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[Any, str], n
     """
     check_module("replace_modules", "model", model)
     wanted = "a function (old, name) -> module, such as lambda old, name: SCACB(old.in_channels)"
-    if not callable(make):
+    if isinstance(make, nn.Module) or not callable(make):
         raise TypeError(f"replace_modules: make must be {wanted}, got {type(make).__name__}.")
     if mismatch := why_not_called(make, model, ""):
         raise TypeError(f"replace_modules: make must be {wanted}, got {shown(make)}, which does not fit: {mismatch}.")

@@ -841,7 +841,7 @@ def test_complex_maps_are_refused() -> None:
 
 def test_chain_of_other_sizes_without_resampling() -> None:
     chain = DRACBChain([12, 12], 4)
-    with pytest.raises(ValueError, match=r"build the chain with resample='bilinear'"):
+    with pytest.raises(ValueError, match=r"build a DRACBChain with resample='bilinear'"):
         chain([torch.zeros(1, 12, 6, 8), torch.zeros(1, 12, 3, 4)])
 
 
