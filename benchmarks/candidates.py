@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.fixtures import CCA, IMDB, IMDN, RFDB, srcnn, vdsr
 from examples.mren.engines import Runtime
 from examples.mren.engines.program import portable
 from examples.mren.fold import fold_mren, pad_widths
 from examples.mren.model import MREN, mren, mren_l, mren_s
 from examples.mren.training.recipes import blocks_of
+from examples.peers import CCA, IMDB, IMDN, RFDB, srcnn, vdsr
 from sc_blocks import DRACB, MREB, RBWA, SCACB, WSILB, WSILBV, DRACBChain, to_local
 from sc_blocks.deploy import fold
 from sc_blocks.surgery import replace_modules

@@ -1,4 +1,4 @@
-"""The benchmark: what it computes from rounds, its fixtures, a quick run of it, and its committed tables."""
+"""The benchmark: what it computes from rounds, the peers it times, a quick run of it, and its committed tables."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import torch
 
 from benchmarks import gpu, isolated, plots, precision, report, results, run, suites
 from benchmarks.candidates import BLOCKS, CONVOLUTION, NETS, STEPS, Unavailable, peer, prepare, reason
-from benchmarks.fixtures import CCA, IMDN, RFDB, srcnn, vdsr
 from benchmarks.runner import Candidate, Settings, measure
 from benchmarks.steps import Request, Worker, own_optimizer
 from examples.markdown import END, begin, digits, table
 from examples.mren.fold import fold_mren
 from examples.mren.model import MREN, load_mren
 from examples.mren.training.recipes import blocks_of
+from examples.peers import CCA, IMDN, RFDB, srcnn, vdsr
 from examples.records import read_rows, write_rows
 from examples.timing import OutOfTime, Summary, interleave, ratio, stopwatch, summarise, time_limit
 from sc_blocks.introspect import complexity
@@ -156,7 +156,7 @@ def test_a_call_shorter_than_a_tick_of_the_clock_is_timed() -> None:
     assert turn() == pytest.approx(0.001, rel=0.4)
 
 
-def test_fixtures_have_the_sizes_of_their_papers() -> None:
+def test_peers_have_the_sizes_of_their_papers() -> None:
     assert count_parameters(IMDN(4)) == 715_176
     assert count_parameters(IMDN(2)) == 694_404  # 694K in table 5
     assert round(count_parameters(srcnn()) / 1000) == 57
@@ -166,7 +166,7 @@ def test_fixtures_have_the_sizes_of_their_papers() -> None:
 
 
 @pytest.mark.parametrize("net", [IMDN(4), srcnn(), vdsr()], ids=lambda net: type(net).__name__)
-def test_fixtures_enlarge_by_four(net: torch.nn.Module) -> None:
+def test_peers_enlarge_by_four(net: torch.nn.Module) -> None:
     assert net(torch.rand(1, 3, 9, 11)).shape[-2:] == (36, 44)
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from benchmarks.fixtures import CCA
+from examples.peers import CCA
 
 ContrastAttention = partial(CCA, reduction=4)  # the usual 16 would leave too few channels in a narrow host
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.fixtures import IMDN
 from examples.compare.cost import cost_of, count_parameters, nearest_width
 from examples.compare.setup import Row
 from examples.drop_in.distillation import DistillationNet
@@ -19,6 +18,7 @@ from examples.drop_in.plain import ChannelAttention, ContrastAttention, Distilla
 from examples.drop_in.residual import ResidualNet
 from examples.drop_in.tails import narrow_rbwa, pixel_shuffle
 from examples.drop_in.unet import ChainedSkips, UNet
+from examples.peers import IMDN
 from sc_blocks import SCACB, WSILB, WSILBV, DRACBChain, GatedCommunication, LearnableCommunication
 from sc_blocks.init import init_weights
 

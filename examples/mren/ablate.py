@@ -20,7 +20,6 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.fixtures import IMDB, RFDB
 from examples.compare.cost import count_parameters, nearest_width
 from examples.compare.options import add_options, setup_from
 from examples.compare.runner import compare
@@ -34,6 +33,7 @@ from examples.mren.messages import UsageError
 from examples.mren.model import MREN, STAGES, VARIANTS, weights_path
 from examples.mren.options import scale_factor
 from examples.mren.training.options import checked, json_object
+from examples.peers import IMDB, RFDB
 
 
 @dataclass(frozen=True)
