@@ -100,6 +100,13 @@ def test_rows_that_tables_share_are_trained_once(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "out").exists()
 
 
+def test_the_number_of_threads_is_set_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    assert main(command(tmp_path, "--table", "3", "--dry-run", "--threads", "3")) == 0
+    assert found == [3]
+
+
 def test_the_rows_on_first_weights_start_from_their_own() -> None:
     ours, torchs = (variant.row(4, {"channels": 12, "num_blocks": 1}) for variant in TABLES["init"].variants)
     assert (ours.begins_alike, torchs.begins_alike) == (True, False)

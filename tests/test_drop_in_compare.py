@@ -306,6 +306,13 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_the_number_of_threads_is_set_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    assert main(command(tmp_path, "--blocks", "plain", "--dry-run", "--threads", "3")) == 0
+    assert found == [3]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

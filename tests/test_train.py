@@ -30,7 +30,7 @@ from examples.mren.model import MREN, load_mren, save_weights
 from examples.mren.train import main
 from examples.mren.training import trainer
 from examples.mren.training.clock import Deadline
-from examples.mren.training.options import parse, training_of
+from examples.mren.training.options import configure_torch, parse, training_of
 from examples.mren.training.patches import PatchSampler
 from examples.mren.training.recipes import LOSSES, RECIPES, Mixed, Recipe, Stage, Training
 from tests.images import photo, rename_to_bytes, write_photos
@@ -669,8 +669,19 @@ def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys) -> None:
 
 def test_a_run_is_deterministic_if_that_is_asked_for() -> None:
     for more in (["--deterministic"], []):
-        training_of(parse(["--data", ".", *more]))
+        configure_torch(parse(["--data", ".", *more]))
         assert torch.are_deterministic_algorithms_enabled() == bool(more)
+
+
+def test_threads_are_set_once_and_not_by_reading_the_options(images: Path, tmp_path: Path, monkeypatch) -> None:
+    assert run(images, tmp_path / "run", "--steps", "2") == 0
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    arguments = ["--resume", "-o", str(tmp_path / "run"), "--threads", "3"]
+    training_of(parse(arguments))
+    assert found == []
+    assert main([*arguments, "--dry-run"]) == 0
+    assert found == [3]
 
 
 def test_the_default_recipe_is_the_papers() -> None:

@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def setup_from(
     args: argparse.Namespace, task: Task, output: Path, *, matched: str = "", targets: Sequence[Path] = ()
 ) -> Setup:
-    """The :class:`Setup` that the options describe. Also sets the number of threads and determinism.
+    """The :class:`Setup` that the options describe.
 
     Args:
         args: The values of the options.

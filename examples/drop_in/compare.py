@@ -29,7 +29,7 @@ from examples.mren.cli import run_command
 from examples.mren.files import write_text
 from examples.mren.model import STAGES
 from examples.mren.options import scale_factor
-from examples.mren.training.options import checked
+from examples.mren.training.options import checked, configure_torch
 
 PATCH_SIZES = {"sr": 96, "denoise": 48}
 
@@ -71,6 +71,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> list[Run]:
     """Run the command."""
+    configure_torch(args)
     task = SuperResolution(args.scale) if args.task == "sr" else Denoising(args.sigma)
     rows = plan_rows(
         args.host,

@@ -32,7 +32,7 @@ from examples.mren.files import write_text
 from examples.mren.messages import UsageError
 from examples.mren.model import MREN, STAGES, VARIANTS, weights_path
 from examples.mren.options import scale_factor
-from examples.mren.training.options import checked, json_object
+from examples.mren.training.options import checked, configure_torch, json_object
 from examples.peers import IMDB, RFDB
 
 
@@ -222,6 +222,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def ablate(args: argparse.Namespace) -> list[Run]:
     """Run the command."""
+    configure_torch(args)
     config = {**VARIANTS[args.variant], "num_blocks": args.num_blocks, **args.config}
     variants = {variant.key: variant for name in args.table for variant in TABLES[name].variants}
     given = {*args.config} | ({"num_blocks"} if args.num_blocks != NUM_BLOCKS else set())

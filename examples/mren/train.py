@@ -37,7 +37,15 @@ from examples.mren.messages import UsageError, fail, note
 from examples.mren.metrics import smallest_scored
 from examples.mren.model import MREN, VARIANTS, save_weights
 from examples.mren.training.checkpoint import checkpoints
-from examples.mren.training.options import HELD_OUT, OPTIONS, VALIDATE_EVERY, options_of, parse, training_of
+from examples.mren.training.options import (
+    HELD_OUT,
+    OPTIONS,
+    VALIDATE_EVERY,
+    configure_torch,
+    options_of,
+    parse,
+    training_of,
+)
 from examples.mren.training.patches import PatchSampler
 from examples.mren.training.recipes import Stage
 from examples.mren.training.trainer import Trainer, check_settings
@@ -223,7 +231,7 @@ def _weights_file(args: argparse.Namespace) -> Path:
 def train(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     started = time.monotonic()
-    torch.backends.cudnn.benchmark = not args.deterministic  # the shapes of a run do not change
+    configure_torch(args, same_shapes=True)
     if not args.resume:
         _check_output(args)
     training, config = training_of(args), _config(args)

@@ -55,11 +55,21 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return checked(parser, args)
 
 
-def training_of(args: argparse.Namespace) -> Training:
-    """The :class:`Training` that the options describe. Also sets the number of threads and determinism."""
+def configure_torch(args: argparse.Namespace, *, same_shapes: bool = False) -> None:
+    """Set the number of threads and determinism, once, before any work.
+
+    Args:
+        args: The values of the options.
+        same_shapes: Whether the shapes of the run do not change, so that cuDNN may time its algorithms for them.
+    """
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(args.deterministic)
+    torch.backends.cudnn.benchmark = same_shapes and not args.deterministic
+
+
+def training_of(args: argparse.Namespace) -> Training:
+    """The :class:`Training` that the options describe."""
     return Training(**{each.name: getattr(args, each.name) for each in dataclasses.fields(Training)})
 
 
@@ -136,7 +146,7 @@ class _RaisingParser(argparse.ArgumentParser):
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every command that trains; :func:`training_of` takes their values."""
+    """Add the options of every command that trains, for :func:`training_of` and :func:`configure_torch`."""
     add = parser.add_argument
     add("--recipe", choices=sorted(RECIPES), help="training recipe")
     length = parser.add_mutually_exclusive_group()
