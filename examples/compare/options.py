@@ -11,8 +11,7 @@ from examples.compare.tables import read_runs
 from examples.compare.tasks import Task
 from examples.mren.arguments import path_name, whole_number
 from examples.mren.cli import check_target
-from examples.mren.model import pick_device
-from examples.mren.options import add_device_option
+from examples.mren.options import add_device_option, pick_device
 from examples.mren.training.options import add_training_options, training_of
 
 

@@ -34,8 +34,8 @@ from examples.mren.files import atomic_write
 from examples.mren.images.picture import bleed
 from examples.mren.images.read import read_picture
 from examples.mren.messages import UsageError
-from examples.mren.model import MREN, NETWORKS, find_weights, load_mren, pick_device
-from examples.mren.options import add_device_option, add_network_options
+from examples.mren.model import MREN, NETWORKS, find_weights, load_mren
+from examples.mren.options import add_device_option, add_network_options, pick_device
 from sc_blocks import DRACB, NoCommunication
 from sc_blocks.introspect import capture_attention
 

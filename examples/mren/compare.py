@@ -26,8 +26,8 @@ from examples.mren.files import unique_names
 from examples.mren.images.write import FORMATS, save_image
 from examples.mren.messages import UsageError
 from examples.mren.metrics import psnr, score, to_uint8
-from examples.mren.model import NETWORKS, STAGES, VARIANTS, Scale, load_mren, pick_device, weights_path
-from examples.mren.options import add_device_option, scale_factor
+from examples.mren.model import NETWORKS, STAGES, VARIANTS, Scale, load_mren, weights_path
+from examples.mren.options import add_device_option, pick_device, scale_factor
 from sc_blocks.tiling import tiled
 
 PANEL = 288  # height of a panel in pixels

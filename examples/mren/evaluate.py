@@ -30,8 +30,14 @@ from examples.mren.files import unique_names
 from examples.mren.imagepairs import dataset_name, match_lr
 from examples.mren.messages import UsageError, describe, fail, note
 from examples.mren.metrics import Score, score, to_uint8
-from examples.mren.model import MREN, STAGES, find_weights, load_mren, pick_device
-from examples.mren.options import add_device_option, add_ensemble_option, add_local_option, add_network_options
+from examples.mren.model import MREN, STAGES, find_weights, load_mren
+from examples.mren.options import (
+    add_device_option,
+    add_ensemble_option,
+    add_local_option,
+    add_network_options,
+    pick_device,
+)
 from examples.records import write_rows
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled

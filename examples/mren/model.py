@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.mren.files import missing_path_hint
-from examples.mren.messages import UsageError
 from examples.mren.weightfile import read_network, unwrapped_name, write_network
 from sc_blocks import MREB, RBWA, GatedCommunication, LearnableCommunication, _checks
 from sc_blocks.communication import CommunicationLike
@@ -31,7 +30,6 @@ KINDS = {PHOTO: "for photographs", FREE: "from freely licensed images"}
 
 # The factors of the reconstruction stages at each scale; the second stage halves the width.
 STAGES: dict[int, tuple[float, ...]] = {2: (2,), 3: (2, 1.5), 4: (2, 2)}
-DEVICES = ("auto", "cuda", "mps", "cpu")
 # Arguments of each variant. MREN-S is ours: the trunk of MREN with a narrow reconstruction.
 VARIANTS: dict[Variant, dict[str, Any]] = {
     "mren": {"channels": 60},
@@ -321,21 +319,6 @@ def _where_shipped(kind: str) -> str:
     names = map(parse_weights_name, found)
     there = " or ".join(f"{variant} x{scale}" for variant, scale, _ in names)
     return f", for {kind} {there}" if there else ""
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` selects CUDA, then MPS, then the CPU.
-
-    Raises:
-        UsageError: If the device is not available; it is a ValueError.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(device for device, found in available.items() if found))
-    if not available[name]:
-        others = " or ".join(device for device, found in available.items() if found)
-        raise UsageError(f"--device {name}: not available on this machine or in this build of torch; choose {others}.")
-    return torch.device(name)
 
 
 def read_weights(file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

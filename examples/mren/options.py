@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from examples.mren.arguments import path_name, whole_number
-from examples.mren.model import DEVICES, STAGES, VARIANTS
+import torch
 
+from examples.mren.arguments import path_name, whole_number
+from examples.mren.messages import UsageError
+from examples.mren.model import STAGES, VARIANTS
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
 MAX_WINDOW = 4096  # of --local: far above any patch that a network is trained on
 
 
@@ -37,6 +41,21 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
     parser.add_argument("--device", choices=DEVICES, default="auto", help="device to run on (default: %(default)s)")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``"auto"`` selects CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: If the device is not available; it is a ValueError.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, found in available.items() if found))
+    if not available[name]:
+        others = " or ".join(device for device, found in available.items() if found)
+        raise UsageError(f"--device {name}: not available on this machine or in this build of torch; choose {others}.")
+    return torch.device(name)
 
 
 def add_local_option(parser: argparse.ArgumentParser, effect: str) -> None:

@@ -40,8 +40,14 @@ from examples.mren.images.read import read_picture, read_size
 from examples.mren.images.write import FORMATS, check_writable, encode_picture, write_picture
 from examples.mren.jobs import Job, file_target, plan
 from examples.mren.messages import UsageError, describe, fail, note, printable
-from examples.mren.model import NETWORKS, find_weights, load_mren, pick_device
-from examples.mren.options import add_device_option, add_ensemble_option, add_local_option, add_network_options
+from examples.mren.model import NETWORKS, find_weights, load_mren
+from examples.mren.options import (
+    add_device_option,
+    add_ensemble_option,
+    add_local_option,
+    add_network_options,
+    pick_device,
+)
 from sc_blocks import to_local
 from sc_blocks.tiling import tiled
 
