@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from examples.mren.data import imresize, list_images, mod_crop, read_rgb
-from examples.mren.evaluate import Row, evaluate, main, mean_score, network_upscaler
+from examples.mren.ensemble import network_upscaler
+from examples.mren.evaluate import Row, evaluate, main, mean_score
 from examples.mren.imagepairs import match_lr
 from examples.mren.metrics import Score, score, to_uint8
 from examples.mren.model import MREN, WEIGHTS, load_mren, save_weights, weights_path

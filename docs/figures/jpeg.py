@@ -18,7 +18,8 @@ from examples import markdown
 from examples.markdown import signed
 from examples.mren.data import imresize, list_images, mod_crop, photograph
 from examples.mren.degradation import Degradation, degrade, make_generator
-from examples.mren.evaluate import Upscale, evaluate, mean_score, network_upscaler
+from examples.mren.ensemble import Upscale, network_upscaler
+from examples.mren.evaluate import evaluate, mean_score
 from examples.mren.files import write_text
 from examples.mren.model import PHOTO, Scale, load_mren
 from sc_blocks.deploy import fold

@@ -17,8 +17,8 @@ import torch
 from docs.figures.plotting import MEASURED, command, read_numbers, write_numbers
 from examples import markdown
 from examples.mren.data import imresize, list_images, mod_crop, photograph
-from examples.mren.ensemble import SelfEnsemble
-from examples.mren.evaluate import Row, Upscale, evaluate, mean_score, network_upscaler
+from examples.mren.ensemble import SelfEnsemble, Upscale, network_upscaler
+from examples.mren.evaluate import Row, evaluate, mean_score
 from examples.mren.export import export
 from examples.mren.files import sha256, write_text
 from examples.mren.fold import fold_mren

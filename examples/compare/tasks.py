@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.mren.data import imresize, mod_crop, read_rgb
-from examples.mren.evaluate import network_upscaler
+from examples.mren.ensemble import network_upscaler
 from examples.mren.metrics import Score, psnr_rgb, score, to_uint8
 from examples.mren.training.patches import PatchSampler
 

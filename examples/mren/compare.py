@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from examples.mren.arguments import command_parser, path_name
 from examples.mren.cli import check_no_input, check_target, run_command
 from examples.mren.data import imresize, list_images, mod_crop, photograph, read_rgb
-from examples.mren.evaluate import network_upscaler
+from examples.mren.ensemble import network_upscaler
 from examples.mren.files import unique_names
 from examples.mren.images.write import FORMATS, save_image
 from examples.mren.messages import UsageError

@@ -1,12 +1,17 @@
-"""Self-ensemble: the mean over the eight flips and rotations of an image."""
+"""Networks as functions of 8-bit images; self-ensemble, the mean over the eight flips and rotations of an image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from examples.mren.metrics import to_uint8
 from sc_blocks import _checks
+from sc_blocks.tiling import tiled
+
+Upscale = Callable[[Tensor], Tensor]
 
 
 class SelfEnsemble(nn.Module):
@@ -53,3 +58,23 @@ class SelfEnsemble(nn.Module):
                 large = self.net(turned.flip(3)).flip(3) if mirrored else self.net(turned)
                 total = total + large.rot90(-turns, (2, 3))
         return total / 8
+
+
+def network_upscaler(net: nn.Module, device: torch.device | str, *, tile: int | None = None, scale: int = 1) -> Upscale:
+    """A network as a function from uint8 images of shape (3, H, W) to upscaled uint8 images.
+
+    Args:
+        net: The network.
+        device: The device of the network.
+        tile: Height and width of the tiles in which larger images are processed, as by the upscaling command; ``None``
+            for whole images.
+        scale: Upscaling factor of the network; needed for tiles.
+    """
+
+    def upscale(lr: Tensor) -> Tensor:
+        x = (lr.to(device).float() / 255).unsqueeze(0)
+        with torch.inference_mode():
+            sr = net(x) if tile is None else tiled(net, x, scale=scale, tile=tile)
+        return to_uint8(sr.squeeze(0).cpu())  # to the CPU first: some devices clamp in place
+
+    return upscale

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,11 +25,11 @@ from examples.mren.arguments import command_parser, path_name, whole_number
 from examples.mren.cli import check_no_input, check_target, run_command
 from examples.mren.data import MAX_PIXELS, imresize, list_images, mod_crop, read_rgb
 from examples.mren.degradation import Degradation, degrade, make_generator
-from examples.mren.ensemble import SelfEnsemble
+from examples.mren.ensemble import SelfEnsemble, Upscale, network_upscaler
 from examples.mren.files import unique_names
 from examples.mren.imagepairs import dataset_name, match_lr
 from examples.mren.messages import UsageError, describe, fail, note
-from examples.mren.metrics import Score, score, to_uint8
+from examples.mren.metrics import Score, score
 from examples.mren.model import MREN, STAGES, find_weights, load_mren
 from examples.mren.options import (
     add_device_option,
@@ -40,9 +40,6 @@ from examples.mren.options import (
 )
 from examples.records import write_rows
 from sc_blocks import to_local
-from sc_blocks.tiling import tiled
-
-Upscale = Callable[[Tensor], Tensor]
 
 MIN_TILE = 64  # twice the overlap of tiles
 # Number of images in the test sets for which papers print means.
@@ -57,26 +54,6 @@ class Row:
     image: str
     method: str
     score: Score
-
-
-def network_upscaler(net: nn.Module, device: torch.device | str, *, tile: int | None = None, scale: int = 1) -> Upscale:
-    """A network as a function from uint8 images of shape (3, H, W) to upscaled uint8 images.
-
-    Args:
-        net: The network.
-        device: The device of the network.
-        tile: Height and width of the tiles in which larger images are processed, as by the upscaling command; ``None``
-            for whole images.
-        scale: Upscaling factor of the network; needed for tiles.
-    """
-
-    def upscale(lr: Tensor) -> Tensor:
-        x = (lr.to(device).float() / 255).unsqueeze(0)
-        with torch.inference_mode():
-            sr = net(x) if tile is None else tiled(net, x, scale=scale, tile=tile)
-        return to_uint8(sr.squeeze(0).cpu())  # to the CPU first: some devices clamp in place
-
-    return upscale
 
 
 def evaluate(
