@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from examples.mren.data import usable_cores
+from examples.cores import usable_cores
 
 PACKAGES = ("torch", "timm", "spandrel", "torchsr", "onnxruntime", "openvino", "ncnn", "numpy")
 

@@ -21,9 +21,9 @@ from benchmarks.candidates import BLOCKS, NETS, STEPS
 from benchmarks.results import Row
 from benchmarks.runner import Settings
 from benchmarks.suites import SUITES
+from examples.cores import usable_cores
 from examples.mren.arguments import command_parser, path_name, positive_number, whole_number
 from examples.mren.cli import check_target, run_command
-from examples.mren.data import usable_cores
 from examples.mren.files import write_text
 
 CUDA_SECONDS = 75.0

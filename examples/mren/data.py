@@ -6,7 +6,6 @@ The low-resolution images are made by the bicubic downscaling of MATLAB's ``imre
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.cores import usable_cores
 from examples.mren.files import missing_path_hint
 from examples.mren.images.read import IMAGE_SUFFIXES, MAX_PIXELS, is_image, read_pixels
 from examples.mren.messages import describe, is_out_of_memory
@@ -210,11 +210,6 @@ def load_pairs(
     with ThreadPoolExecutor(usable_cores()) as pool:
         loaded = tqdm(pool.map(load, files), total=len(files), desc="images", unit="image", leave=False, disable=None)
         return [pair for pair in loaded if pair is not None]
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may use; a shared machine may have many more."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def split_held_out(files: list[T], held_out: int) -> tuple[list[T], list[T]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from examples.mren.data import usable_cores
+from examples.cores import usable_cores
 from examples.mren.engines import Engine, import_extra
 
 
