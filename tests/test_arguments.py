@@ -312,6 +312,11 @@ class Shrinking(nn.Module):
         return current[:, :1]
 
 
+class Pooling(nn.Module):
+    def forward(self, previous: Tensor, current: Tensor) -> Tensor:
+        return (previous + current).mean((2, 3), keepdim=True)
+
+
 class TwoSizes(nn.Module):
     """Calls one block at two sizes, as recursive networks may."""
 
@@ -786,12 +791,13 @@ def test_a_channel_may_work_in_place(relay: Any, resample: Any, base: type[nn.Mo
         torch.testing.assert_close(mine.grad, other.grad)
 
 
-def test_channel_that_returns_another_shape() -> None:
-    block = DRACB(12, 4, communication=Shrinking())
+@pytest.mark.parametrize(("channel", "shape"), [(Shrinking, r"\(1, 1, 6, 8\)"), (Pooling, r"\(1, 4, 1, 1\)")])
+def test_channel_that_returns_another_shape(channel: type[nn.Module], shape: str) -> None:
+    block = DRACB(12, 4, communication=channel())
     with pytest.raises(
         ValueError,
-        match=r"DRACB: the output of Shrinking must have the shape of the attention map, \(1, 4, 6, 8\), got "
-        r"\(1, 1, 6, 8\); forward\(previous, current\)",
+        match=rf"DRACB: the output of {channel.__name__} must have the shape of the attention map, \(1, 4, 6, 8\), got "
+        rf"{shape}; forward\(previous, current\)",
     ):
         block(torch.zeros(1, 12, 6, 8), torch.zeros(1, 4, 6, 8))
 
@@ -805,13 +811,13 @@ def test_chain_misused() -> None:
         (lambda: chain(x), r"got one tensor"),
         (lambda: chain([x, x, map_]), r"DRACBChain: features\[2\] must have 12 channels in dimension 1 .* got 4 in"),
         (lambda: chain(torch.zeros(3, 12, 6, 8)), r"got one tensor"),
-        (lambda: chain.step(3, x, map_), r"stage must be below 3, got 3; use length=4"),
-        (lambda: chain.step(-1, x, map_), r"stage must be at least 0, got -1"),
+        (lambda: chain.step(3, x, map_), r"DRACBChain: stage must be below 3, got 3; use length=4"),
+        (lambda: chain.step(-1, x, map_), r"DRACBChain: stage must be at least 0, got -1"),
         (
             lambda: chain.step(1, x),
-            r"previous must be the map that step\(0, ...\) returned, got None; call step\(1, x, prev",
+            r"DRACBChain: previous must be the map that step\(0, ...\) returned, got None; call step\(1, x, prev",
         ),
-        (lambda: chain.step(0, x, map_), r"takes no previous attention map, got one; omit previous"),
+        (lambda: chain.step(0, x, map_), r"DRACBChain: .*takes no previous attention map, got one; omit previous"),
         (lambda: chain.step(0, map_), r"DRACB: x must have 12 channels .*got 4"),
         (lambda: chain.step(1, x, x), r"previous must have the shape of current"),
     ]:

@@ -28,7 +28,7 @@ from sc_blocks import (
     LearnableCommunication,
 )
 from sc_blocks.deploy import fold_report
-from tests.blocks import Case, assert_close, each_case
+from tests.blocks import Case, assert_close, cases, each_case
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -43,9 +43,8 @@ def gradients(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 @each_case
-@pytest.mark.parametrize("batch", [0, 1, 3])
-def test_output_shape(case: Case, batch: int) -> None:
-    x = case.input(batch)
+def test_an_empty_batch(case: Case) -> None:
+    x = case.input(0)
     assert case.build()(x).shape == case.output_shape(x.shape)
 
 
@@ -270,7 +269,7 @@ def test_state_dict_round_trip(case: Case) -> None:
     assert torch.equal(other(x), expected)
 
 
-@each_case
+@cases("chain-gated", "mreb")
 def test_torch_save_round_trip(case: Case) -> None:
     module, other, file = case.build(), case.build(perturbed=False), io.BytesIO()
     torch.save(module.state_dict(), file)
