@@ -16,10 +16,18 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 
 @pytest.fixture(autouse=True, scope="session")
-def threads() -> None:
+def threads() -> int:
     # Several processes of pytest-xdist share the cores; more threads than cores slow all of them down.
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    number = max(1, torch.get_num_threads() // processes)
+    torch.set_num_threads(number)
+    return number
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads(threads: int) -> None:
+    # Also after a command that was given --threads.
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

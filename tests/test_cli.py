@@ -102,6 +102,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPat
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there, a shell cannot close a stream")
 def test_streams_that_are_closed_are_no_error(tmp_path: Path) -> None:
     write_photos(tmp_path, [(8, 9)])
@@ -327,10 +328,8 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
-    started = time.monotonic()
     with pytest.raises(ValueError, match="is a named pipe, but a file is needed"):
         check_regular(tmp_path / "x.png")
-    assert time.monotonic() - started < 5
     with pytest.raises(ValueError, match="is a folder, but a file is needed"):
         check_regular(tmp_path)
 

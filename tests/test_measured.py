@@ -269,22 +269,12 @@ def test_every_image_gains_by_self_ensemble_as_said() -> None:
     scores = plotting.read_numbers("scores")["orientations"]
     assert all(found["eight"]["least"] > 0 for found in scores.values())
     gains = {name: found["eight"]["psnr"] - found["one"]["psnr"] for name, found in scores.items()}
-    changes, guide = (
-        " ".join((ROOT / page).read_text().split()) for page in ("CHANGELOG.md", "examples/mren/README.md")
-    )
-    assert f"eight orientations of an image scores {gains['Set5']:.2f} dB higher on Set5 ×4" in changes
+    guide = " ".join((ROOT / "examples" / "mren" / "README.md").read_text().split())
     assert f"[{min(gains.values()):.2f} to {max(gains.values()):.2f} dB better](" in guide
 
 
 def test_what_is_said_of_the_weights_for_photographs_is_measured() -> None:
     numbers = plotting.read_numbers("jpeg")
-    changes = " ".join((ROOT / "CHANGELOG.md").read_text().split())
-    qualities = ("quality 75", "quality 50", "quality 30")
-    for scale in ("×2", "×3"):
-        b100 = [f"{numbers[scale]['B100'][quality]['photo']:.2f}" for quality in qualities]
-        assert "they gain {}, {} and {} dB over bicubic".format(*b100) in changes
-    set14 = numbers["×4"]["Set14"]
-    assert f"at quality 75 they gain {set14['quality 75']['photo']:.2f} dB over bicubic instead of 0.86" in changes
     losses = [
         found["clean"]["clean"] - found["clean"]["photo"] for scale in numbers.values() for found in scale.values()
     ]

@@ -133,9 +133,9 @@ def test_scores_do_not_replace_a_model_that_is_scored(tmp_path: Path, weights: P
 def test_what_is_wrong_with_a_model_is_one_line(make, words: str, tmp_path: Path, weights: Path, capsys) -> None:
     file = tmp_path / "net.onnx"
     file.write_bytes(make().SerializeToString())
-    started = time.monotonic()
+    started = time.process_time()
     assert score(tmp_path, weights, file) == 1
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert str(file) in errors[0]

@@ -71,12 +71,12 @@ def test_false_arguments_are_one_line_with_the_files_name(
     arguments: object, state: dict[str, torch.Tensor], tmp_path: Path, capsys
 ) -> None:
     file = write(tmp_path / "given.safetensors", state, arguments)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ValueError, match=r"given\.safetensors: "):
         load_mren(2, path=file)
     (source,) = write_photos(tmp_path / "in", [(8, 9)])
     assert upscale.main([str(source), "-o", str(tmp_path / "x.png"), "--scale", "2", "--weights", str(file)]) == 2
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {file}: ")
     assert line.isprintable()
