@@ -219,6 +219,8 @@ each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CA
 
 #: Large, and different from others only in parts that other cases try alone.
 HEAVY = {"mreb-stages", "mreb-spatial", "mren-x2", "mren-x3", "mren-x4-communication"}
+#: Made of blocks that are cases of their own; "mreb-gated" is left.
+COMPOSED = HEAVY | {"mreb", "mreb-carried", "mreb-carried-gated", "mren-x4"}
 
 
 def each_case_but(slow: set[str]) -> pytest.MarkDecorator:

@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.export import Dim
 
 from sc_blocks import WSILBV
-from tests.blocks import CASES, Case, assert_close, cases, each_case_but, most_cases
+from tests.blocks import CASES, COMPOSED, Case, assert_close, cases, each_case_but
 
 # No side equals a number of channels: the compiler takes equal sizes of the first call for one and the same size.
 SIZES = [(2, 18, 26), (3, 22, 16), (5, 28, 34)]
 #: Batch, height and width are free; a size that got fixed on the way is an error.
 DYNAMIC = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+
+#: Cases that are unlike each other, for what takes long.
+some_cases = each_case_but({case.name for case in CASES} - {"scacb", "wsilbv", "rbwa-x2"})
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +37,7 @@ class Counting:
         return graph.forward
 
 
-@most_cases
+@some_cases
 def test_compiles_to_one_graph(case: Case) -> None:
     module, backend = case.build(), Counting()
     compiled = torch.compile(module, fullgraph=True, dynamic=False, backend=backend)
@@ -43,7 +46,7 @@ def test_compiles_to_one_graph(case: Case) -> None:
     assert backend.graphs == 1
 
 
-@most_cases
+@each_case_but(COMPOSED)
 def test_one_graph_serves_all_sizes(case: Case) -> None:
     module, backend = case.build(), Counting()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
@@ -70,7 +73,7 @@ def test_inductor(case: Case) -> None:
     torch.testing.assert_close(out, module(x), rtol=1e-4, atol=1e-4)
 
 
-@most_cases
+@each_case_but(COMPOSED)
 def test_exports_for_any_batch_and_size(case: Case) -> None:
     module = case.build().eval()
     exported = torch.export.export(module, (case.input(*SIZES[0]),), dynamic_shapes=DYNAMIC).module()
@@ -102,10 +105,9 @@ OF_THE_TEST = {"Slice", "Tanh"}
 #: Where the graph must compute a size: resizing to a given size or by a broken factor, and windows cut at the map's.
 SIZED = ("adapted", "bilinear", "nearest", "x1.5", "mren-x3", "local")
 SIZE = {"Cast", "Clip", "Gather", "Max", "Min", "Pad", "Reshape", "Shape", "Squeeze", "Unsqueeze"}
-QUICK = {"scacb", "dracb-gated", "chain-linear", "wsilbv", "rbwa-x2"}
 
 
-@each_case_but({case.name for case in CASES} - QUICK)
+@some_cases
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_onnx_at_any_size(case: Case, tmp_path) -> None:
     module, file = case.build().eval(), tmp_path / "block.onnx"

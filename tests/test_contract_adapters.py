@@ -6,14 +6,17 @@ import copy
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from tests.blocks import Case, assert_close, most_cases
+from tests.blocks import COMPOSED, Case, assert_close, each_case_but, most_cases
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
@@ -31,6 +34,8 @@ def train(module: nn.Module, x: Tensor) -> None:
 
 
 def lora(block: nn.Module, names: list[str]) -> PeftModel:
+    from peft import LoraConfig, get_peft_model  # imports transformers, too
+
     # Rank 4: peft wants a multiple of the groups of a depthwise convolution.
     config = LoraConfig(r=4, target_modules=names, init_lora_weights=False)
     with warnings.catch_warnings():
@@ -105,7 +110,7 @@ def test_parametrizations(case: Case, parametrization: Callable[[nn.Module], nn.
     assert set(block.state_dict()) == keys
 
 
-@most_cases
+@each_case_but(COMPOSED)
 def test_optimised_torchscript(case: Case) -> None:
     block, x = case.build().eval(), case.small_input(2)
     with warnings.catch_warnings():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -12,7 +13,7 @@ from torch.autograd.functional import jacobian as autograd_jacobian
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.blocks import Case, assert_close, cases, most_cases
+from tests.blocks import BY_NAME, COMPOSED, Case, assert_close, each_case_but, most_cases
 
 
 def parameters_of(module: nn.Module) -> dict[str, Tensor]:
@@ -147,7 +148,7 @@ def step_of(module: nn.Module) -> Callable[[dict[str, Tensor], Tensor], dict[str
     return step
 
 
-@most_cases
+@each_case_but(COMPOSED)
 def test_make_fx_of_forward_and_backward(case: Case) -> None:
     module = case.build(dtype=torch.float64)
     step, parameters = step_of(module), parameters_of(module)
@@ -158,7 +159,13 @@ def test_make_fx_of_forward_and_backward(case: Case) -> None:
         assert_close(actual[name], tensor)
 
 
-@cases("scacb", "chain-bilinear", "wsilbv", "rbwa-x1.5")
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(BY_NAME[name], id=name, marks=[pytest.mark.slow] * (name in ("scacb", "rbwa-x1.5")))
+        for name in ("scacb", "chain-bilinear", "wsilbv", "rbwa-x1.5")
+    ],
+)
 def test_make_fx_for_any_size(case: Case) -> None:
     module = case.build(dtype=torch.float64)
     step, parameters = step_of(module), parameters_of(module)

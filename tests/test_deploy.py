@@ -293,7 +293,7 @@ def test_autocast(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@some("scacb", "wsilbv", "rbwa", "tail", "mreb", "rbwa-x5", "tail-x3", "mren-x3", slow=4)
+@some("scacb", "wsilbv", "tail", "rbwa", "mreb", "rbwa-x5", "tail-x3", "mren-x3", slow=5)
 def test_compiled_traced_exported(name: str) -> None:
     module, x = build(name), sample(name, 2, 12, 18)
     folded = in_small_strips(fold(module))
@@ -589,7 +589,6 @@ def network() -> nn.Sequential:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@settings(deadline=None, max_examples=60)
 @given(
     changes=st.lists(st.tuples(st.sampled_from(list(CHANGES)), st.integers(0, 9)), min_size=2, max_size=2),
     training=st.booleans(),
@@ -601,7 +600,7 @@ def test_changed_networks_are_left_or_folded_to_themselves(changes: list[tuple[s
         # Two changes may not go together.
         with suppress(AttributeError, IndexError, KeyError, RuntimeError, ValueError, TypeError):
             CHANGES[name](net, number)
-    x = torch.randn(1, 24, 36, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(1, 24, 33, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     folded = in_small_strips(fold(net.train(training)))
     try:
         expected = net.eval()(x)
@@ -616,7 +615,7 @@ def test_changed_networks_are_left_or_folded_to_themselves(changes: list[tuple[s
 @pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
 def test_each_change(change: str) -> None:
-    x = torch.randn(1, 24, 36, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(1, 24, 33, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for number in range(3):
         net = network()
         CHANGES[change](net, number)

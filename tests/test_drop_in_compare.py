@@ -32,7 +32,14 @@ from tests.images import photo, write_photos
 # Widths
 
 
-@pytest.mark.parametrize(("host", "row"), [("rfdn", "scacb+chain"), ("unet", "wsilbv+chain"), ("edsr", "scacb")])
+@pytest.mark.parametrize(
+    ("host", "row"),
+    [
+        pytest.param("rfdn", "scacb+chain", marks=pytest.mark.slow),
+        ("unet", "wsilbv+chain"),
+        ("edsr", "scacb"),
+    ],
+)
 def test_the_nearest_width_is_the_nearest_of_all(host: str, row: str) -> None:
     counts = {width: count_parameters(partial(build, host, row, 2, width)) for width in range(6, 33)}
     found = nearest_width(lambda width: count_parameters(partial(build, host, row, 2, width)), 40_000, lowest=6)

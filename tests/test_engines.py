@@ -89,6 +89,7 @@ def test_an_engine_takes_any_size_in_turn(name: str, exported: dict[str, Path], 
             torch.testing.assert_close(engine(x), net(x), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "pt2"])
 def test_folded_for_images_of_any_size(name: str, weights: Path, tmp_path: Path) -> None:
     """Each puts the border of a map in its place in a way of its own, OpenVINO after widths are padded."""

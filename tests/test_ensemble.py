@@ -82,13 +82,16 @@ def weights(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnx", "openvino", "ncnn"])
+@pytest.mark.parametrize(
+    "engine", ["torch", "ncnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "openvino"))]
+)
 def test_upscale_writes_it(tmp_path: Path, weights: Path, engine: str) -> None:
     (source,) = write_photos(tmp_path / "in", [(20, 13)])
     pixels = {}
     for more in ([], ["--self-ensemble"]):
         target = tmp_path / f"out{len(more)}.png"
-        command = [str(source), "-o", str(target), "--weights", str(weights), "--engine", engine, *more]
+        command = [str(source), "-o", str(target), "--weights", str(weights), "--engine", engine]
+        command += ["--threads", "1", *more]
         assert upscale.main(command) == 0
         with Image.open(target) as opened:
             pixels[len(more)] = torch.from_numpy(np.array(opened, dtype=np.int16))

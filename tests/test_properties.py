@@ -48,11 +48,11 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 @each_case
 @settings(max_examples=8)
-@given(batches, sides, sides)
+@given(batches, st.integers(1, 24), st.integers(1, 24))
+@torch.no_grad()
 def test_shape_law(case: Case, batch: int, height: int, width: int) -> None:
-    # On meta tensors the shapes are those of the real operators, at no cost.
-    x = torch.empty(batch, case.channels, height * case.size_multiple, width * case.size_multiple, device="meta")
-    assert case.build(perturbed=False, device="meta")(x).shape == case.output_shape(x.shape)
+    x = torch.zeros(batch, case.channels, height * case.size_multiple, width * case.size_multiple)
+    assert case.build(perturbed=False)(x).shape == case.output_shape(x.shape)
 
 
 @settings(max_examples=10)

@@ -34,7 +34,7 @@ def begun(narrow: dict[str, Any], wide: dict[str, Any], folder: Path) -> tuple[M
     return given, net, warm_start(net, folder / "narrow.safetensors")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.sampled_from([2, 3, 4]), st.integers(12, 26), st.integers(0, 14), st.integers(1, 2), st.sampled_from(OPTIONS))
 def test_a_wider_network_computes_what_the_narrower_does(
     scale: int, width: int, more: int, depth: int, options: dict[str, Any]
