@@ -278,7 +278,7 @@ def test_a_small_file_does_not_allocate_a_large_network(loader: spandrel.ModelLo
             loader.load_from_state_dict(state)
 
     allocated = isolated.peak(load, torch.device("cpu"))
-    assert allocated is None or allocated < 100e6  # the network takes 686 MB; only Linux counts
+    assert allocated is None or allocated < 300e6  # the network takes 686 MB; only Linux counts
 
 
 def test_registering_twice_is_registering_once(registry: spandrel.ArchRegistry) -> None:
