@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from numbers import Integral
+from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -60,10 +61,32 @@ def placement(module: nn.Module) -> Placement | None:
     return elements.most_common(1)[0][0] if elements else None
 
 
+class _Stance:
+    """The compiler's stance, which all threads share, while contexts are open that may end in any order."""
+
+    def __init__(self) -> None:
+        self.lock, self.contexts, self.eager = Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.contexts == 0:
+                self.eager.enter_context(torch.compiler.set_stance("force_eager"))
+            self.contexts += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.contexts -= 1
+            if self.contexts == 0:
+                self.eager.close()
+
+
+_stance = _Stance()
+
+
 def uncompiled() -> AbstractContextManager[object]:
     """Return a context in which compiled code runs eagerly: compiled code ignores hooks that are added later."""
     # Compiling a network imports the compiler. If that has not happened, do not wait for the slow import.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    return _stance if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def dry_run(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -446,6 +447,35 @@ def test_threads_are_kept_apart() -> None:
                 assert list(run) == list(alone)
                 assert all(torch.equal(run[name], tensor) for name, tensor in alone.items())
     assert hook_count(model) == 0
+
+
+def test_threads_that_end_in_any_order_leave_the_compiler_as_it_was() -> None:
+    model, x = net(), image(4, 6)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=count)
+    second_began, first_ended = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with capture_attention(model):
+            second_began.set()
+            first_ended.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        with capture_attention(model):
+            later = pool.submit(second)
+            second_began.wait(60)
+        compiled(x)
+        assert graphs == []  # the second one is still open
+        first_ended.set()
+        later.result()
+    compiled(x)
+    assert graphs != []
 
 
 def test_what_another_thread_runs_is_not_captured() -> None:
