@@ -40,7 +40,9 @@ __all__ = [
 __version__ = "0.2.0"
 
 
-if not _typing.TYPE_CHECKING:  # for type checkers, a module with __getattr__ has every name
+if _typing.TYPE_CHECKING:  # for type checkers, a module with __getattr__ would have every name
+    from sc_blocks.communication import LinearCommunication as LinearCommunication
+else:
 
     def __getattr__(name: str) -> type[FixedCommunication]:
         if name != "LinearCommunication":  # its name in 0.1.0

@@ -6,7 +6,6 @@ They read shapes and types, never tensor values, so they work in compiled graphs
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 import reprlib
 import sys
@@ -77,27 +76,22 @@ def build_layer(
     wanted = f"a class or another callable that builds a module, such as {example} without parentheses"
     if isinstance(layer, nn.Module) or not callable(layer):
         raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}.")
-    if mismatch := why_not_called(layer):
-        raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}, which cannot be called: {mismatch}.")
-    built: Any = layer()
+    try:
+        built: Any = layer()
+    except TypeError as error:
+        if not is_mismatch(error):
+            raise
+        raise TypeError(f"{block}: {name} must be {wanted}, got {shown(layer)}, which fails: {error}.") from error
     check_module(block, f"the result of {name}()", built)
     return moved(built, device, dtype)
 
 
-def why_not_called(function: Callable[..., object], *args: object) -> str:
-    """Return why a function does not take these arguments, or an empty string.
+def is_mismatch(error: TypeError) -> bool:
+    """Return whether the call itself failed, because the function does not take these arguments.
 
-    It is not called: an error inside it is its own, and must not be reported as a wrong argument.
+    An error inside a function is its own, and must not be reported as a wrong argument.
     """
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # as of some builtins
-        return ""
-    try:
-        signature.bind(*args)
-    except TypeError as error:
-        return str(error)
-    return ""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is None
 
 
 def moved(module: nn.Module, device: Device, dtype: torch.dtype | None) -> nn.Module:

@@ -152,7 +152,9 @@ class LearnableCommunication(nn.Module):
         nn.init.constant_(self.weight, self.init)
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        _check_maps("LearnableCommunication", previous, current, _width_of(self))
+        # A shared weight accepts maps of any width, such as those of a pruned block.
+        width = self.weight.shape[0] if self.per_channel else None
+        _check_maps("LearnableCommunication", previous, current, width)
         # .to(): under autocast the maps have lower precision than the weight, and the result must not be promoted.
         return current + self.weight.to(current.dtype) * previous
 
@@ -224,7 +226,9 @@ class GatedCommunication(nn.Module):
         self.reset_parameters()
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        _check_maps("GatedCommunication", previous, current, _width_of(self))
+        _check_maps(
+            "GatedCommunication", previous, current, _checks.width_of(self.weigh, "out_channels", self.channels)
+        )
         gate = self.gate(self.weigh(torch.cat([previous, current], dim=1)))
         return current + gate * previous
 
@@ -356,10 +360,13 @@ def build_communication(
     if not callable(communication):
         got = f"{_checks.shown(communication)} ({type(communication).__name__})"
         raise TypeError(f"{block}: communication must be {_WANTED}, got {got}; {_HINT}.")
-    if mismatch := _checks.why_not_called(communication, channels):
-        got = f"{_checks.shown(communication)}, which cannot be called with the width: {mismatch}"
-        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}.")
-    built: Any = communication(channels)
+    try:
+        built: Any = communication(channels)
+    except TypeError as error:
+        if not _checks.is_mismatch(error):
+            raise
+        got = f"{_checks.shown(communication)}, which fails for {channels} channels: {error}"
+        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}.") from error
     _checks.check_module(block, f"what the factory {communication!r} returns for {channels} channels", built)
     _check_channel(block, built, channels)
     return _checks.moved(built, device, dtype)
@@ -367,10 +374,14 @@ def build_communication(
 
 def _check_channel(block: str, channel: nn.Module, channels: int) -> None:
     """Raise unless the forward of a channel can be called with two maps, and is not for maps of another width."""
-    # The signature of a ScriptModule is missing or wrong.
-    if not isinstance(channel, torch.jit.ScriptModule) and _checks.why_not_called(channel.forward, None, None):
-        got = f"{type(channel).__name__}, whose forward takes {inspect.signature(channel.forward)}"
-        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}; {_HINT}.")
+    if isinstance(channel, torch.jit.ScriptModule):  # its signature is missing or wrong
+        return
+    parameters = inspect.signature(channel.forward)
+    try:
+        parameters.bind(None, None)
+    except TypeError as error:
+        got = f"{type(channel).__name__}, whose forward takes {parameters}"
+        raise TypeError(f"{block}: communication must be {_WANTED}, got {got}; {_HINT}.") from error
     width = _width_of(channel)
     if width not in (None, channels):
         got = f"{type(channel).__name__} for {width}"
@@ -379,12 +390,16 @@ def _check_channel(block: str, channel: nn.Module, channels: int) -> None:
 
 
 def _width_of(channel: nn.Module) -> int | None:
-    """The width of the maps that a channel of this library takes; ``None`` if it takes any, or is of your own."""
-    if isinstance(channel, LearnableCommunication):  # a shared weight takes any, such as those of a pruned block
+    """Return the width of the maps that a channel takes; ``None`` if it takes any, or has a forward of its own."""
+    forward = type(channel).forward  # not the type: parametrizations make a subclass
+    if isinstance(channel, LearnableCommunication) and forward is LearnableCommunication.forward:
+        # A shared weight takes any width, such as that of a pruned block.
         return channel.weight.shape[0] if channel.per_channel else None
-    if isinstance(channel, GatedCommunication):
+    if isinstance(channel, GatedCommunication) and forward is GatedCommunication.forward:
         return _checks.width_of(channel.weigh, "out_channels", channel.channels)
-    if isinstance(channel, AdaptedCommunication):
+    if isinstance(channel, AdaptedCommunication) and forward is AdaptedCommunication.forward:
+        if isinstance(channel.project, nn.Identity):
+            return _width_of(channel.communication)
         return _checks.width_of(channel.project, "out_channels", channel.channels)
     return None
 

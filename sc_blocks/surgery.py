@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from sc_blocks._checks import check_module, nearby, shown, why_not_called
+from sc_blocks._checks import check_module, is_mismatch, nearby, shown
 from sc_blocks._dry_run import Placement, placement
 
 #: Which modules: a type or several, a name pattern, or a predicate of name and module.
@@ -161,13 +161,17 @@ def replace_modules(model: nn.Module, where: Where, make: Callable[[Any, str], n
     wanted = "a function (old, name) -> module, such as lambda old, name: SCACB(old.in_channels)"
     if isinstance(make, nn.Module) or not callable(make):
         raise TypeError(f"replace_modules: make must be {wanted}, got {type(make).__name__}.")
-    if mismatch := why_not_called(make, model, ""):
-        raise TypeError(f"replace_modules: make must be {wanted}, got {shown(make)}, which does not fit: {mismatch}.")
     own = set(model.modules())
     before = _count(model)
     swaps: list[Swap] = []
     for old, (names, name) in _select(model, where).items():
-        new: Any = make(old, name)
+        try:
+            new: Any = make(old, name)
+        except TypeError as error:
+            if not is_mismatch(error):
+                raise
+            got = f"{shown(make)}, which fails for {name!r}: {error}"
+            raise TypeError(f"replace_modules: make must be {wanted}, got {got}.") from error
         if not isinstance(new, nn.Module):
             got = f"the class {new.__name__}; call it" if isinstance(new, type) else f"{new!r} ({type(new).__name__})"
             raise TypeError(f"replace_modules: make must return a torch.nn.Module for {name!r}, got {got}.")
@@ -222,9 +226,17 @@ def _predicate(where: Any) -> Callable[[str, nn.Module], bool]:
     if not is_predicate:
         raise TypeError(f"replace_modules: where must be {wanted}, got {got}; {hint}.")
     predicate = cast(Callable[[str, nn.Module], bool], where)
-    if mismatch := why_not_called(predicate, "", nn.Module()):
-        raise TypeError(f"replace_modules: where must be {wanted}, got {got}, which does not fit: {mismatch}; {hint}.")
-    return predicate
+
+    def selects(name: str, module: nn.Module) -> bool:
+        try:
+            return predicate(name, module)
+        except TypeError as error:
+            if not is_mismatch(error):
+                raise
+            failed = f"{shown(where)}, which fails for {name!r}: {error}"
+            raise TypeError(f"replace_modules: where must be {wanted}, got {failed}; {hint}.") from error
+
+    return selects
 
 
 def _move(new: nn.Module, placement: Placement | None, training: bool, own: set[nn.Module]) -> None:

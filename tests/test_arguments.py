@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
+from functools import partial, wraps
 from itertools import pairwise
 from typing import Any
 
@@ -372,7 +372,13 @@ WRONG_ARGUMENTS = [
     (
         lambda: SCACB(12, act_layer=nn.BatchNorm2d),
         TypeError,
-        r"SCACB: act_layer must be a class .*, got <class .*, which cannot be called: .*num_features",
+        r"SCACB: act_layer must be a class .*, got <class .*, which fails: .*num_features",
+    ),
+    (lambda: WSILB(12, gate_layer=torch.sigmoid), TypeError, r"WSILB: gate_layer must be .*torch.nn.Sigmoid without"),
+    (
+        lambda: DRACB(12, 4, communication=torch.add),
+        TypeError,
+        r"DRACB: communication must be .*, which fails for 4",
     ),
     (
         lambda: WSILB(12, gate_layer=lambda: None),
@@ -476,7 +482,7 @@ WRONG_ARGUMENTS = [
     (
         lambda: DRACB(12, 4, communication=AdaptedCommunication),
         TypeError,
-        r"DRACB: communication must be a module .* which cannot be called with the width: missing .*'channels'",
+        r"DRACB: communication must be a module .* which fails for 4 channels: .*missing 1 required",
     ),
     (
         lambda: AdaptedCommunication(4, 6, communication=object()),
@@ -872,6 +878,31 @@ def test_classes_of_channels_without_a_width() -> None:
     chain = DRACBChain([12, 12], [4, 6], communication=FixedCommunication)
     assert chain.links[1].communication.communication.weight == 0.2
     assert isinstance(DRACB(12, 4, communication=NoCommunication).communication, NoCommunication)
+
+
+class Grouped(LearnableCommunication):
+    """A channel with a weight for every two channels of a map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels // 2, per_channel=True)
+
+    def forward(self, previous: Tensor, current: Tensor) -> Tensor:
+        return current + self.weight.repeat_interleave(2, 0) * previous
+
+
+@pytest.mark.parametrize("channel", [Grouped, LearnableCommunication(4), AdaptedCommunication(4, 4)], ids=range(3))
+def test_channels_that_take_any_width(channel: Any) -> None:
+    maps = torch.rand(1, 12, 6, 8), torch.rand(1, 6, 6, 8)
+    assert DRACB(12, 6, communication=channel)(*maps)[0].shape == (1, 6, 6, 8)
+
+
+def test_a_factory_that_is_given_its_arguments_by_a_decorator() -> None:
+    def injected(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return wraps(build)(lambda *args: build(*args, 0.3))
+
+    act = SCACB(12, act_layer=injected(lambda slope: nn.LeakyReLU(slope))).act
+    channel = DRACB(12, 4, communication=injected(lambda channels, weight: FixedCommunication(weight))).communication
+    assert (act.negative_slope, channel.weight) == (0.3, 0.3)
 
 
 def test_module_given_to_dracb_is_used_as_it_is() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import models
 from examples.compare.cost import count_parameters
 from examples.compare.tables import compared, read_runs
 from examples.drop_in import report as hosts
@@ -21,7 +22,7 @@ from examples.drop_in.variants import build
 from examples.mren import report
 from examples.mren.ablate import TABLES
 from examples.mren.model import MREN, VARIANTS, WEIGHTS, save_weights, weights_path
-from examples.mren.shipped import DATASETS, Weights
+from examples.mren.shipped import DATASETS, Weights, shipped
 from examples.records import read_rows
 from sc_blocks.introspect import complexity
 
@@ -220,13 +221,17 @@ def test_what_is_said_of_rfdbs_at_equal_time_is_measured() -> None:
 
 
 def test_the_narrow_network_is_compared_as_it_was_counted_and_scored() -> None:
-    for scale in (2, 3, 4):
-        wide, narrow = (Weights(weights_path(scale, variant)).scores for variant in ("mren", "mren_s"))
-        gains = [round(narrow[name][0], 2) - round(wide[name][0], 2) for name in DATASETS]
-        assert round(max(map(abs, gains)), 2) <= 0.1
+    page = models.narrow(shipped(), models.timed())
     ours, all_of_it = (
         complexity(MREN(4, **VARIANTS[name], device="meta"), (1, 3, 180, 320)).macs for name in ("mren_s", "mren")
     )
+    for scale in (2, 3, 4):
+        wide, narrow = (Weights(weights_path(scale, variant)) for variant in ("mren", "mren_s"))
+        gains = [round(narrow.scores[name][0], 2) - round(wide.scores[name][0], 2) for name in DATASETS]
+        assert round(max(map(abs, gains)), 2) <= 0.1
+        least, most = (f"{gain:+.2f}".replace("-", "−").replace("+0.00", "0.00") for gain in (min(gains), max(gains)))
+        row = f"| ×{scale} | {least} to {most} | {narrow.parameters / wide.parameters:.2f} | "
+        assert row + f"{ours / all_of_it:.2f} | " * (scale == 4) in page
     readme, guide = words_of(report.README), words_of(report.DOCS.parent / "models.md")
     assert f"its PSNR is within 0.1 dB of that of MREN, with {100 * ours / all_of_it:.0f} % of the MACs at ×4" in readme
     large = "MREN-L ×4 is not better than MREN ×4, which was last trained on larger patches."

@@ -482,7 +482,7 @@ def test_words_list_the_commonest_types_only() -> None:
             r"where must be a type, .* or a predicate .*, got None \(NoneType\); for example",
         ),
         ((small(), ["1"], gelu), r"where must be a type, .*, got \['1'\] \(list\)"),
-        ((small(), lambda module: True, gelu), r"where must be a type, .* does not fit: .*positional argument"),
+        ((small(), lambda module: True, gelu), r"where must be a type, .* which fails for '': .*positional argument"),
         ((small(), nn.ReLU, nn.GELU()), r"make must be a function \(old, name\) -> module, such as .*, got GELU"),
         ((small(), nn.ReLU, None), r"make must be a function .*, got NoneType"),
         ((small(), nn.ReLU, lambda old, name: nn.GELU), r"make must return .* for '1', got the class GELU; call it"),
@@ -490,7 +490,7 @@ def test_words_list_the_commonest_types_only() -> None:
             (small(), nn.ReLU, lambda old, name: None),
             r"make must return a torch.nn.Module for '1', got None \(NoneType\)",
         ),
-        ((small(), nn.ReLU, SCACB), r"make must be a function .*SCACB.*, which does not fit: .*positional arguments"),
+        ((small(), nn.ReLU, SCACB), r"make must be a function .*SCACB.*, which fails for '1': .*positional arguments"),
     ],
     ids=range(12),
 )

@@ -139,7 +139,7 @@ class MREN(nn.Module):
                     "MREN: reconstruct_channels must be two widths, or None for the paper's; got "
                     f"{reconstruct_channels!r}; MREN-S has (24, 16)."
                 )
-            for width in reconstruct_channels:
+            for width in reconstruct_channels[: len(STAGES[scale])]:  # ×2 has no second stage
                 _checks.check_int("MREN", "reconstruct_channels", width, least=4)
         self.scale = scale
         conv = partial(nn.Conv2d, kernel_size=3, padding=1, device=device, dtype=dtype)

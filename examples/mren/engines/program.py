@@ -16,7 +16,10 @@ from sc_blocks.deploy.rbwa import FoldedRBWA
 
 
 def portable(net: MREN) -> MREN:
-    """A copy of MREN, unfolded, with its bicubic upsampling in operators that every runtime supports."""
+    """A copy of MREN, unfolded, with its bicubic upsampling in operators that every runtime supports.
+
+    Hooks on the network itself are copied, too.
+    """
     net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
     net.enlarge = PortableBicubic(net.scale, dtype=net.head.weight.dtype)
     return net
