@@ -667,10 +667,14 @@ def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_deterministic_if_that_is_asked_for() -> None:
+def test_a_run_is_deterministic_if_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     for more in (["--deterministic"], []):
-        configure_torch(parse(["--data", ".", *more]))
+        configure_torch(parse(["--data", ".", *more]), same_shapes=True)
         assert torch.are_deterministic_algorithms_enabled() == bool(more)
+        assert torch.backends.cudnn.benchmark != bool(more)
+    configure_torch(parse(["--data", "."]))
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_threads_are_set_once_and_not_by_reading_the_options(images: Path, tmp_path: Path, monkeypatch) -> None:

@@ -95,9 +95,10 @@ def export(
     module = engine_module(format)
     _check_choices(format, precision, fold, calibration)
     net = copy.deepcopy(net).cpu().eval()
-    network: nn.Module = portable(net)
     if fold:
-        network = fold_mren(pad_widths(net) if format == "openvino" else net)
+        network: nn.Module = fold_mren(pad_widths(net) if format == "openvino" else net)
+    else:
+        network = portable(net)
     if precision == "float16":
         network = _HalfPrecision(network)
     target = Path(target)

@@ -303,7 +303,8 @@ def load_mren(
         )
     config, state = read_weights(file)
     if scale is not None and config["scale"] != scale:
-        raise ValueError(f"{file}: was saved with scale={config['scale']!r}, asked for scale={scale!r}.")
+        remedy = "leave out scale= (or --scale)"
+        raise ValueError(f"{file}: was saved with scale={config['scale']!r}, asked for scale={scale!r}; {remedy}.")
     wanted = variant if own else variant or "mren"
     if wanted is not None and variant_of(config) != wanted:
         remedy = "; leave out variant= (or --variant)" if own else ""
